@@ -1,0 +1,3 @@
+"""Language models without LayerNorm for Hugging Face Transformers."""
+
+from . import models

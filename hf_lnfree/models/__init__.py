@@ -1,0 +1,64 @@
+"""The models, and the only place where they are registered with transformers' Auto classes.
+
+This folder is flat and its files import each other with a single dot: save_pretrained copies them beside a checkpoint.
+"""
+
+import transformers
+from transformers import AutoConfig
+
+from .activations import LearnableLeakyReLU, leaky_relu
+from .configuration_lnfree import LNFreeGPT2Config, LNFreeGPTNeoXConfig
+from .modeling_lnfree_gpt2 import (
+    LNFreeGPT2ForCausalLM,
+    LNFreeGPT2ForQuestionAnswering,
+    LNFreeGPT2ForSequenceClassification,
+    LNFreeGPT2ForTokenClassification,
+    LNFreeGPT2Model,
+)
+from .modeling_lnfree_gpt_neox import (
+    LNFreeGPTNeoXForCausalLM,
+    LNFreeGPTNeoXForQuestionAnswering,
+    LNFreeGPTNeoXForSequenceClassification,
+    LNFreeGPTNeoXForTokenClassification,
+    LNFreeGPTNeoXModel,
+)
+from .normfree import DecoderSites, LNFreeMixin, named_slopes
+
+AUTO_CLASSES = {
+    "AutoModel": (LNFreeGPT2Model, LNFreeGPTNeoXModel),
+    "AutoModelForCausalLM": (LNFreeGPT2ForCausalLM, LNFreeGPTNeoXForCausalLM),
+    "AutoModelForSequenceClassification": (
+        LNFreeGPT2ForSequenceClassification,
+        LNFreeGPTNeoXForSequenceClassification,
+    ),
+    "AutoModelForTokenClassification": (LNFreeGPT2ForTokenClassification, LNFreeGPTNeoXForTokenClassification),
+    "AutoModelForQuestionAnswering": (LNFreeGPT2ForQuestionAnswering, LNFreeGPTNeoXForQuestionAnswering),
+}
+
+for _config in (LNFreeGPT2Config, LNFreeGPTNeoXConfig):
+    _config.register_for_auto_class()
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+for _auto, _classes in AUTO_CLASSES.items():
+    for _model in _classes:
+        _model.register_for_auto_class(_auto)
+        getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
+
+__all__ = [
+    "DecoderSites",
+    "LNFreeGPT2Config",
+    "LNFreeGPT2ForCausalLM",
+    "LNFreeGPT2ForQuestionAnswering",
+    "LNFreeGPT2ForSequenceClassification",
+    "LNFreeGPT2ForTokenClassification",
+    "LNFreeGPT2Model",
+    "LNFreeGPTNeoXConfig",
+    "LNFreeGPTNeoXForCausalLM",
+    "LNFreeGPTNeoXForQuestionAnswering",
+    "LNFreeGPTNeoXForSequenceClassification",
+    "LNFreeGPTNeoXForTokenClassification",
+    "LNFreeGPTNeoXModel",
+    "LNFreeMixin",
+    "LearnableLeakyReLU",
+    "leaky_relu",
+    "named_slopes",
+]

@@ -1,0 +1,166 @@
+"""The study's configuration fields, declared once and shared by every model family.
+
+`norm`, `final_norm`, the activation and its slope, `linear_bias` and `residual_init` are plain fields of a
+`PreTrainedConfig`; this file travels with every checkpoint.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+from transformers import GPT2Config, GPTNeoXConfig
+
+from .activations import activation_names
+
+NormName = Literal["none", "layernorm"]
+
+# Words that mark an unknown keyword as a misspelt study field, however far from the real name it is.
+STUDY_WORDS = ("norm", "norms", "act", "activation", "activations", "slope", "slopes")
+
+
+def _auto_map(family: str, prefix: str) -> dict[str, str]:
+    heads = ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
+    modeling = f"modeling_lnfree_{family}.{prefix}"
+    return {
+        "AutoConfig": f"configuration_lnfree.{prefix}Config",
+        "AutoModel": f"{modeling}Model",
+        **{f"AutoModelFor{head}": f"{modeling}For{head}" for head in heads},
+    }
+
+
+@dataclass(kw_only=True, repr=False)
+class LNFreeConfigMixin:
+    r"""
+    Fields of the normalisation-free study (arXiv 2410.09637), the same for every family.
+
+    Args:
+        norm (`"none"` or `"layernorm"`, defaults to `"none"`):
+            What stands where the stock block has its LayerNorms.
+        final_norm (`"none"` or `"layernorm"`, defaults to `"layernorm"`):
+            What stands after the last block. The paper's LayerNorm-free models keep this one.
+        layer_norms (`list[str]`, *optional*):
+            One entry per layer; overrides `norm`.
+        layer_activations (`list[str]`, *optional*):
+            One entry per layer; overrides the family's activation field (`activation_function` or `hidden_act`).
+        negative_slope (`float`, defaults to 0.01):
+            Slope of `"leaky_relu"`, and the starting slope of `"learnable_leaky_relu"`.
+        slope_scope (`"layer"` or `"global"`, defaults to `"layer"`):
+            Whether every layer learns a slope of its own or the whole model learns one.
+        linear_bias (`"all"` or `"query_key"`, defaults to `"all"`):
+            `"query_key"` trains the biases of query and key only; value, attention output and both MLP projections
+            keep theirs frozen at their initial zero, as the published code does.
+        residual_init (`"scaled"` or `"plain"`, defaults to the stock family's own scheme):
+            `"scaled"` draws the projections that write into the residual stream with a standard deviation of
+            `initializer_range / sqrt(2 * num_hidden_layers)`, `"plain"` with `initializer_range`.
+
+    Raises:
+        ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown
+            keyword that resembles one of these fields.
+    """
+
+    activation_field: ClassVar[str]
+
+    norm: NormName = "none"
+    final_norm: NormName = "layernorm"
+    layer_norms: list[NormName] | None = None
+    layer_activations: list[str] | None = None
+    negative_slope: float | int = 0.01
+    slope_scope: Literal["layer", "global"] = "layer"
+    linear_bias: Literal["all", "query_key"] = "all"
+    residual_init: Literal["scaled", "plain"] = "scaled"
+
+    # Checked here and not by @strict, whose error is no ValueError.
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ALLOWED_VALUES:
+            _check_name(name, value, ALLOWED_VALUES[name])
+        elif name == self.activation_field:
+            _check_name(name, value, activation_names())
+        elif name == "layer_norms":
+            _check_names(name, value, ALLOWED_VALUES["norm"])
+        elif name == "layer_activations":
+            _check_names(name, value, activation_names())
+        elif name == "negative_slope" and not (_is_number(value) and math.isfinite(value)):
+            raise ValueError(f"negative_slope must be a finite number, got {value!r}.")
+        super().__setattr__(name, value)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        reject_study_typos(kwargs, type(self))
+        super().__post_init__(**kwargs)
+        _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
+
+    @property
+    def block_norms(self) -> list[str]:
+        """The norm of every block, first to last."""
+        return self._per_layer("layer_norms", self.norm)
+
+    @property
+    def block_activations(self) -> list[str]:
+        """The activation of every block's MLP, first to last."""
+        return self._per_layer("layer_activations", getattr(self, self.activation_field))
+
+    def _per_layer(self, list_field: str, default: str) -> list[str]:
+        values = getattr(self, list_field)
+        if values is None:
+            return [default] * self.num_hidden_layers
+        if len(values) != self.num_hidden_layers:
+            raise ValueError(
+                f"{list_field} needs one entry per layer: {self.num_hidden_layers} layers, {len(values)} entries given."
+            )
+        return list(values)
+
+
+ALLOWED_VALUES = {f.name: get_args(f.type) for f in fields(LNFreeConfigMixin) if get_origin(f.type) is Literal}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_name(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
+
+
+def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
+    if values is None:
+        return
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{name} must be None or a list with one name per layer, got {values!r}.")
+    for index, value in enumerate(values):
+        _check_name(f"{name}[{index}]", value, allowed)
+
+
+def reject_study_typos(kwargs: dict[str, Any], config_class: type) -> None:
+    """Raise ValueError for unknown keywords that were meant to be study fields; `PreTrainedConfig` keeps any other."""
+    known = [f.name for f in fields(config_class)]
+    study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
+    for name in kwargs:
+        words = name.split("_")
+        if get_close_matches(name, study, cutoff=0.8) or any(get_close_matches(w, STUDY_WORDS, cutoff=0.8) for w in words):
+            near = get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{name!r} is not a field of {config_class.__name__}.{hint} The study's fields are: {', '.join(study)}."
+            )
+
+
+class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
+    __doc__ = "[`GPT2Config`] with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
+
+    model_type = "lnfree_gpt2"
+    activation_field: ClassVar[str] = "activation_function"
+
+    auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
+
+
+class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):
+    __doc__ = "[`GPTNeoXConfig`] (Pythia) with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
+
+    model_type = "lnfree_gpt_neox"
+    activation_field: ClassVar[str] = "hidden_act"
+
+    residual_init: Literal["scaled", "plain"] = "plain"
+    auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt_neox", "LNFreeGPTNeoX"))
+
+
