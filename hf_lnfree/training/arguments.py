@@ -1,0 +1,68 @@
+"""What `hf-lnfree train` can be told: model and training arguments (those of the data are in data.py)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+
+from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
+
+
+@dataclass
+class ModelArguments:
+    """Either a row of the paper, changed by config_overrides, or an existing checkpoint."""
+
+    family: str = field(default="gpt2", metadata={"help": "gpt2 (GPT-2 small) or gpt_neox (Pythia-70M)"})
+    row: str = field(default="SM+R", metadata={"help": f"one of {', '.join(PAPER_ROWS)}"})
+    config_overrides: str = field(
+        default="{}", metadata={"help": "configuration fields as a YAML mapping, e.g. '{n_layer: 8, n_embd: 96}'"}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "start from these weights; family and row are not used then"}
+    )
+
+    def __post_init__(self) -> None:
+        # A YAML file gives a mapping, the command line its text; the text is what a result file records.
+        if not isinstance(self.config_overrides, str):
+            self.config_overrides = yaml.safe_dump(self.config_overrides, default_flow_style=True).strip()
+        if not isinstance(self.overrides, dict):
+            raise ValueError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {self.config_overrides!r}.")
+        if self.family not in PAPER_MODELS or self.row not in PAPER_ROWS:
+            paper_config(self.family, self.row)  # raises, naming what is allowed
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config_overrides) or {}
+
+    def config(self, context_length: int, **defaults: Any) -> PreTrainedConfig:
+        """The model's configuration; config_overrides win over `defaults`, which win over the row's own fields."""
+        if self.model_name_or_path is not None:
+            return AutoConfig.from_pretrained(self.model_name_or_path, **self.overrides)
+        return paper_config(self.family, self.row, context_length, **{**defaults, **self.overrides})
+
+
+@dataclass
+class LNFreeTrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with the study's own; NaN losses are logged as NaN and not as 0."""
+
+    output_dir: str | None = field(default="runs/train", metadata={"help": "checkpoints, log.jsonl and results.json"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "replace NaN in logged losses by 0"})
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata={"help": "pin host memory; only with an accelerator"}
+    )
+    slope_weight_decay: float | None = field(
+        default=None, metadata={"help": "weight decay of learnable slopes; none by default (the paper's code: 0.1)"}
+    )
+    probe_steps: int = field(
+        default=100, metadata={"help": "measure entropy, slopes and non-finite counts every N steps; 0 for never"}
+    )
+    probe_sequences: int = field(default=16, metadata={"help": "held-out windows that the probe looks at"})
+    attention_report_windows: int = field(
+        default=256, metadata={"help": "held-out windows behind the final entropy report; 0 for none"}
+    )
+
+    _argument_group_name = "training arguments (transformers.TrainingArguments)"
+
+

@@ -1,0 +1,33 @@
+"""What a result file must say about where its numbers are from."""
+
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..version import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and threads."""
+    cuda = torch.cuda.is_available()
+    return {
+        "hf_lnfree": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def command() -> str:
+    """The command line, with the program's name alone and without the user's home folder."""
+    line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return line.replace(str(Path.home()), "~")

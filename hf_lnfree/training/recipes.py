@@ -1,0 +1,79 @@
+"""The published settings of arXiv 2410.09637 as data: the rows, the two models, and the training recipe."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..models import LNFreeGPT2Config, LNFreeGPTNeoXConfig
+
+# Row -> study fields; "activation" stands for the family's own field. SM softmax, LN LayerNorm, G GELU, R ReLU.
+PAPER_ROWS: dict[str, dict[str, Any]] = {
+    "SM+LN+G": {"norm": "layernorm", "activation": "gelu"},
+    "SM+LN+R": {"norm": "layernorm", "activation": "relu"},
+    "SM+G": {"norm": "none", "activation": "gelu"},
+    "SM+R": {"norm": "none", "activation": "relu"},
+    "SM+LeakyR": {"norm": "none", "activation": "leaky_relu"},
+    "SM+LearnableR-layer": {"norm": "none", "activation": "learnable_leaky_relu", "slope_scope": "layer"},
+    "SM+LearnableR-global": {"norm": "none", "activation": "learnable_leaky_relu", "slope_scope": "global"},
+}
+MAIN_ROWS = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
+
+# The tokenizer huggingface-course/code-search-net-tokenizer has 50,000 entries and <|endoftext|> at 0.
+_TOKENS = {"vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0}
+
+PAPER_MODELS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "gpt2": (  # GPT-2 small as the published code builds it
+        LNFreeGPT2Config,
+        {
+            "n_positions": 1024,
+            "n_embd": 768,
+            "n_layer": 12,
+            "n_head": 12,
+            "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.1,
+            "linear_bias": "query_key",
+            "residual_init": "plain",
+        },
+    ),
+    "gpt_neox": (  # Pythia-70M; no code was published for it, so biases and initialisation are the stock ones
+        LNFreeGPTNeoXConfig,
+        {
+            "max_position_embeddings": 2048,
+            "hidden_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "intermediate_size": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        },
+    ),
+}
+
+
+def paper_config(family: str, row: str, context_length: int = 128, **overrides: Any) -> PreTrainedConfig:
+    """
+    The configuration of one row of arXiv 2410.09637.
+
+    GPT-2 small has 124.242M parameters with LayerNorm and 124.206M without; 64,512 of them are frozen zero biases.
+
+    Args:
+        family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M).
+        row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
+        context_length: tokens a window; positions are never fewer than the published model's.
+        **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
+
+    Raises:
+        ValueError: an unknown family, row or field.
+    """
+    if family not in PAPER_MODELS:
+        raise ValueError(f"family={family!r} is not known. Allowed: {', '.join(map(repr, PAPER_MODELS))}.")
+    if row not in PAPER_ROWS:
+        raise ValueError(f"row={row!r} is not known. Allowed: {', '.join(map(repr, PAPER_ROWS))}.")
+    config_class, model = PAPER_MODELS[family]
+    fields = {**_TOKENS, **model, **PAPER_ROWS[row]}
+    fields[config_class.activation_field] = fields.pop("activation")
+    positions = config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    fields[positions] = max(fields[positions], context_length)
+    # transformers drops an alias when the field itself is given, so overrides are spelt the family's way.
+    overrides = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
+    return config_class(**{**fields, **overrides})
