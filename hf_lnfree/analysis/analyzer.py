@@ -88,8 +88,9 @@ class AttentionEntropyAnalyzer:
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones(shape[0], shape[-1], dtype=torch.long, device=attentions[0].device)
-        # A NaN above the diagonal says nothing about causality.
-        causal = all(not a.nan_to_num(0.0).triu(1).any() for a in attentions)
+        # Rows of padding attend anywhere, and a NaN above the diagonal says nothing about causality.
+        tokens = mask[:, None].bool()  # B 1 T
+        causal = not any((a.nan_to_num(0.0).triu(1).any(-1) & tokens).any() for a in attentions)
         entropy = torch.stack([attention_entropy(a).double() for a in attentions])  # L B H T
         totals.add(entropy, row_support(mask, causal))
 

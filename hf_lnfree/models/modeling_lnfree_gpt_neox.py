@@ -7,6 +7,7 @@ from transformers import (
     GPTNeoXForTokenClassification,
     GPTNeoXModel,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP, GPTNeoXAttention
 
 from .configuration_lnfree import LNFreeGPTNeoXConfig
@@ -56,3 +57,9 @@ class LNFreeGPTNeoXForQuestionAnswering(QuestionAnsweringHead, LNFreeGPTNeoXMixi
     """[`GPTNeoXForQuestionAnswering`] on an [`LNFreeGPTNeoXModel`]."""
 
     backbone = LNFreeGPTNeoXModel
+
+
+# On disk the head of GPT-NeoX is called embed_out; transformers renames it by the name of the class.
+register_checkpoint_conversion_mapping(
+    LNFreeGPTNeoXForCausalLM.__name__, get_checkpoint_conversion_mapping(GPTNeoXForCausalLM.__name__), overwrite=True
+)

@@ -117,8 +117,10 @@ def named_slopes(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def shared_slope_keys(model: nn.Module) -> dict[str, str]:
     """{tied parameter: its source} for the layers that share one global slope, as `_tied_weights_keys` has it."""
+    if model.config.slope_scope != "global":
+        return {}
     names = [f"{name}.negative_slope" for name in named_slopes(model)]
-    return dict.fromkeys(names[1:], names[0]) if model.config.slope_scope == "global" else {}
+    return {name: names[0] for name in names[1:]}
 
 
 class LNFreeMixin:

@@ -1,0 +1,21 @@
+"""Data, the trainer, and runs that leave everything they rest on in one folder."""
+
+from .arguments import LNFreeTrainingArguments, ModelArguments
+from .data import DataArguments, TextData, TokenWindows, load_data
+from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
+from .run import train
+from .trainer import LNFreeTrainer
+
+__all__ = [
+    "PAPER_MODELS",
+    "PAPER_ROWS",
+    "DataArguments",
+    "LNFreeTrainer",
+    "LNFreeTrainingArguments",
+    "ModelArguments",
+    "TextData",
+    "TokenWindows",
+    "load_data",
+    "paper_config",
+    "train",
+]

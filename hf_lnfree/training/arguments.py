@@ -23,6 +23,8 @@ class ModelArguments:
         default=None, metadata={"help": "start from these weights; family and row are not used then"}
     )
 
+    _argument_group_name = "model arguments"
+
     def __post_init__(self) -> None:
         # A YAML file gives a mapping, the command line its text; the text is what a result file records.
         if not isinstance(self.config_overrides, str):

@@ -52,6 +52,8 @@ class DataArguments:
     vocab_size: int = field(default=4096, metadata={"help": "size of the BPE that is trained"})
     cache_dir: str | None = field(default=None, metadata={"help": "where tokenised data is kept; HF_HOME/hf_lnfree"})
 
+    _argument_group_name = "data arguments"
+
     def __post_init__(self) -> None:
         if self.windows not in ("exact", "packed"):
             raise ValueError(f"windows={self.windows!r} is not known. Allowed: 'exact', 'packed'.")

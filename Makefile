@@ -1,0 +1,32 @@
+# Every target sets up .venv by itself; PYTHON chooses the interpreter it is made with (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+# The CPU build of torch is enough here and much smaller; on a machine with an NVIDIA GPU the newest one is taken.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
+
+.PHONY: demo test lint bench clean
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_lnfree needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[test,lint]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/hf-lnfree demo --output-dir runs/demo $(DEMO_FLAGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/activations.py
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

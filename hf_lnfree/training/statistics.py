@@ -1,0 +1,45 @@
+"""Means and 95 % intervals over seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Student's t, 97.5 % quantile, by degrees of freedom; from 30 on the normal value is used.
+T_975 = [
+    math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+    2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds with the half width of its 95 % interval (Student's t); the width of one seed is NaN."""
+
+    mean: float
+    half_width: float
+    seeds: int
+
+    def format(self, digits: int = 2, percent: bool = False, sign: bool = False) -> str:
+        scale, unit = (100.0, " %") if percent else (1.0, "")
+        text = f"{self.mean * scale:{'+' if sign else ''}.{digits}f}"
+        if self.seeds > 1:
+            text += f" ± {self.half_width * scale:.{digits}f}"
+        return text + unit
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval; a NaN among the values (a diverged run) makes both NaN."""
+    count = len(values)
+    if not count:
+        raise ValueError("There are no values to average.")
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(mean, math.nan, 1)
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
+    quantile = T_975[count - 1] if count <= len(T_975) else 1.96
+    return Estimate(mean, quantile * deviation / math.sqrt(count), count)
+
+
+def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Of `values` to `baseline`, paired by seed: the estimate of v/b - 1."""
+    return estimate([v / b - 1 for v, b in zip(values, baseline, strict=True)])

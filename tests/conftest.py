@@ -1,0 +1,109 @@
+"""Shared ground of the tests: both model families behind one face, a small corpus, and no network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import hf_lnfree  # noqa: E402
+
+HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family at a tiny size, and its stock twin in transformers."""
+
+    name: str
+    prefix: str
+    stock_prefix: str
+    activation_field: str
+    tiny: dict[str, Any]
+    blocks: str
+    projections: tuple[str, str]
+
+    def config(self, **fields: Any):
+        if "activation" in fields:
+            fields[self.activation_field] = fields.pop("activation")
+        return getattr(hf_lnfree, f"{self.prefix}Config")(**{**self.tiny, **fields})
+
+    def stock_config(self, **fields: Any):
+        return getattr(transformers, f"{self.stock_prefix}Config")(**{**self.tiny, **fields})
+
+    def head(self, head: str) -> type:
+        return getattr(hf_lnfree, f"{self.prefix}For{head}")
+
+    def stock_head(self, head: str) -> type:
+        lm = "LMHeadModel" if self.name == "gpt2" else "ForCausalLM"
+        return getattr(transformers, self.stock_prefix + (lm if head == "CausalLM" else f"For{head}"))
+
+    def model(self, seed: int = 0, head: str = "CausalLM", **fields: Any):
+        """A model whose attention is not uniform: weights are drawn wider than a real initialisation."""
+        torch.manual_seed(seed)
+        return self.head(head)(self.config(**{"initializer_range": 0.2, **fields})).eval()
+
+    def stock_model(self, seed: int = 0, head: str = "CausalLM", **fields: Any):
+        torch.manual_seed(seed)
+        return self.stock_head(head)(self.stock_config(**{"initializer_range": 0.2, **fields})).eval()
+
+    def block_list(self, model):
+        return model.base_model.get_submodule(self.blocks)
+
+
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+GPT2 = Family(
+    name="gpt2",
+    prefix="LNFreeGPT2",
+    stock_prefix="GPT2",
+    activation_field="activation_function",
+    tiny={
+        **TOKENS,
+        **{"vocab_size": 99, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+        **{"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    },
+    blocks="h",
+    projections=("attn.c_proj", "mlp.c_proj"),
+)
+GPT_NEOX = Family(
+    name="gpt_neox",
+    prefix="LNFreeGPTNeoX",
+    stock_prefix="GPTNeoX",
+    activation_field="hidden_act",
+    tiny={**TOKENS, **SIZES, "intermediate_size": 128, "max_position_embeddings": 64},
+    blocks="layers",
+    projections=("attention.dense", "mlp.dense_4h_to_h"),
+)
+
+
+@pytest.fixture(params=[GPT2, GPT_NEOX], ids=lambda f: f.name)
+def family(request) -> Family:
+    return request.param
+
+
+@pytest.fixture
+def input_ids() -> torch.Tensor:
+    return torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Forty small Python files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(40):
+        lines = [f"def function_{i}_{j}(first, second):\n    return first * {j} + second - {i}\n" for j in range(12)]
+        (folder / f"module_{i:02d}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))

@@ -1,0 +1,95 @@
+"""The learnable leaky ReLU against F.prelu, in value and in every derivative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_lnfree.models import LearnableLeakyReLU, leaky_relu
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slope", [-0.5, 0.0, 0.01, 1.5])
+def test_equals_prelu_with_gradients(dtype, slope):
+    x = torch.randn(4, 7, 33, dtype=dtype)
+    x[0, 0, :3] = torch.tensor([0.0, -0.0, 1e-30])
+    grad = torch.randn_like(x)
+    results = []
+    for function in (leaky_relu, lambda x, a: F.prelu(x.double(), a.double()).to(dtype)):
+        inputs = x.clone().requires_grad_(), torch.tensor([slope], requires_grad=True)
+        y = function(*inputs)
+        results.append((y, *torch.autograd.grad(y, inputs, grad)))
+    # float32 differs in the order of a sum over 924 products only
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), reference.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_gradcheck_to_second_order():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    slope = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(leaky_relu, (x, slope))
+    assert torch.autograd.gradgradcheck(leaky_relu, (x, slope))
+
+
+@given(slope=st.floats(-2, 2), x=st.floats(-1e6, 1e6, width=32))
+@settings(max_examples=50, deadline=None)
+def test_is_the_formula(slope, x):
+    y = leaky_relu(torch.tensor([x], dtype=torch.float64), torch.tensor([slope], dtype=torch.float64))
+    assert y.item() == max(x, 0.0) + slope * min(x, 0.0)
+
+
+def test_nan_is_kept():
+    assert leaky_relu(torch.tensor([float("nan"), 1.0]), torch.tensor([0.1])).isnan().tolist() == [True, False]
+    assert leaky_relu(torch.tensor([-1.0, 1.0]), torch.tensor([float("nan")])).isnan().tolist() == [True, False]
+
+
+def test_saves_its_input_once():
+    x = torch.randn(1000, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        LearnableLeakyReLU()(x)
+    assert sum(t.numel() for t in saved) == 1000 + 1
+
+
+def test_compiles_and_runs_under_functional_transforms():
+    module = LearnableLeakyReLU(0.2)
+    x = torch.randn(6, 5)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
+    tangent = torch.randn_like(x)
+    _, jvp = torch.func.jvp(module, (x,), (tangent,))
+    torch.testing.assert_close(jvp, torch.where(x > 0, tangent, 0.2 * tangent))
+    torch.testing.assert_close(torch.vmap(module)(x), module(x), rtol=0, atol=0)
+
+
+def test_frozen_slope_needs_no_gradient():
+    module = LearnableLeakyReLU(0.2)
+    module.negative_slope.requires_grad_(False)
+    x = torch.randn(5, requires_grad=True)
+    module(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(x > 0, 1.0, 0.2))
+
+
+def test_names_in_the_configuration(family):
+    fixed = family.model(activation="leaky_relu", negative_slope=0.25)
+    assert family.block_list(fixed)[0].mlp.act.negative_slope == 0.25
+    learnable = family.model(activation="learnable_leaky_relu", negative_slope=0.25)
+    act = family.block_list(learnable)[2].mlp.act
+    assert isinstance(act, LearnableLeakyReLU)
+    assert act.negative_slope.item() == 0.25
+    assert "negative_slope=0.25" in repr(act)
+    assert isinstance(family.block_list(family.model(activation="prelu"))[0].mlp.act, nn.PReLU)
+
+
+def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
+    """A stock checkpoint has no slope; left alone, its place would be uninitialised memory."""
+    family.stock_model().save_pretrained(tmp_path)
+    for name, expected in {"learnable_leaky_relu": 0.3, "prelu": 0.25}.items():
+        model = family.head("CausalLM").from_pretrained(
+            tmp_path, norm="layernorm", negative_slope=0.3, **{family.activation_field: name}
+        )
+        values = [p.item() for n, p in model.named_parameters() if ".act." in n]
+        assert values == pytest.approx([expected] * 3)

@@ -1,0 +1,78 @@
+"""What a configuration refuses, and that it says what is allowed."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from hf_lnfree.models.configuration_lnfree import ALLOWED_VALUES
+from hf_lnfree.models.normalizations import NORMALIZATIONS
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm": "rmsnorm"}, r"norm='rmsnorm'.*'none', 'layernorm'"),
+        ({"final_norm": None}, r"final_norm=None.*'none', 'layernorm'"),
+        ({"slope_scope": "head"}, r"'layer', 'global'"),
+        ({"linear_bias": "none"}, r"'all', 'query_key'"),
+        ({"residual_init": "zero"}, r"'scaled', 'plain'"),
+        ({"activation": "rleu"}, r"'rleu'.*'relu'.*'learnable_leaky_relu'"),
+        ({"layer_norms": ["none"]}, r"layer_norms.*3 layers, 1 entries"),
+        ({"layer_norms": ["none", "none", "batch"]}, r"layer_norms\[2\]='batch'.*'layernorm'"),
+        ({"layer_norms": "none"}, "a list with one name per layer"),
+        ({"layer_activations": ["relu"] * 4}, r"layer_activations.*3 layers, 4 entries"),
+        ({"layer_activations": ["relu", "relu", "x"]}, r"layer_activations\[2\]='x'"),
+        ({"negative_slope": "steep"}, "finite number, got 'steep'"),
+        ({"negative_slope": float("nan")}, "finite number"),
+        ({"norms": "none"}, r"'norms'.*Did you mean 'norm'"),
+        ({"layer_norm": ["none"] * 3}, r"'layer_norm'.*layer_norms"),
+        ({"actvation": "relu"}, r"'actvation'.*layer_activations"),
+        ({"slope": 0.1}, r"'slope'.*slope_scope"),
+        ({"residual_initt": "plain"}, r"Did you mean 'residual_init'"),
+        ({"final_nrom": "none"}, r"Did you mean 'final_norm'"),
+    ],
+)
+def test_wrong_study_field_is_a_value_error_that_names_what_is_allowed(family, fields, message):
+    with pytest.raises(ValueError, match=message):
+        family.config(**fields)
+
+
+def test_the_other_familys_activation_field_is_refused(family):
+    other = {"gpt2": "hidden_act", "gpt_neox": "activation_function"}[family.name]
+    with pytest.raises(ValueError, match=family.activation_field):
+        family.config(**{other: "relu"})
+
+
+def test_assignment_is_checked_too(family):
+    config = family.config()
+    with pytest.raises(ValueError, match="'layernorm'"):
+        config.norm = "batchnorm"
+    config.layer_norms = ["none"]
+    with pytest.raises(ValueError, match="layer_norms needs one entry per layer"):
+        family.head("CausalLM")(config)
+
+
+def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family):
+    assert family.config(task_specific_params={"a": 1}).task_specific_params == {"a": 1}
+
+
+def test_round_trip_and_auto_classes(family, tmp_path):
+    config = family.config(layer_activations=["relu", "gelu", "relu"], linear_bias="query_key", negative_slope=0)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is type(config)
+    assert loaded.to_dict() == config.to_dict() | {"_name_or_path": str(tmp_path)} or loaded == config
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert set(written["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+        "AutoModelForTokenClassification",
+        "AutoModelForQuestionAnswering",
+    }
+
+
+def test_every_norm_a_configuration_allows_exists():
+    assert set(ALLOWED_VALUES["norm"]) == set(ALLOWED_VALUES["final_norm"]) == set(NORMALIZATIONS)

@@ -1,0 +1,40 @@
+"""Imports run one way: models <- analysis <- training <- cli, and models travels alone."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_lnfree"
+FLOORS = ["models", "analysis", "training", "cli"]
+ONLY_IN = {"matplotlib": {"analysis/plots.py", "analysis/report.py"}, "jinja2": {"analysis/report.py"}}
+
+
+def imports(path):
+    """(level, module) of every import statement."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    parts = path.relative_to(PACKAGE).parts
+    for level, module in imports(path):
+        assert not module.startswith("hf_lnfree"), f"{module}: imports inside the package are relative"
+        top = module.split(".")[0]
+        if level == 0 and top in ONLY_IN:
+            assert "/".join(parts) in ONLY_IN[top]
+        if len(parts) == 1:
+            continue
+        if level == 2 and top in FLOORS:
+            assert FLOORS.index(top) < FLOORS.index(parts[0]), f"{'/'.join(parts)} imports upwards from {module}"
+        if parts[0] == "models":
+            allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+            assert (level == 1 and module and "." not in module) or (level == 0 and top in allowed), (level, module)
