@@ -1,8 +1,10 @@
 """Shared ground of the tests: both model families behind one face, a small corpus, and no network."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_lnfree-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from dataclasses import dataclass  # noqa: E402

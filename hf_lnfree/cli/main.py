@@ -1,4 +1,4 @@
-"""`hf-lnfree`: train, entropy and demo. Heavy imports stand inside the commands, so that --help is quick."""
+"""`hf-lnfree`: train, entropy and demo."""
 
 import sys
 import warnings
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -23,7 +24,7 @@ console = Console()
 errors = Console(stderr=True)
 
 # What a wrong argument, file or checkpoint raises; anything else is a defect and shows its traceback.
-USER_ERRORS = (ValueError, OSError, KeyError, RuntimeError)
+USER_ERRORS = (ValueError, OSError, RuntimeError, SafetensorError)
 
 
 @app.callback()

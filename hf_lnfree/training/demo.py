@@ -32,8 +32,8 @@ class DemoSettings:
     initializer_range: float = 0.057
     vocab_size: int = 2048
     context_length: int = 128
-    batch_size: int = 16
-    steps: int = 500
+    batch_size: int = 8
+    steps: int = 900
     learning_rate: float = 2e-3
     validation_windows: int = 256
 

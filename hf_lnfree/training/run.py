@@ -29,10 +29,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
     """
     checkpoint = find_checkpoint(args)
+    model_args.config(data_args.context_length)  # a wrong field is refused before the corpus is read
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args)
     set_seed(args.seed)
     model = build_model(model_args, data_args, data)
+    use_cache = model.config.use_cache
     trainer = LNFreeTrainer(
         model=model,
         args=args,
@@ -42,12 +44,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         data_collator=default_data_collator,
         probe=window_batches(data.validation, args.probe_sequences),
     )
-    use_cache = model.config.use_cache
     started = time.perf_counter()
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
-    model.config.use_cache = use_cache  # off while training; whoever loads the model wants it as it was
+    model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
     trainer.save_model()
     steps_tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data_args.context_length
     results = {

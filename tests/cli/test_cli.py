@@ -1,0 +1,120 @@
+"""The command line: help, exit codes, one-line errors, and each command end to end at a tiny size."""
+
+import json
+import os
+
+import pytest
+
+from hf_lnfree.cli.main import main
+from hf_lnfree.cli.train import parse_arguments
+
+TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((160, 50)))
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture
+def yaml_file(corpus, cache_dir, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"row: SM+G\nconfig_overrides: {TINY}\ndataset: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\n"
+        "context_length: 32\nmax_steps: 4\nlearning_rate: 1e-3\nprobe_steps: 2\nlogging_steps: 2\nsave_strategy: 'no'\n"
+        "use_cpu: true\ndisable_tqdm: true\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["train", "entropy", "demo"]),
+        (["train"], ["CONFIG.yaml", "--config_overrides", "--probe_steps", "--slope_weight_decay", "--windows"]),
+        (["entropy"], ["--context-length", "--output", "--trust-remote-code"]),
+        (["demo"], ["--seeds", "--output-dir", "SM+LN+G"]),
+    ],
+)
+def test_help_names_what_there_is(command, words, capsys):
+    try:
+        code = main([*command, "--help"])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 0
+    out = capsys.readouterr().out
+    assert [word for word in words if word not in out] == []
+
+
+def test_flags_win_over_the_file_and_text_becomes_numbers(yaml_file):
+    model, data, training = parse_arguments([str(yaml_file), "--learning_rate", "2e-3", "--row", "SM+R"])
+    assert (model.row, training.learning_rate, data.vocab_size) == ("SM+R", 2e-3, 300)
+    assert parse_arguments([str(yaml_file)])[2].learning_rate == 1e-3
+    assert model.overrides == {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32}
+
+
+def test_train_then_entropy(yaml_file, corpus, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
+    assert "SM+G: eval perplexity" in capsys.readouterr().out
+    assert main(
+        ["entropy", str(folder), "--data", str(corpus), "--context-length", "32", "--output", str(tmp_path / "e")]
+    ) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "mean attention entropy in nats (measured)" in out
+    report = json.loads((tmp_path / "e" / "entropy.json").read_text())
+    assert f"{report['entropy'][1][1]:.2f}" in out
+    assert (tmp_path / "e" / "entropy.svg").read_text().startswith("<?xml")
+
+
+def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
+    flags = ["--learning_rate", "1e4", "--max_grad_norm", "0", "--max_steps", "40"]
+    assert main(["train", str(yaml_file), "--output_dir", str(tmp_path / "out"), *flags]) == 1
+    assert "diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "nowhere.yaml"], 1, "There is no configuration file nowhere.yaml"),
+        (["train", "--no_such_field", "3"], 1, "--no_such_field"),
+        (["train", "--row", "SM+X"], 1, "row='SM+X' is not known. Allowed: 'SM+LN+G'"),
+        (["train", "--config_overrides", "{norm: rms}"], 1, "norm='rms' is not known"),
+        (["entropy", "./nowhere"], 1, "nowhere"),
+        (["demo", "--seeds", "one"], 1, "whole numbers with commas"),
+        (["demo", "--seeds", "1,1"], 1, "names a seed twice"),
+        (["demo", "--nonsense"], 2, "No such option"),
+        (["no-command"], 2, "No such command"),
+    ],
+)
+def test_wrong_input_is_one_line_and_an_exit_code(arguments, code, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    err = capsys.readouterr().err
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    if code == 1:
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_unknown_field_in_the_file_is_named(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("lerning_rate: 1.0\n")
+    assert main(["train", str(path)]) == 1
+    assert "unknown fields: lerning_rate" in capsys.readouterr().err
+
+
+def test_broken_checkpoint_is_one_line(yaml_file, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["entropy", str(folder)]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_traceback_on_request():
+    with pytest.raises(ValueError, match="whole numbers"):
+        main(["--traceback", "demo", "--seeds", "x"])

@@ -1,0 +1,199 @@
+"""Training: resume to the bit, slopes and decay, the probe, divergence, two processes, guarded folders."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_lnfree import LNFreeTrainingArguments
+from hf_lnfree.models import named_slopes
+from hf_lnfree.training import DataArguments, LNFreeTrainer, ModelArguments, train
+
+TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
+
+
+@pytest.fixture
+def arguments(corpus, cache_dir, tmp_path):
+    def build(row="SM+LearnableR-layer", folder="run", overrides=TINY, **training):
+        settings = {
+            "output_dir": str(tmp_path / folder),
+            "max_steps": 12,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "weight_decay": 0.1,
+            "logging_steps": 2,
+            "probe_steps": 4,
+            "save_steps": 6,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "seed": 3,
+        }
+        data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+        model = ModelArguments(row=row, config_overrides=overrides)
+        return model, data, LNFreeTrainingArguments(**{**settings, **training})
+
+    return build
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_it_rests_on(arguments, tmp_path):
+    results = train(*arguments())
+    folder = tmp_path / "run"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "log.jsonl", "entropy.json", "entropy.svg"} <= set(
+        os.listdir(folder)
+    )
+    written = json.loads((folder / "results.json").read_text())
+    assert written["eval_perplexity"] == results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
+    assert written["tokens"] == 12 * 4 * 32
+    assert len(written["data"]["train"]["sha256"]) == 64
+    assert written["environment"]["transformers"]
+    assert written["model"]["activation_function"] == "learnable_leaky_relu"
+    assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+    assert str(os.path.expanduser("~")) not in (folder / "results.json").read_text()
+
+
+def test_probe_reaches_log_history_and_jsonl_beside_the_losses(arguments, tmp_path):
+    train(*arguments())
+    log = read_log(tmp_path / "run")
+    probes = [entry for entry in log if "entropy/mean" in entry]
+    assert [entry["step"] for entry in probes] == [0, 4, 8, 12]
+    assert {"entropy/layer_00", "entropy/layer_01", "slope/layer_00", "slope/layer_01"} <= set(probes[0])
+    assert probes[0]["slope/layer_00"] == pytest.approx(0.01)
+    assert probes[-1]["slope/layer_00"] != pytest.approx(0.01)
+    assert probes[0]["nonfinite/parameters"] == probes[0]["nonfinite/attention_rows"] == 0
+    assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8, 10, 12]
+
+
+def test_training_steps_materialise_no_attention_maps(arguments, monkeypatch):
+    import transformers.models.gpt2.modeling_gpt2 as gpt2
+
+    calls = []
+    eager = gpt2.eager_attention_forward
+    monkeypatch.setattr(gpt2, "eager_attention_forward", lambda m, *a, **k: calls.append(m.training) or eager(m, *a, **k))
+    train(*arguments())
+    assert calls
+    assert not any(calls)
+
+
+@pytest.mark.parametrize("row", ["SM+LearnableR-global", "SM+LN+G"])
+def test_resume_is_bit_exact(arguments, tmp_path, row):
+    train(*arguments(row=row, folder="straight"))
+    model, data, whole = arguments(row=row, folder="halves")
+    train(model, data, whole)
+    (tmp_path / "halves" / "results.json").unlink()
+    for name in ("checkpoint-12", "model.safetensors"):
+        target = tmp_path / "halves" / name
+        subprocess.run(["rm", "-r", target], check=True)
+    train(*arguments(row=row, folder="halves", resume_from_checkpoint="last"))
+    straight, halves = (load_file(tmp_path / f / "model.safetensors") for f in ("straight", "halves"))
+    assert all(torch.equal(straight[key], halves[key]) for key in straight)
+
+    def measured(folder):
+        keys = ("step", "loss", "entropy/mean", "slope/global")
+        return [{k: entry[k] for k in keys if k in entry} for entry in read_log(tmp_path / folder) if "loss" in entry]
+
+    assert measured("halves") == measured("straight")
+
+
+def test_slopes_get_no_decay_unless_asked(family, input_ids, tmp_path):
+    model = family.model(activation="learnable_leaky_relu")
+    slopes = {id(p) for p in named_slopes(model).values()}
+    for wanted, expected in ((None, 0.0), (0.1, 0.1), (0.02, 0.02)):
+        args = LNFreeTrainingArguments(tmp_path, weight_decay=0.1, slope_weight_decay=wanted, use_cpu=True)
+        trainer = LNFreeTrainer(model, args, train_dataset=[{"input_ids": input_ids[0]}])
+        groups = trainer.create_optimizer().param_groups
+        found = [(g["weight_decay"], id(p)) for g in groups for p in g["params"] if id(p) in slopes]
+        assert sorted(found) == sorted((expected, s) for s in slopes)
+        assert sum(p.numel() for g in groups for p in g["params"]) == model.num_parameters()
+
+
+def test_divergence_is_nan_in_the_log_and_stops_the_run(arguments, tmp_path):
+    results = train(*arguments(row="SM+G", learning_rate=1e4, max_grad_norm=0.0, max_steps=40))
+    assert results["diverged_at"] is not None
+    assert results["steps"] < 40
+    assert math.isnan(results["eval_perplexity"])
+    losses = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
+    assert math.isnan(losses[-1])
+
+
+def test_an_earlier_run_is_never_overwritten(arguments, tmp_path):
+    train(*arguments())
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds an earlier run.*--resume_from_checkpoint last"):
+        train(*arguments())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        train(*arguments(folder="fresh", resume_from_checkpoint="last"))
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        train(*arguments(folder="fresh", resume_from_checkpoint=str(tmp_path)))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(arguments, tmp_path):
+    with pytest.raises(ValueError, match=r"300 entries and the model's vocabulary 100"):
+        train(*arguments(overrides={**TINY, "vocab_size": 100}))
+    model, data, args = arguments()
+    train(*arguments(folder="small"))
+    model.model_name_or_path, model.config_overrides = str(tmp_path / "small"), "{}"
+    data.context_length = 64
+    with pytest.raises(ValueError, match=r"32 positions, fewer than --context_length 64"):
+        train(model, data, args)
+    assert not (tmp_path / "run").exists()
+
+
+def test_continues_from_a_checkpoint_of_another_run(arguments, tmp_path):
+    train(*arguments(folder="first"))
+    model, data, args = arguments(folder="second", max_steps=2)
+    model.model_name_or_path, model.config_overrides = str(tmp_path / "first"), "{}"
+    data.tokenizer = str(tmp_path / "first")
+    first = json.loads((tmp_path / "first" / "results.json").read_text())
+    log_start = train(model, data, args)
+    assert log_start["train_loss"] == pytest.approx(first["eval_loss"], rel=0.3)
+
+
+def test_two_processes_give_the_loss_of_one_and_lone_ones_are_refused(arguments, corpus, cache_dir, tmp_path):
+    flags = ["--row", "SM+R", "--config_overrides", json.dumps(TINY | {"embd_pdrop": 0.0}), "--dataset", str(corpus)]
+    flags += ["--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32", "--max_steps", "4"]
+    flags += ["--learning_rate", "1e-2", "--logging_steps", "1", "--probe_steps", "2", "--save_strategy", "no"]
+
+    def launch(folder, processes, *more):
+        module = ["-m", "hf_lnfree.cli.main", "train", *flags, "--output_dir", str(tmp_path / folder), *more]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *(torchrun if processes == 2 else []), *module]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    one = launch("one", 1, "--use_cpu", "--per_device_train_batch_size", "4")
+    assert one.returncode == 0, one.stderr[-2000:]
+    two = launch("two", 2, "--use_cpu", "--per_device_train_batch_size", "2")
+    assert two.returncode == 0, two.stderr[-2000:]
+    losses = {}
+    for folder in ("one", "two"):
+        log = read_log(tmp_path / folder)
+        losses[folder] = [entry["loss"] for entry in log if "loss" in entry]
+        assert [entry["step"] for entry in log if "entropy/mean" in entry] == [0, 2, 4]
+    # The sampler deals the same windows to one process in fours and to two in twos.
+    assert losses["two"] == pytest.approx(losses["one"], abs=2e-3)
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert results["environment"]["processes"] == 2
+    assert results["tokens"] == 4 * 4 * 32
+    if not torch.accelerator.is_available():
+        lone = launch("lone", 2, "--per_device_train_batch_size", "2")
+        assert lone.returncode != 0
+        assert "2 processes were launched, but each would train alone" in lone.stderr
+
+
+def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    # Held by another file descriptor, as another process would hold it.
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="Another process is training into"):
+        train(*arguments())
