@@ -7,15 +7,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_lnfree-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import pytest
+import torch
+import transformers
 
-import hf_lnfree  # noqa: E402
+import hf_lnfree
 
 HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -23,9 +23,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any) -> Tensor:
-    return torch.tensor(
-        [[math.nan if v is None else v for v in row] for row in value], dtype=torch.float64
-    )
+    return torch.tensor([[math.nan if v is None else v for v in row] for row in value], dtype=torch.float64)
 
 
 @dataclass
@@ -98,7 +96,7 @@ class EntropyReport:
 
     def table(self, maximum: Maximum | float = "observed") -> str:
         """Layers x heads in nats, then buckets, overload and collapse, as plain text."""
-        layers, heads = self.entropy.shape
+        heads = self.entropy.shape[1]
         lines = [f"{self.name}: mean attention entropy in nats ({self.source})"]
         lines.append("layer " + "".join(f"{f'h{h}':>7}" for h in range(heads)) + "    mean")
         for layer, row in enumerate(self.entropy.tolist()):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .entropy_report import EntropyReport
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_lnfree",
     "font.family": "sans-serif",

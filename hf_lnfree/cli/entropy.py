@@ -22,12 +22,12 @@ def entropy_command(
     trust_remote_code: bool,
 ) -> EntropyReport:
     """The report of a model on held-out windows; entropy.json and entropy.svg are written into `output`, if given."""
-    model = AutoModelForCausalLM.from_pretrained(model_name, trust_remote_code=trust_remote_code)
+    accelerator = torch.accelerator.current_accelerator()
+    device = device or (accelerator.type if accelerator else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(model_name, trust_remote_code=trust_remote_code, device_map=device)
     positions = getattr(model.config, "max_position_embeddings", context_length)
     if context_length > positions:
         raise ValueError(f"--context-length {context_length} exceeds the model's {positions} positions.")
-    accelerator = torch.accelerator.current_accelerator()
-    model.to(device or (accelerator.type if accelerator else "cpu"))
     text = load_data(DataArguments(dataset=data, tokenizer=model_name, context_length=context_length))
     batches = window_batches(text.validation, windows, batch_size)
     report = AttentionEntropyAnalyzer(model).run(batches, name=model_name, progress=True)

@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
+
+from ..analysis.entropy import Maximum
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -19,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Maximum = StrEnum("Maximum", ["observed", "causal", "log_length"])
 console = Console()
 errors = Console(stderr=True)
 
@@ -50,7 +50,7 @@ def entropy(
     context_length: Annotated[int, typer.Option(help="Tokens a window.", min=2)] = 128,
     windows: Annotated[int, typer.Option(help="How many windows to average over.", min=1)] = 256,
     batch_size: Annotated[int, typer.Option(help="Windows a forward pass.", min=1)] = 16,
-    maximum: Annotated[Maximum, typer.Option(help="The entropy that counts as 100 %.")] = Maximum.causal,
+    maximum: Annotated[Maximum, typer.Option(help="The entropy that counts as 100 %.")] = "causal",
     output: Annotated[Path | None, typer.Option(help="Folder for entropy.json and entropy.svg.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run modeling code that comes with the checkpoint.")] = False,
@@ -62,7 +62,7 @@ def entropy(
     from .entropy import entropy_command
 
     report = entropy_command(model, data, context_length, windows, batch_size, output, device, trust_remote_code)
-    console.print(report.table(maximum.value), highlight=False, soft_wrap=True)
+    console.print(report.table(maximum), highlight=False, soft_wrap=True)
     if output is not None:
         console.print(f"Wrote {output}/entropy.json and {output}/entropy.svg")
 
@@ -71,7 +71,9 @@ def entropy(
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Checkpoints, logs and report.html.")] = Path("runs/demo"),
     seeds: Annotated[str, typer.Option(help="Comma-separated; more than one gives intervals.")] = "0",
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps a row; the default fits ten minutes.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps a row; the default fits ten minutes.", min=1)
+    ] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Where tokenised data is kept.")] = None,
     use_cpu: Annotated[bool, typer.Option(help="Train on the CPU also where there is a GPU.")] = False,
 ) -> None:

@@ -26,7 +26,7 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter): ...
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]:
     """HfArgumentParser's dataclasses from flags, over the values of a YAML file that may come first."""
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, LNFreeTrainingArguments),
+        [ModelArguments, DataArguments, LNFreeTrainingArguments],  # type: ignore[list-item]
         prog="hf-lnfree train",
         description=DESCRIPTION,
         usage="hf-lnfree train [CONFIG.yaml] [--field value ...]",
@@ -40,7 +40,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{file} has unknown fields: {', '.join(unknown)}. `hf-lnfree train --help` lists all.")
         parser.set_defaults(**values)  # argparse converts those that are text, as PyYAML reads 1e-3
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return model, data, training  # type: ignore[return-value]
 
 
 def read_yaml(path: Path) -> dict:

@@ -131,13 +131,13 @@ def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
         _check_name(f"{name}[{index}]", value, allowed)
 
 
-def reject_study_typos(kwargs: dict[str, Any], config_class: type) -> None:
+def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMixin]) -> None:
     """Raise ValueError for unknown keywords that were meant to be study fields; `PreTrainedConfig` keeps any other."""
     known = [f.name for f in fields(config_class)]
     study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
     for name in kwargs:
-        words = name.split("_")
-        if get_close_matches(name, study, cutoff=0.8) or any(get_close_matches(w, STUDY_WORDS, cutoff=0.8) for w in words):
+        meant = any(get_close_matches(word, STUDY_WORDS, cutoff=0.8) for word in name.split("_"))
+        if meant or get_close_matches(name, study, cutoff=0.8):
             near = get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
@@ -162,5 +162,3 @@ class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):
 
     residual_init: Literal["scaled", "plain"] = "plain"
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt_neox", "LNFreeGPTNeoX"))
-
-

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.pytorch_utils import Conv1D
 
@@ -44,7 +45,7 @@ class FrozenBias:
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name == "bias" and param is not None:
             param.requires_grad_(False)
-        super().register_parameter(name, param)  # type: ignore[misc]
+        super().register_parameter(name, param)
 
 
 class QueryKeyBias:
@@ -78,7 +79,7 @@ FROZEN_BIAS = {nn.Linear: FrozenBiasLinear, Conv1D: FrozenBiasConv1D}
 QUERY_KEY_BIAS = {nn.Linear: QueryKeyBiasLinear, Conv1D: QueryKeyBiasConv1D}
 
 
-def rewire(model: nn.Module, sites: DecoderSites) -> None:
+def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
     """Give a stock decoder the norms, activations and biases of `model.config`, in place."""
     config = model.config
     blocks = model.get_submodule(sites.blocks)
@@ -109,18 +110,16 @@ def freeze_biases(block: nn.Module, sites: DecoderSites, config) -> None:
 def named_slopes(model: nn.Module) -> dict[str, nn.Parameter]:
     """The learnable slopes of a model by module name; a global slope appears under each of its names."""
     return {
-        name: module.negative_slope
-        for name, module in model.named_modules()
-        if isinstance(module, LearnableLeakyReLU)
+        name: module.negative_slope for name, module in model.named_modules() if isinstance(module, LearnableLeakyReLU)
     }
 
 
-def shared_slope_keys(model: nn.Module) -> dict[str, str]:
+def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     """{tied parameter: its source} for the layers that share one global slope, as `_tied_weights_keys` has it."""
     if model.config.slope_scope != "global":
         return {}
     names = [f"{name}.negative_slope" for name in named_slopes(model)]
-    return {name: names[0] for name in names[1:]}
+    return dict.fromkeys(names[1:], names[0])
 
 
 class LNFreeMixin:
@@ -152,7 +151,7 @@ class LNFreeMixin:
                 std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
                 init.normal_(getattr(module, projection).weight, mean=0.0, std=std)
         elif hasattr(module, "activation_name"):
-            fresh = build_activation(module.activation_name, self.config.negative_slope)
+            fresh = build_activation(str(module.activation_name), self.config.negative_slope)
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
         else:

@@ -30,7 +30,9 @@ class ModelArguments:
         if not isinstance(self.config_overrides, str):
             self.config_overrides = yaml.safe_dump(self.config_overrides, default_flow_style=True).strip()
         if not isinstance(self.overrides, dict):
-            raise ValueError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {self.config_overrides!r}.")
+            raise ValueError(
+                f"config_overrides must be a mapping like '{{n_layer: 8}}', got {self.config_overrides!r}."
+            )
         if self.family not in PAPER_MODELS or self.row not in PAPER_ROWS:
             paper_config(self.family, self.row)  # raises, naming what is allowed
 
@@ -49,7 +51,7 @@ class ModelArguments:
 class LNFreeTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with the study's own; NaN losses are logged as NaN and not as 0."""
 
-    output_dir: str | None = field(default="runs/train", metadata={"help": "checkpoints, log.jsonl and results.json"})
+    output_dir: str = field(default="runs/train", metadata={"help": "checkpoints, log.jsonl and results.json"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "replace NaN in logged losses by 0"})
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "pin host memory; only with an accelerator"}
@@ -66,5 +68,3 @@ class LNFreeTrainingArguments(TrainingArguments):
     )
 
     _argument_group_name = "training arguments (transformers.TrainingArguments)"
-
-

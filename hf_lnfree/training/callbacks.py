@@ -2,11 +2,11 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..models import named_slopes
@@ -29,7 +29,7 @@ class AttentionProbe(TrainerCallback):
         every: steps between two measurements; the first and the last step are always measured.
     """
 
-    def __init__(self, trainer: "LNFreeTrainer", batches: list[Batch], every: int):
+    def __init__(self, trainer: "LNFreeTrainer", batches: Sequence[Batch], every: int):
         self.trainer, self.batches, self.every = trainer, batches, every
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -58,7 +58,7 @@ class AttentionProbe(TrainerCallback):
         self.trainer.control.should_log = should_log
 
 
-def slope_metrics(model: torch.nn.Module) -> dict[str, float]:
+def slope_metrics(model: PreTrainedModel) -> dict[str, float]:
     """Learnable slopes as `slope/layer_NN`, or as `slope/global` when the model has one."""
     slopes = named_slopes(model)
     if slopes and model.config.slope_scope == "global":

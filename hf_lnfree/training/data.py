@@ -30,7 +30,7 @@ class DataArguments:
 
     dataset: str = field(
         default=STDLIB,
-        metadata={"help": "'stdlib', a file, a folder, or a Hub dataset ('name' or 'name:split'; 'codeparrot-ds-train')"},
+        metadata={"help": "'stdlib', a file, a folder, or a Hub dataset as 'name' or 'name:split'"},
     )
     validation_dataset: str | None = field(
         default=None, metadata={"help": "as --dataset; without it, validation_fraction of the files by their hash"}
@@ -44,7 +44,7 @@ class DataArguments:
     context_length: int = field(default=128, metadata={"help": "tokens a window"})
     windows: Literal["exact", "packed"] = field(
         default="exact",
-        metadata={"help": "exact: windows within a document, tail dropped (the paper); packed: documents joined by EOS"},
+        metadata={"help": "exact: within a document, tail dropped (the paper); packed: documents joined by EOS"},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "name or folder; without it a byte-level BPE is trained on the corpus"}

@@ -181,8 +181,8 @@ def write_demo_report(path: Path, runs: Sequence[DemoRun], settings: DemoSetting
         Section(
             "What came out",
             [
-                f"Each row was trained from scratch on {settings.tokens / 1e6:.2f}M tokens of Python's standard library, "
-                f"with {settings.n_layer} layers of width {settings.n_embd} and {settings.n_head} heads. "
+                f"Each row was trained from scratch on {settings.tokens / 1e6:.2f}M tokens of Python's standard "
+                f"library, with {settings.n_layer} layers of width {settings.n_embd} and {settings.n_head} heads. "
                 "SM softmax attention, LN LayerNorm in the blocks, G GELU, R ReLU.",
                 "The paper trains 124M parameters on 2.1B tokens. A run of this size shows the mechanism at most; it "
                 "neither confirms nor refutes the paper's figures.",
@@ -232,8 +232,8 @@ def write_demo_report(path: Path, runs: Sequence[DemoRun], settings: DemoSetting
                     f"{caption}, seed {seed}.",
                 )
                 for key, label, caption in (
-                    ("loss", "training loss (nats/token)", "Training loss with dropout, mean over each logging interval"),
-                    ("eval_loss", "evaluation loss (nats/token)", "Held-out files"),
+                    ("loss", "training loss (nats/token)", "Training loss, mean over each logging interval"),
+                    ("eval_loss", "evaluation loss (nats/token)", "Loss on held-out files"),
                 )
             ],
         ),

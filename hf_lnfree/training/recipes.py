@@ -21,7 +21,7 @@ MAIN_ROWS = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
 # The tokenizer huggingface-course/code-search-net-tokenizer has 50,000 entries and <|endoftext|> at 0.
 _TOKENS = {"vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0}
 
-PAPER_MODELS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+PAPER_MODELS: dict[str, tuple[type[LNFreeGPT2Config | LNFreeGPTNeoXConfig], dict[str, Any]]] = {
     "gpt2": (  # GPT-2 small as the published code builds it
         LNFreeGPT2Config,
         {

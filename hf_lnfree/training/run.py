@@ -23,7 +23,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
     Train, evaluate the endpoint, and write everything into `args.output_dir`.
 
     Returns:
-        What `results.json` holds: perplexity, tokens, data hash, settings, versions, and `diverged_at` (a step, or None).
+        What `results.json` holds: perplexity, tokens, data hash, settings, versions, and `diverged_at` (step or None).
 
     Raises:
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
@@ -117,8 +117,8 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
     )
     if config.vocab_size < len(tokenizer):
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the model's "
-            "own tokenizer (--tokenizer), or set vocab_size in --config_overrides."
+            f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
+            "model's own tokenizer (--tokenizer), or set vocab_size in --config_overrides."
         )
     if config.max_position_embeddings < data_args.context_length:
         raise ValueError(

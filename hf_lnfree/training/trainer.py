@@ -1,6 +1,7 @@
 """`LNFreeTrainer`: the HF Trainer with slopes out of weight decay, the attention probe, and a guarded output folder."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class LNFreeTrainer(Trainer):
 
     args: LNFreeTrainingArguments
 
-    def __init__(self, *args: Any, probe: list[Batch] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if probe and self.args.probe_steps > 0:
             self.add_callback(AttentionProbe(self, probe, self.args.probe_steps))
@@ -78,8 +79,9 @@ class LNFreeTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and self.args.slope_weight_decay:
-            slopes = {id(p): p for p in named_slopes(model or self.model).values()}
+        model = self.model if model is None else model
+        if fresh and self.args.slope_weight_decay and model is not None:
+            slopes = {id(p): p for p in named_slopes(model).values()}
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) not in slopes]
             optimizer.add_param_group({"params": [*slopes.values()], "weight_decay": self.args.slope_weight_decay})

@@ -90,7 +90,7 @@ def test_published_heatmaps_give_the_published_percentages(row):
     maximum = PAPER_RESULTS["bucket_maximum"]["value"]
     printed = [p / 100 for p in PAPER_RESULTS["printed_bucket_percent"][row]]
     for k, (share, expected) in enumerate(zip(report.buckets(maximum).tolist(), printed, strict=True)):
-        slack = on_the_edge(report, maximum * k / 4) + on_the_edge(report, maximum * (k + 1) / 4) if 0 < k else 0
+        slack = on_the_edge(report, maximum * k / 4) + on_the_edge(report, maximum * (k + 1) / 4) if k > 0 else 0
         assert abs(share - expected) <= 0.0051 + slack, (k, share, expected)
     assert report.source == "published"
 

@@ -20,7 +20,7 @@ def test_paper_parameter_counts(row, total):
 
 
 def biases(model):
-    return {n: p for n, p in model.named_parameters() if n.endswith("bias") and ("attn" in n or "att" in n or "mlp" in n)}
+    return {n: p for n, p in model.named_parameters() if n.endswith("bias") and ("att" in n or "mlp" in n)}
 
 
 def value_part(family, bias):

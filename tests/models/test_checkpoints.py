@@ -72,11 +72,11 @@ def test_checkpoint_works_where_the_package_cannot_be_imported(family, scope, in
         "QuestionAnswering": [[2, 12], [2, 12]],
     }
     assert torch.equal(torch.load(tmp_path / "model" / "detached.pt"), model(input_ids).logits)
-    generated = model.generate(
-        input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=4, do_sample=False
-    )
+    generated = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=4, do_sample=False)
     assert torch.equal(torch.load(tmp_path / "model" / "generated.pt"), generated)
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(input_ids).logits, model(input_ids).logits)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "again")(input_ids).logits, model(input_ids).logits
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)

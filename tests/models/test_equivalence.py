@@ -71,9 +71,7 @@ def test_layer_lists_make_hybrids(family, input_ids):
 def test_residual_init(family):
     """scaled: 0.02/sqrt(2L) at the projections into the residual stream; plain: 0.02 (arXiv 2410.09637's code)."""
     for scheme, expected in {"scaled": 0.02 / 6**0.5, "plain": 0.02}.items():
-        model = family.model(
-            residual_init=scheme, initializer_range=0.02, num_attention_heads=4, **_width(family, 256)
-        )
+        model = family.model(residual_init=scheme, initializer_range=0.02, num_attention_heads=4, **_width(family, 256))
         for block in family.block_list(model):
             for path in family.projections:
                 assert block.get_submodule(path).weight.std().item() == pytest.approx(expected, rel=0.03)
@@ -126,9 +124,7 @@ def test_cached_decoding_gives_the_logits_of_the_plain_forward(family, cache, in
     plain = model(input_ids).logits
     steps = []
     for t in range(input_ids.shape[1]):
-        out = model(
-            input_ids[:, t : t + 1], past_key_values=past, use_cache=True, position_ids=torch.tensor([[t]])
-        )
+        out = model(input_ids[:, t : t + 1], past_key_values=past, use_cache=True, position_ids=torch.tensor([[t]]))
         past = out.past_key_values
         steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), plain, rtol=1e-9, atol=1e-9)

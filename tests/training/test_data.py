@@ -21,7 +21,7 @@ def test_exact_windows_stay_within_a_document_and_drop_the_tail():
 
 def test_packed_windows_join_documents_and_drop_the_last_tail_only():
     pieces = list(cut([[1] * 7, [2] * 3, [3] * 8], 4, "packed", 0))
-    assert sum((ids for ids, _ in pieces), []) == [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
+    assert [token for ids, _ in pieces for token in ids] == [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
     assert [whole for _, whole in pieces] == [True] * 5 + [False]
     with pytest.raises(ValueError, match="end-of-text token, and this tokenizer has none"):
         list(cut([[1]], 4, "packed", None))
@@ -121,7 +121,7 @@ def test_corpus_shorter_than_one_window_is_an_error(tmp_path, cache_dir):
 
 def test_one_document_cannot_be_split(tmp_path):
     (tmp_path / "one.py").write_text("x = 1\n")
-    with pytest.raises(ValueError, match="split of .* is empty: 1 documents"):
+    with pytest.raises(ValueError, match=r"split of .* is empty: 1 documents"):
         split_by_hash(load_corpus(str(tmp_path)), 0.5)
 
 

@@ -77,7 +77,12 @@ def test_training_steps_materialise_no_attention_maps(arguments, monkeypatch):
 
     calls = []
     eager = gpt2.eager_attention_forward
-    monkeypatch.setattr(gpt2, "eager_attention_forward", lambda m, *a, **k: calls.append(m.training) or eager(m, *a, **k))
+
+    def recording(module, *args, **kwargs):
+        calls.append(module.training)
+        return eager(module, *args, **kwargs)
+
+    monkeypatch.setattr(gpt2, "eager_attention_forward", recording)
     train(*arguments())
     assert calls
     assert not any(calls)
