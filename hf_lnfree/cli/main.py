@@ -84,7 +84,8 @@ def demo(
     """
     from dataclasses import replace
 
-    from ..training.demo import DemoSettings, run_demo, summary_table
+    from ..training.demo import DemoSettings, run_demo
+    from ..training.demo_report import summary_table
 
     settings = DemoSettings() if steps is None else replace(DemoSettings(), steps=steps)
     runs = run_demo(

@@ -20,15 +20,15 @@ class _LeakyReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, slope = ctx.saved_tensors
+        needs_x, needs_slope = ctx.needs_input_grad
         grad_x = grad_slope = None
-        if torch.is_grad_enabled():  # double backward: the same formulas in operations that are differentiable
+        if needs_x and torch.is_grad_enabled():  # double backward: the derivative with respect to the slope counts too
             grad_x = torch.where(x > 0, grad, grad * slope.to(x.dtype))
-            grad_slope = (grad * x.clamp(max=0)).sum(dtype=slope.dtype).view_as(slope)
-            return grad_x, grad_slope
-        if ctx.needs_input_grad[0]:
+        elif needs_x:
             grad_x = torch.ops.aten.leaky_relu_backward(grad, x, slope.item(), False)
-        if ctx.needs_input_grad[1]:
-            grad_slope = (grad * x.clamp(max=0)).sum(dtype=slope.dtype).view_as(slope)
+        if needs_slope:
+            negative = x.clamp(max=0).flatten().to(slope.dtype)
+            grad_slope = torch.dot(grad.flatten().to(slope.dtype), negative).view_as(slope)
         return grad_x, grad_slope
 
 

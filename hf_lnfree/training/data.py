@@ -1,10 +1,6 @@
 """Corpus -> tokenizer -> windows of token ids in a memory-mapped file, cached by the hash of all that went in."""
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import constants
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
+from .cache import atomic_folder, content_key
 from .corpus import STDLIB, Corpus, load_corpus, split_by_hash
+from .tokenization import load_tokenizer, tokenizer_hash
 
-END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 BATCH = 256  # documents tokenised at a time
 
 
@@ -116,7 +112,7 @@ def load_data(args: DataArguments) -> TextData:
         train = corpus
         validation = load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column)
     cache = cache_folder(args)
-    tokenizer = load_tokenizer(args, train, cache)
+    tokenizer = load_tokenizer(args.tokenizer, train, args.vocab_size, cache)
     parts = {}
     for name, part in {"train": train, "validation": validation}.items():
         folder = build_windows(part, tokenizer, args.context_length, args.windows, cache, name)
@@ -128,55 +124,17 @@ def cache_folder(args: DataArguments) -> Path:
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 
 
-def load_tokenizer(args: DataArguments, corpus: Corpus, cache: Path) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or a byte-level BPE of `vocab_size` entries trained on the corpus."""
-    if args.tokenizer is not None:
-        return AutoTokenizer.from_pretrained(args.tokenizer)
-    folder = cache / "tokenizers" / _key(corpus.sha256, args.vocab_size)
-    if not folder.exists():
-        with _atomic_folder(folder) as partial:
-            train_bpe(corpus.texts, args.vocab_size).save_pretrained(partial)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as GPT-2 has it, with an end-of-text and a padding token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT, PADDING],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PADDING
-    )
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of vocabulary, merges and normalisation; of the vocabulary alone for a slow tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(state.encode()).hexdigest()
-
-
 def build_windows(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, windows: str, cache: Path, split: str
 ) -> Path:
     """Tokenise and cut a corpus into a folder that `TokenWindows` opens; found again when nothing changed."""
-    key = _key(corpus.sha256, tokenizer_hash(tokenizer), length, windows)
+    key = content_key(corpus.sha256, tokenizer_hash(tokenizer), length, windows)
     folder = cache / "windows" / key
     if folder.exists():
         return folder
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     count = tokens = 0
-    with _atomic_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         with open(partial / "tokens.bin", "wb") as file:
             for ids, is_window in cut(_tokenised(corpus, tokenizer, split), length, windows, tokenizer.eos_token_id):
                 tokens += len(ids)
@@ -227,29 +185,3 @@ def _tokenised(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, split: str) -
             # Documents are longer than the tokenizer's maximum on purpose; verbose=False keeps it from saying so.
             yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             bar.update(len(texts))
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-class _atomic_folder:
-    """A folder that appears whole or not at all, also when two processes make it at once."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = Path(tempfile.mkdtemp(dir=self.target.parent, prefix=".partial-"))
-        return self.partial
-
-    def __exit__(self, error_type: Any, *_: Any) -> None:
-        try:
-            if error_type is None:
-                os.rename(self.partial, self.target)
-        except OSError:
-            if not self.target.exists():  # another process was first: its folder is as good
-                raise
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)

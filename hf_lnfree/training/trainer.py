@@ -39,7 +39,7 @@ class LNFreeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if probe and self.args.probe_steps > 0:
             self.add_callback(AttentionProbe(self, probe, self.args.probe_steps))
-        # After the probe: its entries of step 0 then follow the file's first writing.
+        # First of all: the file is begun anew before another callback logs at the start of training.
         self.callback_handler.callbacks.insert(0, JsonlLog(Path(self.args.output_dir) / "log.jsonl"))
         self._divergence = StopWhenDiverged()
         self.add_callback(self._divergence)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hf_lnfree.training.corpus import Corpus, load_corpus, split_by_hash
-from hf_lnfree.training.data import DataArguments, TokenWindows, build_windows, cut, load_data, train_bpe
+from hf_lnfree.training.data import DataArguments, TokenWindows, build_windows, cut, load_data
+from hf_lnfree.training.tokenization import train_bpe
 
 
 @pytest.fixture

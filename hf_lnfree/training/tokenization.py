@@ -1,0 +1,52 @@
+"""The tokenizer of a run: one that exists, or a byte-level BPE trained on the corpus."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .cache import atomic_folder, content_key
+from .corpus import Corpus
+
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+
+
+def load_tokenizer(name: str | None, corpus: Corpus, vocab_size: int, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name or folder; without one, a byte-level BPE trained on the corpus and kept in `cache`."""
+    if name is not None:
+        return AutoTokenizer.from_pretrained(name)
+    folder = cache / "tokenizers" / content_key(corpus.sha256, vocab_size)
+    if not folder.exists():
+        with atomic_folder(folder) as partial:
+            train_bpe(corpus.texts, vocab_size).save_pretrained(partial)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as GPT-2 has it, with an end-of-text and a padding token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT, PADDING],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PADDING
+    )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of vocabulary, merges and normalisation; of the vocabulary alone for a slow tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""The examples and every command of the README, run as they stand (long ones cut to a few steps)."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_lnfree import paper_config
+from hf_lnfree.cli.main import main
+from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.training import PAPER_ROWS
+from hf_lnfree.training.demo import DemoSettings, run_demo
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ROWS = sorted((ROOT / "examples" / "reproduce_paper").glob("*.yaml"))
+SHORT = ["--max_steps", "2", "--max_validation_windows", "4", "--attention_report_windows", "4", "--probe_steps", "0", "--use_cpu"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, cache_dir):
+    """A folder that looks like a clone in which the demo has run, though for two steps only."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("examples", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name)
+    settings = DemoSettings(n_layer=2, n_embd=32, n_head=2, vocab_size=512, steps=2, validation_windows=8)
+    run_demo(folder / "runs" / "demo", settings=settings, cache_dir=cache_dir, use_cpu=True)
+    return folder
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
+def test_row_files_hold_the_published_setting(path):
+    model, data, training = parse_arguments([str(path), "--fp16", "false", "--use_cpu"])
+    family, length, row = re.fullmatch(r"(gpt2|pythia-70m)-T(\d+)-(.+)", path.stem).groups()
+    assert (model.family, model.row) == ({"gpt2": "gpt2", "pythia-70m": "gpt_neox"}[family], row)
+    assert data.context_length == int(length)
+    assert (data.max_files, data.max_validation_files, data.windows) == (600_000, 2_000, "exact")
+    windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert windows == 512
+    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-3, 0.1, 1.0)
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (training.warmup_steps, training.num_train_epochs, training.seed) == (0.05, 1, 1337)
+    assert model.config(data.context_length).to_dict() == paper_config(model.family, row, int(length)).to_dict()
+    assert "fp16: true" in path.read_text()
+
+
+def test_every_row_of_the_paper_has_a_file():
+    names = {path.stem for path in ROWS}
+    assert {f"gpt2-T128-{row}" for row in PAPER_ROWS} <= names
+    for length in (128, 256):
+        assert {f"pythia-70m-T{length}-{row}" for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")} <= names
+
+
+def test_unknown_rows_and_families_name_the_known_ones():
+    with pytest.raises(ValueError, match=r"'gpt2', 'gpt_neox'"):
+        paper_config("llama", "SM+G")
+    with pytest.raises(ValueError, match=r"'SM\+LN\+G'.*'SM\+LearnableR-global'"):
+        paper_config("gpt2", "SM")
+    with pytest.raises(ValueError, match="not a field"):
+        paper_config("gpt2", "SM+G", activations="relu")
+    assert paper_config("gpt2", "SM+R", num_hidden_layers=18).n_layer == 18
+
+
+def test_quickstart_script(workplace):
+    command = [sys.executable, "examples/quickstart.py", "runs/demo/SM+R/seed-0"]
+    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "def read(self, " in result.stdout
+    assert "mean attention entropy in nats (measured)" in result.stdout
+
+
+def test_readme_python_runs(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    assert blocks("python")
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "mean attention entropy" in capsys.readouterr().out
+
+
+def readme_commands():
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
+    monkeypatch.chdir(workplace)
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif program == "hf-lnfree" and arguments[0] == "train":
+        assert main([*arguments, *SHORT, "--cache_dir", cache_dir]) == 0
+    elif program == "hf-lnfree" and arguments[0] == "entropy":
+        assert main([*arguments, "--windows", "4"]) == 0
+    elif program == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments, *SHORT, "--cache_dir", cache_dir]
+        subprocess.run(command, check=True, capture_output=True)
+    else:
+        known = ("git clone", "cd hf_lnfree", "pip install -e .", "hf-lnfree demo")
+        assert line.startswith(known), f"the README has a command that nothing here runs: {line}"
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"`(hf_lnfree/[\w/.]+)`", README):
+        assert (ROOT / target).exists(), target
