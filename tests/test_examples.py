@@ -18,7 +18,8 @@ from hf_lnfree.training.demo import DemoSettings, run_demo
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ROWS = sorted((ROOT / "examples" / "reproduce_paper").glob("*.yaml"))
-SHORT = ["--max_steps", "2", "--max_validation_windows", "4", "--attention_report_windows", "4", "--probe_steps", "0", "--use_cpu"]
+CUT = {"max_steps": 2, "max_validation_windows": 4, "attention_report_windows": 4, "probe_steps": 0}
+SHORT = ["--use_cpu", *(part for name, value in CUT.items() for part in (f"--{name}", str(value)))]
 
 
 def blocks(language):

@@ -35,7 +35,7 @@ class DataArguments:
     text_column: str | None = field(default=None, metadata={"help": "column of a Hub dataset that holds the text"})
     max_files: int | None = field(default=None, metadata={"help": "train on the first N files, after shuffling"})
     max_validation_files: int | None = field(default=None, metadata={"help": "validate on the first N files"})
-    max_validation_windows: int | None = field(default=None, metadata={"help": "validate on the first N windows"})
+    max_validation_windows: int | None = field(default=None, metadata={"help": "validate on N windows, spread evenly"})
     data_shuffle_seed: int | None = field(default=None, metadata={"help": "shuffle a Hub dataset before max_files"})
     context_length: int = field(default=128, metadata={"help": "tokens a window"})
     windows: Literal["exact", "packed"] = field(
@@ -65,13 +65,14 @@ class TokenWindows(Dataset):
 
     Args:
         folder: holds `tokens.bin` and `meta.json`, as `build_windows` writes them.
-        limit: use the first N windows.
+        limit: use N windows, spread evenly: neighbours are from the same file.
     """
 
     def __init__(self, folder: Path, limit: int | None = None):
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         shape = (self.meta["windows"], self.meta["context_length"])
-        self.tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)[:limit]
+        step = max(1, shape[0] // limit) if limit else 1
+        self.tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)[::step][:limit]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -149,3 +149,12 @@ def test_windows_are_memory_mapped(arguments):
     assert isinstance(data.train, TokenWindows)
     assert isinstance(data.train.tokens, np.memmap)
     assert data.train.num_tokens == len(data.train) * 16
+
+
+def test_limited_validation_is_spread_over_the_files(arguments):
+    whole = load_data(arguments).validation
+    arguments.max_validation_windows = 4
+    few = load_data(arguments).validation
+    assert len(few) == 4
+    step = len(whole) // 4
+    assert all(torch.equal(few[i]["input_ids"], whole[i * step]["input_ids"]) for i in range(4))
