@@ -87,6 +87,10 @@ class LNFreeConfigMixin:
     def __post_init__(self, **kwargs: Any) -> None:
         reject_study_typos(kwargs, type(self))
         super().__post_init__(**kwargs)
+        if self.linear_bias == "query_key" and not getattr(self, "attention_bias", True):
+            raise ValueError(
+                "linear_bias='query_key' trains the biases of query and key, and attention_bias=False leaves none."
+            )
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
 
     @property

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.pytorch_utils import Conv1D
 
 from .activations import LearnableLeakyReLU, build_activation
+from .biases import QueryKeyBias, train_query_key_bias_only
 from .normalizations import NORMALIZATIONS
 
 
@@ -39,46 +38,6 @@ class DecoderSites:
     """Module type -> its child that writes into the residual stream."""
 
 
-class FrozenBias:
-    """A projection whose bias is never trained, also after loading, which assigns fresh parameters."""
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if name == "bias" and param is not None:
-            param.requires_grad_(False)
-        super().register_parameter(name, param)
-
-
-class QueryKeyBias:
-    """A fused projection that trains the bias of query and key; that of value is held constant."""
-
-    value_size: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.T if isinstance(self, Conv1D) else self.weight
-        query_key, value = self.bias.unflatten(0, (-1, 3, self.value_size)).split((2, 1), dim=1)
-        return F.linear(x, weight, torch.cat((query_key, value.detach()), dim=1).flatten())
-
-    @property
-    def num_frozen(self) -> int:
-        return self.bias.numel() // 3
-
-
-class FrozenBiasLinear(FrozenBias, nn.Linear): ...
-
-
-class FrozenBiasConv1D(FrozenBias, Conv1D): ...
-
-
-class QueryKeyBiasLinear(QueryKeyBias, nn.Linear): ...
-
-
-class QueryKeyBiasConv1D(QueryKeyBias, Conv1D): ...
-
-
-FROZEN_BIAS = {nn.Linear: FrozenBiasLinear, Conv1D: FrozenBiasConv1D}
-QUERY_KEY_BIAS = {nn.Linear: QueryKeyBiasLinear, Conv1D: QueryKeyBiasConv1D}
-
-
 def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
     """Give a stock decoder the norms, activations and biases of `model.config`, in place."""
     config = model.config
@@ -91,20 +50,13 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
         module.activation_name = activation
         block.set_submodule(sites.activation, module)
         if config.linear_bias == "query_key":
-            freeze_biases(block, sites, config)
+            heads = config.num_attention_heads if sites.query_key_value_per_head else 1
+            train_query_key_bias_only(
+                fused=block.get_submodule(sites.query_key_value),
+                value_size=config.hidden_size // heads,
+                others=[block.get_submodule(path) for path in sites.unbiased],
+            )
     setattr(model, sites.final_norm, NORMALIZATIONS[config.final_norm](getattr(model, sites.final_norm)))
-
-
-def freeze_biases(block: nn.Module, sites: DecoderSites, config) -> None:
-    # The class is exchanged and not the module: weights, hooks and PEFT's isinstance checks stay as they are.
-    for path in sites.unbiased:
-        projection = block.get_submodule(path)
-        projection.__class__ = FROZEN_BIAS[type(projection)]
-        projection.bias.requires_grad_(False)
-    fused = block.get_submodule(sites.query_key_value)
-    fused.__class__ = QUERY_KEY_BIAS[type(fused)]
-    heads = config.num_attention_heads if sites.query_key_value_per_head else 1
-    fused.value_size = config.hidden_size // heads
 
 
 def named_slopes(model: nn.Module) -> dict[str, nn.Parameter]:

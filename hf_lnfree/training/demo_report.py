@@ -67,8 +67,9 @@ def summary_table(runs: Sequence[DemoRun]) -> Table:
     )
 
 
-def write_demo_report(path: Path, runs: Sequence[DemoRun], table: Table) -> None:
-    """The page: what came out, heatmaps beside the published ones, dynamics, losses, settings and hashes."""
+def write_demo_report(folder: Path, runs: Sequence[DemoRun], table: Table) -> None:
+    """`report.html`: what came out, heatmaps beside the published ones, dynamics, losses, settings and hashes.
+    `heatmaps.png`: the measured heatmaps alone."""
     first = {row: group[0] for row, group in by_row(runs).items()}
     example = next(iter(first.values()))
     sections = [
@@ -86,7 +87,9 @@ def write_demo_report(path: Path, runs: Sequence[DemoRun], table: Table) -> None
         ),
         settings_and_hashes(runs),
     ]
-    write_report(path, "LayerNorm-free language models: four rows", "Report of hf-lnfree demo.", sections)
+    title = "LayerNorm-free language models: four rows"
+    write_report(folder / "report.html", title, "Report of hf-lnfree demo.", sections)
+    heatmaps([run.entropy for run in first.values()]).savefig(folder / "heatmaps.png", dpi=120)
 
 
 def outcome(example: DemoRun, table: Table) -> Section:

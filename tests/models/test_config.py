@@ -38,6 +38,13 @@ def test_wrong_study_field_is_a_value_error_that_names_what_is_allowed(family, f
         family.config(**fields)
 
 
+def test_query_key_bias_needs_a_bias(family):
+    if family.name == "gpt_neox":
+        with pytest.raises(ValueError, match="attention_bias=False leaves none"):
+            family.config(linear_bias="query_key", attention_bias=False)
+    assert family.config(linear_bias="query_key").linear_bias == "query_key"
+
+
 def test_the_other_familys_activation_field_is_refused(family):
     other = {"gpt2": "hidden_act", "gpt_neox": "activation_function"}[family.name]
     with pytest.raises(ValueError, match=family.activation_field):

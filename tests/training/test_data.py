@@ -1,5 +1,6 @@
 """Corpora, tokenizers and windows: what is cut, what is cached, what is refused."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -142,6 +143,29 @@ def test_wrong_data_arguments(fields, message):
 def test_unknown_dataset_says_what_it_could_be():
     with pytest.raises(ValueError, match=r"neither 'stdlib' nor a path .* cannot be reached"):
         load_corpus("somebody/nothing-here")
+
+
+def test_hub_datasets_by_name(monkeypatch):
+    """CodeParrot's short name, its split, its text column; documents are shuffled before the first N are taken."""
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_dict({"path": ["p"] * 50, "content": [f"document {i}" for i in range(50)]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    plain = load_corpus("codeparrot-ds-train", max_files=10)
+    shuffled = load_corpus("codeparrot-ds-valid:validation", max_files=10, shuffle_seed=0)
+    assert asked == [
+        ("huggingface-course/codeparrot-ds-train", "train"),
+        ("huggingface-course/codeparrot-ds-valid", "validation"),
+    ]
+    assert plain.texts == [f"document {i}" for i in range(10)]
+    assert len(shuffled.texts) == 10
+    assert shuffled.texts != plain.texts
+    assert load_corpus("codeparrot-ds-train", text_column="path").texts == ["p"] * 50
+    with pytest.raises(ValueError, match=r"no text column body; its columns are \['path', 'content'\]"):
+        load_corpus("codeparrot-ds-train", text_column="body")
 
 
 def test_windows_are_memory_mapped(arguments):

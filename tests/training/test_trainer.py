@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from hf_lnfree import LNFreeTrainingArguments
 from hf_lnfree.models import named_slopes
@@ -118,6 +119,26 @@ def test_slopes_get_no_decay_unless_asked(family, input_ids, tmp_path):
         found = [(g["weight_decay"], id(p)) for g in groups for p in g["params"] if id(p) in slopes]
         assert sorted(found) == sorted((expected, s) for s in slopes)
         assert sum(p.numel() for g in groups for p in g["params"]) == model.num_parameters()
+
+
+def test_layernorm_mode_trains_like_stock_under_the_hosts_trainer(family, tmp_path):
+    """Same seed, same data, transformers' own Trainer: the same losses and the same weights."""
+    windows = torch.randint(3, 99, (32, 16), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": ids, "labels": ids} for ids in windows]
+    outcomes = []
+    for model in (family.model(norm="layernorm"), family.stock_model()):
+        model.loss_type = "ForCausalLM"  # stock GPT2LMHeadModel has none, and is divided by S instead of S-1
+        settings = {"max_steps": 5, "learning_rate": 1e-2, "logging_steps": 1, "seed": 0, "save_strategy": "no"}
+        args = TrainingArguments(
+            tmp_path, **settings, use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, weight_decay=0.1
+        )
+        trainer = Trainer(model, args, train_dataset=examples)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        outcomes.append((losses, model.state_dict()))
+    (ours, our_weights), (stock, stock_weights) = outcomes
+    assert ours == stock
+    assert [key for key in our_weights if not torch.equal(our_weights[key], stock_weights[key])] == []
 
 
 def test_divergence_is_nan_in_the_log_and_stops_the_run(arguments, tmp_path):
