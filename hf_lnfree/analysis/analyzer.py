@@ -91,8 +91,8 @@ class AttentionEntropyAnalyzer:
         # Rows of padding attend anywhere, and a NaN above the diagonal says nothing about causality.
         tokens = mask[:, None].bool()  # B 1 T
         causal = not any((a.nan_to_num(0.0).triu(1).any(-1) & tokens).any() for a in attentions)
-        entropy = torch.stack([attention_entropy(a).double() for a in attentions])  # L B H T
-        totals.add(entropy, row_support(mask, causal))
+        entropy = torch.stack([attention_entropy(a) for a in attentions])  # L B H T
+        totals.add(entropy.cpu().double(), row_support(mask, causal).cpu())
 
     def _no_cache(self) -> dict[str, Any]:
         return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
@@ -127,7 +127,7 @@ class _Totals:
             "bound": support.double().log().where(tokens, 0.0).sum(),
             "nonfinite": (~entropy.isfinite() & tokens[:, None]).sum((1, 3)),
         }.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value.cpu()
+            self.sums[key] = self.sums.get(key, 0.0) + value
         self.sequences += int(kept.sum())
         self.rows += int(tokens.sum())
         self.length = max(self.length, int(support.max()))

@@ -70,8 +70,8 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     """{tied parameter: its source} for the layers that share one global slope, as `_tied_weights_keys` has it."""
     if model.config.slope_scope != "global":
         return {}
-    names = [f"{name}.negative_slope" for name in named_slopes(model)]
-    return dict.fromkeys(names[1:], names[0])
+    source, *tied = [f"{name}.negative_slope" for name in named_slopes(model)] or [""]
+    return dict.fromkeys(tied, source)
 
 
 class LNFreeMixin:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, default_data_collator, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, default_data_collator, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
@@ -44,22 +45,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         data_collator=default_data_collator,
         probe=window_batches(data.validation, args.probe_sequences),
     )
+    resumed_at = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step if checkpoint else 0
     started = time.perf_counter()
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
     model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
     trainer.save_model()
-    steps_tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data_args.context_length
+    windows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    tokens_a_step = windows * data_args.context_length
+    steps = trainer.state.global_step
     results = {
         "row": model_args.row if model_args.model_name_or_path is None else model_args.model_name_or_path,
         "eval_loss": metrics["eval_loss"],
         "eval_perplexity": metrics["eval_perplexity"],
         "train_loss": trained.training_loss,
-        "steps": trainer.state.global_step,
+        "steps": steps,
         "diverged_at": trainer.diverged_at,
-        "tokens": trainer.state.global_step * steps_tokens,
-        "tokens_per_second": trained.metrics.get("train_steps_per_second", 0.0) * steps_tokens,
+        "tokens": steps * tokens_a_step,
+        "tokens_per_second": (steps - resumed_at) * tokens_a_step / seconds,
         "train_seconds": seconds,
         "seed": args.seed,
         "parameters": model.num_parameters(),
@@ -100,8 +104,8 @@ def find_checkpoint(args: LNFreeTrainingArguments) -> str | None:
         if last is None:
             raise ValueError(f"{folder} holds no checkpoint to resume from.")
         return last
-    if not Path(wanted, "trainer_state.json").is_file():
-        raise ValueError(f"{wanted} is not a checkpoint of a run: it has no trainer_state.json.")
+    if not Path(wanted, TRAINER_STATE_NAME).is_file():
+        raise ValueError(f"{wanted} is not a checkpoint of a run: it has no {TRAINER_STATE_NAME}.")
     return str(wanted)
 
 
