@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; PYTHON chooses the interpreter it is made with (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# The CPU build of torch is enough here and much smaller; on a machine with an NVIDIA GPU the newest one is taken.
+# One release of torch without a GPU, where a small CPU build may be at hand; the newest with one.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 
 .PHONY: demo test lint bench clean

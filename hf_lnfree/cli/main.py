@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
@@ -92,7 +93,9 @@ def demo(
         output_dir, parse_seeds(seeds), settings=settings, cache_dir=cache_dir, use_cpu=use_cpu, announce=console.print
     )
     summary = summary_table(runs)
-    table = Table(*summary.header)
+    table = Table(box=SIMPLE_HEAD)
+    for heading in summary.header:
+        table.add_column(heading, no_wrap=True)
     for row in summary.rows:
         table.add_row(*row)
     console.print(table)

@@ -61,7 +61,9 @@ class AttentionProbe(TrainerCallback):
 def slope_metrics(model: PreTrainedModel) -> dict[str, float]:
     """Learnable slopes as `slope/layer_NN`, or as `slope/global` when the model has one."""
     slopes = named_slopes(model)
-    if slopes and model.config.slope_scope == "global":
+    if not slopes:
+        return {}
+    if model.config.slope_scope == "global":
         return {"slope/global": next(iter(slopes.values())).item()}
     layers = (i for i, name in enumerate(model.config.block_activations) if name == "learnable_leaky_relu")
     return {f"slope/layer_{i:02d}": p.item() for i, p in zip(layers, slopes.values(), strict=True)}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .arguments import LNFreeTrainingArguments, ModelArguments
@@ -96,7 +96,17 @@ def run_demo(
         runs.append(DemoRun.load(row, seed, folder))
     table = summary_table(runs)
     write_demo_report(output_dir, runs, table)
-    summary = {"header": table.header, "rows": table.rows, "environment": environment(), "command": command()}
+    summary = {
+        "header": table.header,
+        "rows": table.rows,
+        "note": table.note,
+        "perplexity": {f"{r.row}, seed {r.seed}": r.results["eval_perplexity"] for r in runs},
+        "settings": asdict(settings),
+        "tokens": settings.tokens,
+        "data_sha256": {split: meta["sha256"] for split, meta in runs[0].results["data"].items()},
+        "environment": environment(),
+        "command": command(),
+    }
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=1))
     return runs
 

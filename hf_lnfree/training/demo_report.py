@@ -54,16 +54,21 @@ def summary_table(runs: Sequence[DemoRun]) -> Table:
                 "" if row == baseline else gap.format(1, percent=True, sign=True),
                 estimate([r.entropy.overloaded("causal") for r in group]).format(0, percent=True),
                 estimate([r.entropy.collapsed("causal") for r in group]).format(0, percent=True),
-                estimate([r.results["tokens_per_second"] for r in group]).format(0),
+                f"{estimate([r.results['tokens_per_second'] for r in group]).mean:.0f}",
             ]
         )
     seeds = len(next(iter(grouped.values())))
     interval = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
+    without_norm = ""
+    if {"SM+R", "SM+G"} <= perplexity.keys():
+        relu = relative_difference(perplexity["SM+R"], perplexity["SM+G"]).format(1, percent=True, sign=True)
+        without_norm = f" Without LayerNorm, the perplexity of ReLU (SM+R) to that of GELU (SM+G): {relu}."
     return Table(
-        ["row", "eval perplexity", f"to {baseline}", "heads above 3max/4", "heads below max/4", "tokens/s"],
+        ["row", "perplexity", f"to {baseline}", ">3max/4", "≤max/4", "tokens/s"],
         rows,
-        f"{interval}; endpoint of training; max is the causal bound (1/T) sum ln i = "
-        f"{causal_bound(runs[0].entropy.context_length):.3f} nats.",
+        f"Evaluation perplexity at the end of training; {interval}. The shares are of heads whose mean entropy lies "
+        f"above 3/4, and at or below 1/4, of the causal bound: max = (1/T) sum ln i = "
+        f"{causal_bound(runs[0].entropy.context_length):.3f} nats.{without_norm}",
     )
 
 

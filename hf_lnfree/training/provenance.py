@@ -28,6 +28,7 @@ def environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, with the program's name alone and without the user's home folder."""
-    line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line, without the place of an installed program and without the user's home folder."""
+    program = Path(sys.argv[0])
+    line = shlex.join([program.name if program.is_absolute() else str(program), *sys.argv[1:]])
     return line.replace(str(Path.home()), "~")

@@ -39,6 +39,7 @@ def test_table_shows_differences_paired_by_seed(runs):
     assert table.rows[0][2] == ""
     assert all(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d %", row[2]) for row in table.rows[1:])
     assert "95 % interval over 2 seeds" in table.note
+    assert re.search(r"ReLU \(SM\+R\) to that of GELU \(SM\+G\): [+-]\d+\.\d ± \d+\.\d %\.", table.note)
 
 
 def test_page_is_self_contained_and_shows_measured_beside_published(runs):
