@@ -22,7 +22,7 @@ def entropy_command(
     trust_remote_code: bool,
 ) -> EntropyReport:
     """The report of a model on held-out windows; entropy.json and entropy.svg are written into `output`, if given."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = device or (accelerator.type if accelerator else "cpu")
     model = AutoModelForCausalLM.from_pretrained(model_name, trust_remote_code=trust_remote_code, device_map=device)
     positions = getattr(model.config, "max_position_embeddings", context_length)
