@@ -12,15 +12,19 @@ from .entropy import (
     row_support,
 )
 from .entropy_report import EntropyReport, published_reports
+from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_entropy
 
 __all__ = [
     "AttentionEntropyAnalyzer",
     "EntropyReport",
+    "RowEntropies",
     "attention_entropy",
+    "attention_entropy_with_grad",
     "bucket_shares",
     "causal_bound",
     "collapsed_share",
     "entropy_maximum",
+    "fused_attention_entropy",
     "normalized_entropy",
     "overloaded_share",
     "published_reports",
