@@ -138,7 +138,7 @@ def test_half_precision_inputs_are_summed_in_float32(dtype, backend):
     assert found.output.dtype == dtype
 
 
-# What was reached, nats by standard deviation of the logits. The flash kernel's lse is a float32 of the logits' own size.
+# Reached, in nats, by standard deviation of the logits. The flash kernel's lse is a float32 of the logits' own size.
 BOUNDS = {
     "chunked": {1: 1e-5, 10: 1e-5, 100: 1e-4, 1000: 1e-3},
     "cpu_flash": {1: 1e-5, 10: 3e-5, 100: 3e-4, 1000: 3e-3},
