@@ -84,7 +84,7 @@ def fused_attention_entropy(
             "fused_attention_entropy carries no gradient. Call it under torch.no_grad(), or use "
             "attention_entropy_with_grad."
         )
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         # A shift of the keys would have to be made good in a sink, and is not undone by a cap.
         centre = sinks is None and softcap is None
         problem = _prepare(query, key, value, attention_mask, is_causal, scale, softcap, centre)

@@ -1,0 +1,180 @@
+"""Recorded entropies against those of the eager attentions, for families that this package did not write."""
+
+import pytest
+import torch
+import transformers as tf
+from peft import LoraConfig, get_peft_model
+
+from hf_lnfree.analysis.capture import record_attention_entropy
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+MLP = {"intermediate_size": 64, "initializer_range": 0.2}
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+KV = {"num_key_value_heads": 2, "head_dim": 8}
+DECODERS = {
+    "GPT2": (tf.GPT2LMHeadModel, tf.GPT2Config(**SIZES, initializer_range=0.2, **TOKENS)),
+    "GPTNeoX": (tf.GPTNeoXForCausalLM, tf.GPTNeoXConfig(**SIZES, **MLP, **TOKENS)),
+    "Llama": (tf.LlamaForCausalLM, tf.LlamaConfig(**SIZES, **MLP, **KV, **TOKENS)),
+    "Mistral": (tf.MistralForCausalLM, tf.MistralConfig(**SIZES, **MLP, **KV, **TOKENS, sliding_window=5)),
+    "Qwen3": (tf.Qwen3ForCausalLM, tf.Qwen3Config(**SIZES, **MLP, **KV, **TOKENS)),
+    "OPT": (tf.OPTForCausalLM, tf.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, init_std=0.2, **TOKENS)),
+    "BERT": (tf.BertModel, tf.BertConfig(**SIZES, **MLP, pad_token_id=2)),
+    "RoBERTa": (tf.RobertaModel, tf.RobertaConfig(**SIZES, **MLP, **TOKENS)),
+}  # fmt: skip
+
+
+def build(name):
+    cls, config = DECODERS[name]
+    torch.manual_seed(0)
+    return cls(config).eval()
+
+
+def eager_entropies(model, dtype=torch.float64, **inputs):
+    """Row entropies by the definition, layer by layer, from the model's eager attentions."""
+    model = model.to(dtype)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+    return {
+        field: [torch.special.entr(a.double()).sum(-1) for a in out[field]]
+        for field in ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
+        if out.get(field)
+    }
+
+
+def batch(side=None):
+    ids = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if side is not None:
+        columns = slice(0, 4) if side == "left" else slice(8, 12)
+        ids[1, columns], mask[1, columns] = 2, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_equals_eager_attentions(name, side, implementation):
+    model, inputs = build(name), batch(side)
+    model.set_attn_implementation(implementation)
+    plain = model(**inputs)[0]
+    with record_attention_entropy(model) as record:
+        recorded = model(**inputs)[0]
+    assert torch.equal(plain, recorded)
+    # Most eager softmaxes are float32, where the float64 mask of a fully masked row overflows to NaN.
+    dtype = torch.float32 if side == "left" else torch.float64
+    expected = eager_entropies(model, dtype, **inputs)["attentions"]
+    tokens = inputs["attention_mask"].bool()[:, None].expand(2, 4, 12)
+    assert len(record.entropies) == 2
+    for found, reference in zip(record.entropies.values(), expected, strict=True):
+        torch.testing.assert_close(found.double()[tokens], reference[tokens], rtol=0, atol=2e-5)
+
+
+def test_vision_models():
+    sizes = {**SIZES, **MLP, "image_size": 8, "patch_size": 4}
+    sizes.pop("vocab_size")
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for cls, config in ((tf.ViTModel, tf.ViTConfig(**sizes)), (tf.CLIPVisionModel, tf.CLIPVisionConfig(**sizes))):
+        torch.manual_seed(0)
+        model = cls(config).eval()
+        with record_attention_entropy(model) as record:
+            model(pixel_values=pixels)
+        expected = eager_entropies(model, pixel_values=pixels.double())["attentions"]
+        for found, reference in zip(record.entropies.values(), expected, strict=True):
+            torch.testing.assert_close(found.double(), reference, rtol=0, atol=2e-5)
+
+
+def encoder_decoders():
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
+    sizes |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.2}
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+    return {
+        "BART": (tf.BartModel, tf.BartConfig(vocab_size=99, **sizes, **TOKENS, decoder_start_token_id=0)),
+        "T5": (tf.T5Model, tf.T5Config(**t5, decoder_start_token_id=0, pad_token_id=2)),
+    }
+
+
+@pytest.mark.parametrize("name", ["BART", "T5"])
+def test_encoder_decoders_with_cross_attention_and_relative_bias(name):
+    cls, config = encoder_decoders()[name]
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    inputs = {**batch("right"), "decoder_input_ids": batch()["input_ids"][:, :7]}
+    with record_attention_entropy(model) as record:
+        model(**inputs)
+    expected = eager_entropies(model, **inputs)
+    cross = "EncDecAttention" if name == "T5" else "encoder_attn"
+    groups = {
+        "encoder_attentions": [e for n, e in record.entropies.items() if n.startswith("encoder")],
+        "cross_attentions": [e for n, e in record.entropies.items() if cross in n],
+        "decoder_attentions": [e for n, e in record.entropies.items() if n.startswith("decoder") and cross not in n],
+    }
+    for key, found in groups.items():
+        assert len(found) == 2
+        for entropy, reference in zip(found, expected[key], strict=True):
+            rows = slice(0, 8) if key == "encoder_attentions" else slice(None)  # the encoder's padding is no query
+            torch.testing.assert_close(entropy.double()[:, :, rows], reference[:, :, rows], rtol=0, atol=2e-5)
+
+
+def test_soft_capped_logits():
+    torch.manual_seed(0)
+    config = tf.Gemma2Config(**SIZES, **MLP, **KV, **TOKENS, attn_logit_softcapping=2.0, query_pre_attn_scalar=8)
+    model = tf.Gemma2ForCausalLM(config).eval()
+    model.set_attn_implementation("eager")
+    inputs = batch()
+    with record_attention_entropy(model) as record:
+        model(**inputs)
+    for found, reference in zip(record.entropies.values(), eager_entropies(model, **inputs)["attentions"], strict=True):
+        torch.testing.assert_close(found.double(), reference, rtol=0, atol=2e-5)
+
+
+def test_generation_records_every_step():
+    model = build("Llama")
+    inputs = batch("left")
+    with record_attention_entropy(model) as record:
+        model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    for calls in record.calls.values():
+        assert [tuple(rows.entropy.shape) for rows in calls] == [(2, 4, 12)] + [(2, 4, 1)] * 3
+        assert [rows.support.expand(2, 4, -1)[0, 0, -1].item() for rows in calls] == [12, 13, 14, 15]
+
+
+def test_lora_autocast_and_gradient_checkpointing():
+    model = build("GPT2")
+    inputs = {**batch(), "labels": batch()["input_ids"]}
+    with record_attention_entropy(model) as plain:
+        model(**inputs)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True))
+    with record_attention_entropy(wrapped) as record, torch.autocast("cpu", dtype=torch.bfloat16):
+        wrapped(**inputs)
+    assert all(e.dtype == torch.float32 for e in record.entropies.values())
+    for ours, reference in zip(record.entropies.values(), plain.entropies.values(), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=0.1)
+    model = build("GPT2").train()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    with record_attention_entropy(model) as record:
+        model(**inputs, use_cache=False).loss.backward()
+    assert [len(calls) for calls in record.calls.values()] == [1, 1]
+
+
+def test_recording_nothing_is_an_error_and_nothing_is_left_behind():
+    look_up = tf.AttentionInterface.get_interface
+    model = build("GPT2")
+    with (
+        pytest.raises(ValueError, match="No attention of GPT2LMHeadModel was recorded"),
+        record_attention_entropy(model),
+    ):
+        pass
+    with pytest.raises(RuntimeError, match="mine"), record_attention_entropy(model):
+        raise RuntimeError("mine")
+    mamba = tf.MambaModel(tf.MambaConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match="has no attention"), record_attention_entropy(mamba):
+        mamba(batch()["input_ids"])
+    assert tf.AttentionInterface.get_interface is look_up
+
+
+def test_another_model_inside_the_context_is_left_out():
+    model, other = build("GPT2"), build("Llama")
+    with record_attention_entropy(model) as record:
+        model(**batch())
+        other(**batch())
+    assert set(record.entropies) == {"transformer.h.0.attn", "transformer.h.1.attn"}
