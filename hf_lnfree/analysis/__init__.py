@@ -1,6 +1,7 @@
 """Model + batches -> numbers -> pictures."""
 
 from .analyzer import AttentionEntropyAnalyzer
+from .capture import AttentionRecord, record_attention_entropy
 from .entropy import (
     attention_entropy,
     bucket_shares,
@@ -16,6 +17,7 @@ from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_en
 
 __all__ = [
     "AttentionEntropyAnalyzer",
+    "AttentionRecord",
     "EntropyReport",
     "RowEntropies",
     "attention_entropy",
@@ -28,5 +30,6 @@ __all__ = [
     "normalized_entropy",
     "overloaded_share",
     "published_reports",
+    "record_attention_entropy",
     "row_support",
 ]

@@ -141,7 +141,7 @@ def test_half_precision_inputs_are_summed_in_float32(dtype, backend):
 # Reached, in nats, by standard deviation of the logits. The flash kernel's lse is a float32 of the logits' own size.
 BOUNDS = {
     "chunked": {1: 1e-5, 10: 1e-5, 100: 1e-4, 1000: 1e-3},
-    "cpu_flash": {1: 1e-5, 10: 3e-5, 100: 3e-4, 1000: 3e-3},
+    "cpu_flash": {1: 1e-5, 10: 4e-5, 100: 4e-4, 1000: 4e-3},
 }
 
 
@@ -174,7 +174,7 @@ def test_nan_stays_nan_and_masked_rows_do_not():
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_gradient_in_float64(name, kv_heads, monkeypatch):
-    monkeypatch.setattr("hf_lnfree.analysis.fused.BLOCK_BYTES", 2 * 4 * 24 * 8 * 5)  # blocks of five queries
+    monkeypatch.setattr("hf_lnfree.analysis.kernels.BLOCK_BYTES", 2 * 4 * 24 * 8 * 5)  # blocks of five queries
     q, k, _ = (t.requires_grad_() for t in tensors(kv_heads=kv_heads, width=3))
     entropy = attention_entropy_with_grad(q, k, **MASKS[name])
     options = MASKS[name]
@@ -232,7 +232,7 @@ def test_memory_does_not_grow_with_the_square(monkeypatch):
                     Largest.elements = max(Largest.elements, t.numel())
             return out
 
-    monkeypatch.setattr("hf_lnfree.analysis.fused.BLOCK_BYTES", 2**20)
+    monkeypatch.setattr("hf_lnfree.analysis.kernels.BLOCK_BYTES", 2**20)
     q, k = torch.randn(1, 1, 4096, 16), torch.randn(1, 1, 4096, 16)
     for backend in BACKENDS:
         Largest.elements = 0
