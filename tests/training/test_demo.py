@@ -64,3 +64,14 @@ def test_finished_rows_are_found_again(runs, cache_dir, monkeypatch):
     with pytest.raises(ValueError, match="other settings"):
         run_demo(folder, [0], settings=replace(SETTINGS, steps=7), cache_dir=cache_dir, use_cpu=True)
     assert torch.load(folder / "SM+G" / "seed-0" / "training_args.bin", weights_only=False).seed == 0
+
+
+def test_a_diverged_row_is_shown_as_such(tmp_path, cache_dir):
+    settings = replace(SETTINGS, learning_rate=1e6, steps=30)
+    done = run_demo(tmp_path, [0], rows=("SM+LN+G", "SM+G"), settings=settings, cache_dir=cache_dir, use_cpu=True)
+    table = summary_table(done)
+    name, perplexity, gap, *_ = table.rows[1]
+    assert name == "SM+G (diverged: seed 0)"
+    assert perplexity == "nan"
+    assert gap == "+nan %"
+    assert "diverged: seed 0" in (tmp_path / "report.html").read_text()
