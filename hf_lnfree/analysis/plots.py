@@ -47,7 +47,7 @@ def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
     """Heatmaps side by side on one colour scale."""
     with matplotlib.rc_context(STYLE):
         rows = math.ceil(len(reports) / columns)
-        height = max(0.32 * len(r.entropy) for r in reports) + 0.9
+        height = max(2.8, max(0.32 * len(r.entropy) for r in reports) + 0.9)  # room for the colour bar's label
         width = max(0.42 * r.entropy.shape[1] for r in reports) + 1.2
         figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)

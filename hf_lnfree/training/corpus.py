@@ -110,8 +110,7 @@ def _read_files(paths: list[Path], root: Path) -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             undecodable.append(path.name)
-    # The standard library ships a few files in other encodings on purpose.
-    if undecodable and STDLIB not in root.parts and "lib2to3" not in root.parts:
+    if undecodable:
         warnings.warn(
             f"{len(undecodable)} of {len(paths)} files in {root} are not UTF-8 and were left out: "
             f"{', '.join(undecodable[:5])}{', ...' if len(undecodable) > 5 else ''}",
