@@ -64,12 +64,12 @@ class LNFreeTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")  # released by the system when the process dies
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
                 f"Another process is training into {folder}. Wait for it, or give another --output_dir."
             ) from None
-        with lock:
+        with held:
             return super().train(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -80,8 +80,8 @@ class LNFreeTrainer(Trainer):
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         model = self.model if model is None else model
-        if fresh and self.args.slope_weight_decay and model is not None:
-            slopes = {id(p): p for p in named_slopes(model).values()}
+        slopes = {} if model is None else {id(p): p for p in named_slopes(model).values() if p.requires_grad}
+        if fresh and self.args.slope_weight_decay and slopes:
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) not in slopes]
             optimizer.add_param_group({"params": [*slopes.values()], "weight_decay": self.args.slope_weight_decay})

@@ -119,6 +119,9 @@ def test_slopes_get_no_decay_unless_asked(family, input_ids, tmp_path):
         found = [(g["weight_decay"], id(p)) for g in groups for p in g["params"] if id(p) in slopes]
         assert sorted(found) == sorted((expected, s) for s in slopes)
         assert sum(p.numel() for g in groups for p in g["params"]) == model.num_parameters()
+    relu = family.model(activation="relu")
+    trainer = LNFreeTrainer(relu, args, train_dataset=[{"input_ids": input_ids[0]}])
+    assert len(trainer.create_optimizer().param_groups) == 2
 
 
 def test_layernorm_mode_trains_like_stock_under_the_hosts_trainer(family, tmp_path):
@@ -223,3 +226,6 @@ def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
     # Held by another file descriptor, as another process would hold it.
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="Another process is training into"):
         train(*arguments())
+    train(*arguments())
+    with FileLock(tmp_path / "run" / ".lock").acquire(timeout=0) as released:
+        assert released.is_locked
