@@ -64,6 +64,36 @@ def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family):
     assert family.config(task_specific_params={"a": 1}).task_specific_params == {"a": 1}
 
 
+PUBLISHED = {  # the keys that the configurations of openai-community/gpt2 and EleutherAI/pythia-70m have on the Hub
+    "gpt2": {
+        **{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "n_ctx": 1024},
+        **{"bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02, "n_head": 12},
+        **{"layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_positions": 1024},
+        **{"resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1, "summary_type": "cls_index"},
+        **{"summary_proj_to_labels": True, "summary_use_proj": True, "vocab_size": 50257},
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    },
+    "gpt_neox": {
+        **{"architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu"},
+        **{"hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-5},
+        **{"max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 8, "rotary_pct": 0.25},
+        **{"num_hidden_layers": 6, "rotary_emb_base": 10000, "tie_word_embeddings": False, "vocab_size": 50304},
+        **{"torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": True},
+        "use_parallel_residual": True,
+    },
+}
+
+
+def test_published_configurations_are_accepted(family, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[family.name]))
+    config = type(family.config()).from_pretrained(tmp_path, norm="layernorm")
+    assert config.block_norms == ["layernorm"] * config.num_hidden_layers
+    assert config.block_activations[0] == PUBLISHED[family.name][family.activation_field]
+    stock = type(family.stock_config()).from_pretrained(tmp_path)
+    shared = set(stock.to_dict()) - {"model_type", "transformers_version", "architectures"}
+    assert {key: getattr(config, key) for key in shared} == {key: getattr(stock, key) for key in shared}
+
+
 def test_round_trip_and_auto_classes(family, tmp_path):
     config = family.config(layer_activations=["relu", "gelu", "relu"], linear_bias="query_key", negative_slope=0)
     config.save_pretrained(tmp_path)
