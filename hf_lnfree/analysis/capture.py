@@ -120,7 +120,6 @@ def with_bias(bias: Tensor, mask: Tensor | None, causal: bool, queries: int, key
         mask = torch.ones(queries, keys, dtype=torch.bool, device=bias.device).tril()
     if mask is None:
         return bias
-    hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
-    return bias.expand(*torch.broadcast_shapes(bias.shape, hidden.shape)).masked_fill(
-        hidden, torch.finfo(bias.dtype).min
-    )
+    if mask.dtype != torch.bool:
+        return bias + mask
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min)

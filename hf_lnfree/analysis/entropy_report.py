@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .entropy import Maximum, bucket_shares, entropy_maximum
+from .entropy import Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
 
 
 def _encode(value: Any) -> Any:
@@ -66,11 +66,11 @@ class EntropyReport:
 
     def overloaded(self, maximum: Maximum | float = "observed") -> float:
         """Share of heads above 3/4 of the maximum."""
-        return float(self.buckets(maximum)[3])
+        return overloaded_share(self.entropy, self.maximum(maximum))
 
     def collapsed(self, maximum: Maximum | float = "observed") -> float:
         """Share of heads at or below 1/4 of the maximum."""
-        return float(self.buckets(maximum)[0])
+        return collapsed_share(self.entropy, self.maximum(maximum))
 
     def layer_means(self) -> list[float]:
         """Mean entropy over the heads of each layer, nats."""

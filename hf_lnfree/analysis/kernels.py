@@ -45,10 +45,11 @@ def _hidden(p: Problem) -> Tensor | None:
 
 def _cpu_flash(p: Problem) -> Solved:
     """Two calls of the CPU's flash kernel: its values must be as wide as its keys."""
+    mask = _hidden(p)
 
     def attend(values: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            p.query, p.key, values, 0.0, p.is_causal, attn_mask=_hidden(p), scale=p.scale
+            p.query, p.key, values, 0.0, p.is_causal, attn_mask=mask, scale=p.scale
         )
 
     mean_key, lse = attend(p.key)

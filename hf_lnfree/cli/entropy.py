@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
 from ..analysis.plots import save_heatmap
-from ..training.data import DataArguments, load_data
+from ..training.data import DataArguments, load_validation
 from ..training.run import window_batches
 
 
@@ -28,10 +28,10 @@ def entropy_command(
     positions = getattr(model.config, "max_position_embeddings", context_length)
     if context_length > positions:
         raise ValueError(f"--context-length {context_length} exceeds the model's {positions} positions.")
-    text = load_data(DataArguments(dataset=data, tokenizer=model_name, context_length=context_length))
-    batches = window_batches(text.validation, windows, batch_size)
+    held_out = load_validation(DataArguments(dataset=data, tokenizer=model_name, context_length=context_length))
+    batches = window_batches(held_out, windows, batch_size)
     report = AttentionEntropyAnalyzer(model).run(batches, name=model_name, progress=True)
-    report.metadata |= {"data": data, "data_sha256": text.validation.sha256}
+    report.metadata |= {"data": data, "data_sha256": held_out.sha256}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         report.save(output / "entropy.json")

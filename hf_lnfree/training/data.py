@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .cache import atomic_folder, content_key
 from .corpus import STDLIB, Corpus, load_corpus, split_by_hash
@@ -106,12 +106,7 @@ def load_data(args: DataArguments) -> TextData:
     Raises:
         ValueError: an empty corpus, or one without a single window.
     """
-    corpus = load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column)
-    if args.validation_dataset is None:
-        train, validation = split_by_hash(corpus, args.validation_fraction)
-    else:
-        train = corpus
-        validation = load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column)
+    train, validation = load_splits(args)
     cache = cache_folder(args)
     tokenizer = load_tokenizer(args.tokenizer, train, args.vocab_size, cache)
     parts = {}
@@ -119,6 +114,22 @@ def load_data(args: DataArguments) -> TextData:
         folder = build_windows(part, tokenizer, args.context_length, args.windows, cache, name)
         parts[name] = TokenWindows(folder, args.max_validation_windows if name == "validation" else None)
     return TextData(tokenizer, **parts)
+
+
+def load_splits(args: DataArguments) -> tuple[Corpus, Corpus]:
+    """The documents to train on and those to validate on."""
+    corpus = load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column)
+    if args.validation_dataset is None:
+        return split_by_hash(corpus, args.validation_fraction)
+    return corpus, load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column)
+
+
+def load_validation(args: DataArguments) -> TokenWindows:
+    """The held-out windows alone, for a tokenizer that exists; nothing is tokenised for training."""
+    _, validation = load_splits(args)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    folder = build_windows(validation, tokenizer, args.context_length, args.windows, cache_folder(args), "validation")
+    return TokenWindows(folder, args.max_validation_windows)
 
 
 def cache_folder(args: DataArguments) -> Path:
