@@ -1,20 +1,29 @@
 """Record the attention entropies of a Transformers model while it runs, whatever attention it runs with.
 
-Inside the context every attention function that the model looks up is wrapped: it does its work unchanged, so logits
-are those of the implementation that was asked for, and the entropies come from its queries, keys and mask.
+A call is seen in one of three places: the attention function that the model looks up (transformers'
+`ALL_ATTENTION_FUNCTIONS`), a direct call of `scaled_dot_product_attention` (Falcon), or the map that an attention module
+returns (Bloom, GPT-Neo, GPT-J). Each is left to do its work unchanged, so logits are those of the implementation that was
+asked for; entropies come from queries, keys and mask, or from the map before the next layer frees it.
 """
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
 
+from .entropy import attention_entropy
 from .fused import RowEntropies, fused_attention_entropy
+from .masks import read_mask
+
+Method = Literal["auto", "fused", "attentions"]
 
 
 @dataclass
@@ -34,13 +43,23 @@ class AttentionRecord:
         """[B or 1, H or 1, Q] number of keys each query may attend to, the last call of each module."""
         return {name: calls[-1].support for name, calls in self.calls.items()}
 
+    def clear(self) -> None:
+        """Forget what was recorded so far."""
+        self.calls.clear()
+
 
 @contextmanager
-def record_attention_entropy(model: nn.Module) -> Iterator[AttentionRecord]:
+def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Iterator[AttentionRecord]:
     """
-    Record exact row entropies of every self- and cross-attention of `model`, under eager or sdpa attention.
+    Record exact row entropies of every self- and cross-attention of `model`.
 
-    Works for the classes of transformers that look their attention up in `ALL_ATTENTION_FUNCTIONS`; not thread-safe.
+    The model may be wrapped by PEFT or DistributedDataParallel; functions that `torch.compile` made run eagerly inside
+    the context. What a gradient checkpoint runs again is recorded once. Not thread-safe.
+
+    Args:
+        model: any model of transformers with softmax attention, or one that calls `scaled_dot_product_attention`.
+        method: "fused" takes queries, keys and mask and needs O(T) memory; "attentions" takes the maps of eager
+            attention, which it switches on; "auto" takes the maps of those modules only that offer nothing else.
 
     Example:
         >>> with record_attention_entropy(model) as record:
@@ -48,37 +67,168 @@ def record_attention_entropy(model: nn.Module) -> Iterator[AttentionRecord]:
         >>> record.entropies["transformer.h.0.attn"].mean((0, 2))
 
     Raises:
-        ValueError: no attention of the model was recorded, or a mask that cannot be read (flash and flex attention).
+        ValueError: no attention of the model was recorded, a mask or a map that cannot be read.
     """
-    names = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
-    record = AttentionRecord()
-    look_up = AttentionInterface.get_interface
-
-    def get_interface(self: AttentionInterface, implementation: str, default: Callable) -> Callable:
-        attend = look_up(self, implementation, default)
-
-        def recording(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
-        ):
-            result = attend(module, query, key, value, mask, *args, **kwargs)
-            # Gradient checkpointing runs a layer again during the backward pass.
-            if module in names and torch._C._current_graph_task_id() == -1:
-                rows = row_entropies(module, query, key, mask, **kwargs)
-                record.calls.setdefault(names[module], []).append(rows)
-            return result
-
-        return recording
-
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
-    try:
-        yield record
-    finally:
-        AttentionInterface.get_interface = look_up  # type: ignore[method-assign]
-    if not record.calls:
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r} is not known. Allowed: {', '.join(map(repr, get_args(Method)))}.")
+    recorder = _Recorder(model, method)
+    with ExitStack() as stack:
+        if method == "attentions":
+            stack.enter_context(eager_attention(recorder.model))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(recorder.attention_functions())
+        stack.enter_context(recorder.modules())
+        stack.enter_context(_DirectCalls(recorder) if method != "attentions" else nullcontext())
+        yield recorder.record
+    if not recorder.found:
         raise ValueError(
-            f"No attention of {type(model).__name__} was recorded: it was not called, it was compiled before, it has "
-            "no attention, or its class does not use transformers' ALL_ATTENTION_FUNCTIONS."
+            f"No attention of {type(recorder.model).__name__} was recorded with method={method!r}: it was not called, "
+            "it has no softmax attention, or its attention neither uses transformers' ALL_ATTENTION_FUNCTIONS nor "
+            "returns its map [batch, heads, queries, keys]"
+            + (" (try method='attentions')." if method == "fused" else " (in eval mode: dropout changes maps).")
         )
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Eager attention inside, what was there before outside, also after an exception."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class _Recorder:
+    """Tells which module a call belongs to, and keeps each call once."""
+
+    def __init__(self, model: nn.Module, method: Method):
+        while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+            model = inner  # compiled, DistributedDataParallel
+        base = getattr(model, "get_base_model", None)  # PEFT
+        self.model = base() if base is not None else model
+        self.method = method
+        self.names = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
+        self.record = AttentionRecord()
+        self.found = False
+        self.running: list[list[Any]] = []  # [module, whether a call inside it was recorded], outermost first
+        self.inside_function = False
+
+    def add(self, module: nn.Module, rows: RowEntropies) -> None:
+        self.record.calls.setdefault(self.names[module], []).append(rows)
+        self.found = True
+        for frame in self.running:
+            frame[1] = True
+
+    @property
+    def recomputing(self) -> bool:
+        """Gradient checkpointing runs a layer again during the backward pass."""
+        return torch._C._current_graph_task_id() != -1
+
+    @contextmanager
+    def attention_functions(self) -> Iterator[None]:
+        """Every attention function that is looked up inside is followed by a record."""
+        look_up = AttentionInterface.get_interface
+        recorder = self
+
+        def get_interface(self: AttentionInterface, implementation: str, default: Callable) -> Callable:
+            attend = look_up(self, implementation, default)
+
+            def recording(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs):
+                recorder.inside_function = True
+                try:
+                    result = attend(module, query, key, value, mask, *args, **kwargs)
+                finally:
+                    recorder.inside_function = False
+                if module in recorder.names and not recorder.recomputing:
+                    rows = row_entropies(
+                        module, query, key, mask, map_=result[1] if recorder.method == "attentions" else None, **kwargs
+                    )
+                    recorder.add(module, rows)
+                return result
+
+            return recording
+
+        AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            AttentionInterface.get_interface = look_up  # type: ignore[method-assign]
+
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Follows which modules run, and looks at what they return when nothing inside them was recorded."""
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.running.append([module, False])
+
+        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            # A module that raised was never left: what stands above this one is its remains.
+            while self.running and self.running[-1][0] is not module:
+                self.running.pop()
+            _, recorded = self.running.pop() if self.running else (None, True)
+            if recorded or self.method == "fused" or self.recomputing:
+                return
+            if (map_ := self.map_of(output)) is not None:
+                mask = kwargs.get("attention_mask")
+                self.add(module, entropies_of_map(map_, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None))
+
+        handles = []
+        for module in self.names:
+            if next(module.children(), None) is not None:
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def map_of(self, output: Any) -> Tensor | None:
+        """The [B, H, Q, K] map in what an attention module returned, known by its heads and by rows that add up to 1."""
+        if not isinstance(output, tuple):
+            return None
+        heads = getattr(getattr(self.model, "config", None), "num_attention_heads", None)
+        for item in output[1:]:
+            if isinstance(item, Tensor) and item.dim() == 4 and item.is_floating_point():
+                if heads in (None, item.shape[1]) and adds_up_to_one(item):
+                    return item
+        return None
+
+
+class _DirectCalls(TorchFunctionMode):
+    """Records `scaled_dot_product_attention` where a module of the model calls it by itself."""
+
+    def __init__(self, recorder: _Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        recorder = self.recorder
+        if function is F.scaled_dot_product_attention and recorder.running:
+            if not recorder.inside_function and not recorder.recomputing:
+                recorder.add(recorder.running[-1][0], direct_call(*args, **(kwargs or {})))
+        return result
+
+
+@torch.no_grad()
+def direct_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> RowEntropies:
+    """The entropies of a call with the arguments of `F.scaled_dot_product_attention`."""
+    return fused_attention_entropy(query, key, attention_mask=attn_mask, is_causal=is_causal, scale=scale)
 
 
 @torch.no_grad()
@@ -88,38 +238,34 @@ def row_entropies(
     key: Tensor,
     mask: Any,
     *,
+    map_: Tensor | None = None,
     scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **options: Any,
 ) -> RowEntropies:
     """The entropies of one attention call, from the arguments that transformers hands to an attention function."""
-    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4):
-        raise ValueError(
-            f"{type(module).__name__} was given a mask of {type(mask).__name__} that only its kernel can read. "
-            "Record with model.set_attn_implementation('sdpa') or 'eager'."
-        )
-    # As sdpa decides it: without a mask a decoder's prefill is causal.
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(causal) and mask is None and query.shape[2] > 1
-    if mask is not None:
-        mask = mask[..., : key.shape[2]]
-    if position_bias is not None:
-        mask, causal = with_bias(position_bias, mask, causal, query.shape[2], key.shape[2]), False
+    mask, causal = read_mask(module, query, key, mask, **options)
+    if map_ is not None:
+        if s_aux is None and not adds_up_to_one(map_):
+            raise ValueError("The rows of an attention map do not add up to 1: dropout is on. Call model.eval().")
+        return entropies_of_map(map_, mask)
     return fused_attention_entropy(
         query, key, attention_mask=mask, is_causal=causal, scale=scaling, softcap=softcap, sinks=s_aux
     )
 
 
-def with_bias(bias: Tensor, mask: Tensor | None, causal: bool, queries: int, keys: int) -> Tensor:
-    """An additive mask out of a position bias (T5) and what hides keys."""
-    bias = bias[..., :keys]
-    if causal:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=bias.device).tril()
-    if mask is None:
-        return bias
-    if mask.dtype != torch.bool:
-        return bias + mask
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+@torch.no_grad()
+def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
+    """Of a map [B, H, Q, K]: a key counts as visible where the mask shows it and some head gives it any weight."""
+    visible = (map_ != 0).any(1, keepdim=True)  # NaN is not 0
+    if mask is not None:
+        visible = visible & (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
+    support = visible.sum(-1)
+    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
+
+
+def adds_up_to_one(map_: Tensor) -> bool:
+    """Whether every finite row of a map does; a row of a diverged head is NaN, and a hidden one may be."""
+    sums = map_.sum(-1, dtype=torch.float32)
+    return bool(((sums - 1).abs() < 0.02).logical_or(sums.isnan()).all())

@@ -58,7 +58,8 @@ def fused_attention_entropy(
         sinks: [H] logits that take part in the softmax and stand for no key (attention sinks). The entropy is that of
             the remaining probabilities, whose sum is below 1.
         softcap: logits become `softcap * tanh(logits / softcap)` before mask and bias.
-        backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the first of them that can.
+        backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the first of them that can; "flex" is compiled
+            for a GPU at its first call, which pays for many calls of one shape.
 
     Raises:
         ValueError: gradients are asked of it, shapes or options do not fit, or the back end cannot do what is asked.

@@ -1,9 +1,10 @@
-"""The kernels that solve one attention for its row entropies: flash on the CPU, efficient on CUDA, blocks anywhere.
+"""The kernels that solve one attention for its row entropies: flash on the CPU, efficient on CUDA, flex, plain blocks.
 
 Each takes a `Problem` and returns entropy [B, H, Q], log-sum-exp of the logits [B, H, Q] and the output [B, H, Q, Dv].
 Shapes are those of fused.py.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,8 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "chunked")
+BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "flex", "chunked")
 BLOCK_BYTES = 2**25  # of one block of logits
 
 
@@ -70,9 +72,36 @@ def _cuda_efficient(p: Problem) -> Solved:
     mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         p.query, p.key, values, mask, True, 0.0, p.is_causal, scale=p.scale
     )
-    lse = lse[..., : p.query.shape[2]]  # the kernel pads it
-    mean_key = mixed[..., -p.key.shape[-1] :]
-    return _entropy(p, lse, mean_key), lse, None if p.value is None else mixed[..., : p.value.shape[-1]]
+    return _split(p, mixed, lse[..., : p.query.shape[2]])  # the kernel pads lse
+
+
+def _split(p: Problem, mixed: Tensor, lse: Tensor) -> Solved:
+    """Of the means of [V | K]."""
+    return (
+        _entropy(p, lse, mixed[..., -p.key.shape[-1] :]),
+        lse,
+        None if p.value is None else mixed[..., : p.value.shape[-1]],
+    )
+
+
+def _flex(p: Problem) -> Solved:
+    """One call of flex attention with values [V | K], compiled on a GPU; on the CPU the uncompiled reference."""
+    values = p.key if p.value is None else torch.cat((p.value, p.key), dim=-1)
+    visible = None if p.visible is None else p.visible.expand(*p.query.shape[:3], p.key.shape[2])
+
+    def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        if visible is not None:
+            return torch.where(visible[batch, head, row, column], score, -math.inf)
+        return torch.where(row >= column, score, -math.inf) if p.is_causal else score
+
+    attend = compiled_flex_attention() if p.query.is_cuda else flex_attention
+    mixed, aux = attend(p.query, p.key, values, score_mod=score_mod, scale=p.scale, return_aux=AuxRequest(lse=True))
+    return _split(p, mixed, aux.lse)
+
+
+@functools.cache
+def compiled_flex_attention() -> Callable:
+    return torch.compile(flex_attention)
 
 
 def _chunked(p: Problem) -> Solved:
@@ -120,6 +149,7 @@ def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
         "cpu_flash": plain and p.query.device.type == "cpu",
         "cuda_efficient": plain and p.query.device.type == "cuda" and p.query.dtype == torch.float32,
         "chunked": True,
+        "flex": plain,  # after "chunked": "auto" never compiles, which takes longer than most analyses
     }
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known. Allowed: {', '.join(map(repr, BACKENDS))}.")
@@ -130,4 +160,4 @@ def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
             f"backend={backend!r} cannot do this: it needs its own device, and neither a bias nor softcap. "
             "Use 'chunked' or 'auto'."
         )
-    return {"cpu_flash": _cpu_flash, "cuda_efficient": _cuda_efficient, "chunked": _chunked}[backend]
+    return {"cpu_flash": _cpu_flash, "cuda_efficient": _cuda_efficient, "flex": _flex, "chunked": _chunked}[backend]

@@ -4,8 +4,9 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, get_peft_model
+from torch.nn.attention.flex_attention import create_block_mask
 
-from hf_lnfree.analysis.capture import record_attention_entropy
+from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MLP = {"intermediate_size": 64, "initializer_range": 0.2}
@@ -20,19 +21,30 @@ DECODERS = {
     "OPT": (tf.OPTForCausalLM, tf.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, init_std=0.2, **TOKENS)),
     "BERT": (tf.BertModel, tf.BertConfig(**SIZES, **MLP, pad_token_id=2)),
     "RoBERTa": (tf.RobertaModel, tf.RobertaConfig(**SIZES, **MLP, **TOKENS)),
+    # These never look an attention function up: maps that modules return, direct calls of sdpa, alibi as a bias.
+    "Bloom": (tf.BloomForCausalLM, tf.BloomConfig(**SIZES, initializer_range=0.2, **TOKENS)),
+    "GPTJ": (tf.GPTJForCausalLM, tf.GPTJConfig(**SIZES, rotary_dim=4, initializer_range=0.2, **TOKENS)),
+    "GPTNeo": (tf.GPTNeoForCausalLM, tf.GPTNeoConfig(
+        **{k: v for k, v in SIZES.items() if k != "num_hidden_layers"}, num_layers=2, num_heads=4, window_size=5,
+        attention_types=[[["global", "local"], 1]], initializer_range=0.2, **TOKENS)),
+    "Falcon": (tf.FalconForCausalLM, tf.FalconConfig(**SIZES, initializer_range=0.2, **TOKENS)),
+    "Falcon alibi": (tf.FalconForCausalLM, tf.FalconConfig(**SIZES, initializer_range=0.2, alibi=True, **TOKENS)),
 }  # fmt: skip
 
 
-def build(name):
+def build(name, implementation="sdpa"):
     cls, config = DECODERS[name]
     torch.manual_seed(0)
-    return cls(config).eval()
+    # Set when it is built: Falcon cannot be switched later, and those without sdpa run eager.
+    model = cls._from_config(config, attn_implementation=implementation if cls._supports_sdpa else "eager")
+    return model.eval()
 
 
 def eager_entropies(model, dtype=torch.float64, **inputs):
     """Row entropies by the definition, layer by layer, from the model's eager attentions."""
     model = model.to(dtype)
-    model.set_attn_implementation("eager")
+    if model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
     return {
@@ -51,19 +63,23 @@ def batch(side=None):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("implementation", "method"), [("sdpa", "auto"), ("eager", "auto"), ("sdpa", "attentions")])
 @pytest.mark.parametrize("side", [None, "left", "right"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_equals_eager_attentions(name, side, implementation):
-    model, inputs = build(name), batch(side)
-    model.set_attn_implementation(implementation)
+def test_equals_eager_attentions(name, side, implementation, method):
+    # Falcon cannot be switched to eager, where it adds its alibi a second time: the two implementations differ.
+    if name == "Falcon alibi" or (name == "Falcon" and method == "attentions"):
+        implementation = "eager"
+    model, inputs = build(name, implementation), batch(side)
+    before = model.config._attn_implementation
     plain = model(**inputs)[0]
-    with record_attention_entropy(model) as record:
+    with record_attention_entropy(model, method) as record:
         recorded = model(**inputs)[0]
-    assert torch.equal(plain, recorded)
+    assert torch.equal(plain, recorded) or method == "attentions"
+    assert model.config._attn_implementation == before
     # Most eager softmaxes are float32, where the float64 mask of a fully masked row overflows to NaN.
     dtype = torch.float32 if side == "left" else torch.float64
-    expected = eager_entropies(model, dtype, **inputs)["attentions"]
+    expected = eager_entropies(build(name, "eager"), dtype, **inputs)["attentions"]
     tokens = inputs["attention_mask"].bool()[:, None].expand(2, 4, 12)
     assert len(record.entropies) == 2
     for found, reference in zip(record.entropies.values(), expected, strict=True):
@@ -91,18 +107,26 @@ def encoder_decoders():
     return {
         "BART": (tf.BartModel, tf.BartConfig(vocab_size=99, **sizes, **TOKENS, decoder_start_token_id=0)),
         "T5": (tf.T5Model, tf.T5Config(**t5, decoder_start_token_id=0, pad_token_id=2)),
+        "Whisper": (
+            tf.WhisperModel,
+            tf.WhisperConfig(
+                vocab_size=99, **sizes, **TOKENS, num_mel_bins=8, max_source_positions=6, decoder_start_token_id=0
+            ),
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["BART", "T5"])
+@pytest.mark.parametrize("name", ["BART", "T5", "Whisper"])
 def test_encoder_decoders_with_cross_attention_and_relative_bias(name):
     cls, config = encoder_decoders()[name]
     torch.manual_seed(0)
     model = cls(config).eval()
-    inputs = {**batch("right"), "decoder_input_ids": batch()["input_ids"][:, :7]}
+    sound = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    source = {"input_features": sound.float()} if name == "Whisper" else batch("right")
+    inputs = {**source, "decoder_input_ids": batch()["input_ids"][:, :7]}
     with record_attention_entropy(model) as record:
         model(**inputs)
-    expected = eager_entropies(model, **inputs)
+    expected = eager_entropies(model, **({**inputs, "input_features": sound} if name == "Whisper" else inputs))
     cross = "EncDecAttention" if name == "T5" else "encoder_attn"
     groups = {
         "encoder_attentions": [e for n, e in record.entropies.items() if n.startswith("encoder")],
@@ -168,7 +192,7 @@ def test_recording_nothing_is_an_error_and_nothing_is_left_behind():
     with pytest.raises(RuntimeError, match="mine"), record_attention_entropy(model):
         raise RuntimeError("mine")
     mamba = tf.MambaModel(tf.MambaConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(ValueError, match="has no attention"), record_attention_entropy(mamba):
+    with pytest.raises(ValueError, match="has no softmax attention"), record_attention_entropy(mamba):
         mamba(batch()["input_ids"])
     assert tf.AttentionInterface.get_interface is look_up
 
@@ -179,3 +203,148 @@ def test_another_model_inside_the_context_is_left_out():
         model(**batch())
         other(**batch())
     assert set(record.entropies) == {"transformer.h.0.attn", "transformer.h.1.attn"}
+
+
+class Direct(torch.nn.Module):
+    """A model that knows nothing of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.Sequential(torch.nn.Linear(8, 24))
+        self.bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x):
+        q, k, v = self.attention(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, scale=0.7), (q, k)
+
+
+def test_direct_calls_of_sdpa_with_a_bias():
+    torch.manual_seed(0)
+    model, x = Direct(), torch.randn(3, 5, 8)
+    with record_attention_entropy(model, "fused") as record:
+        _, (q, k) = model(x)
+    expected = torch.special.entr((0.7 * q @ k.mT + model.bias).double().softmax(-1)).sum(-1)
+    torch.testing.assert_close(record.entropies[""].double(), expected, rtol=0, atol=1e-5)
+    with (
+        pytest.raises(ValueError, match="needs a model of transformers"),
+        record_attention_entropy(model, "attentions"),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="Allowed: 'auto', 'fused', 'attentions'"),
+        record_attention_entropy(model, "x"),
+    ):
+        pass
+
+
+def test_fused_alone_refuses_what_has_only_maps():
+    model = build("Bloom")
+    with pytest.raises(ValueError, match="try method='attentions'"), record_attention_entropy(model, "fused"):
+        model(**batch())
+
+
+def test_maps_after_dropout_are_no_entropies():
+    config = tf.GPT2Config(**SIZES, **TOKENS, attn_pdrop=0.5)
+    model = tf.GPT2LMHeadModel(config).train()
+    with pytest.raises(ValueError, match="dropout is on"), record_attention_entropy(model, "attentions"):
+        model(**batch())
+    bloom = tf.BloomForCausalLM(tf.BloomConfig(**SIZES, **TOKENS, attention_dropout=0.5)).train()
+    with pytest.raises(ValueError, match="dropout changes maps"), record_attention_entropy(bloom):
+        bloom(**batch())
+
+
+def test_compiled_models_run_eagerly_inside(monkeypatch):
+    model, inputs = build("GPT2"), batch("right")
+    with record_attention_entropy(model) as plain:
+        model(**inputs)
+    runs = []
+
+    def backend(graph, _):
+        runs.append(graph)
+        return graph.forward
+
+    for compiled in (torch.compile(model, backend=backend), model):
+        if compiled is model:
+            model.compile(backend=backend)
+        compiled(**inputs)
+        before = len(runs)
+        assert before > 0
+        with record_attention_entropy(compiled) as record:
+            compiled(**inputs)
+        assert len(runs) == before
+        assert record.entropies.keys() == plain.entropies.keys()
+        for name, entropy in plain.entropies.items():
+            torch.testing.assert_close(record.entropies[name], entropy, rtol=0, atol=0)
+        runs.clear()
+        torch._dynamo.reset()
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = build("GPT2")
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        with record_attention_entropy(wrapped) as record:
+            wrapped(**batch(), labels=batch()["input_ids"]).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert list(record.entropies) == ["transformer.h.0.attn", "transformer.h.1.attn"]
+
+
+class Attention(torch.nn.Module):
+    """What an attention function is handed of its module."""
+
+    def __init__(self, implementation, is_causal=True):
+        super().__init__()
+        self.config = tf.GPT2Config()
+        self.config._attn_implementation_internal = implementation
+        self.is_causal = is_causal
+
+
+def by_definition(query, key, visible):
+    logits = (query @ key.mT / query.shape[-1] ** 0.5).double().masked_fill(~visible, -torch.inf)
+    return torch.special.entr(logits.softmax(-1)).sum(-1).nan_to_num(0.0), visible.sum(-1)
+
+
+@pytest.mark.parametrize("queries", [1, 4, 9])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_of_flash_attention(queries, window, padded, causal):
+    query, key = torch.randn(2, 3, queries, 8), torch.randn(2, 3, 9, 8)
+    padding = torch.ones(2, 9, dtype=torch.long)
+    if padded:
+        padding[1, :3] = 0
+    i, j = torch.arange(9 - queries, 9)[:, None], torch.arange(9)
+    visible = padding[:, None, None].bool() & (j <= i if causal else j >= 0)
+    visible = visible & ((i - j).abs() < (window or 9))
+    rows = row_entropies(
+        Attention("flash_attention_2", causal), query, key, padding if padded else None, sliding_window=window
+    )
+    entropy, support = by_definition(query, key, visible.expand(2, 3, -1, -1))
+    torch.testing.assert_close(rows.entropy.double(), entropy, rtol=0, atol=1e-5)
+    assert torch.equal(rows.support.expand(2, 3, -1), support)
+
+
+def test_masks_of_flex_attention():
+    query, key = torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
+
+    def every_other(b, h, i, j):
+        return (j <= i) & ((i - j) % 2 == 0)
+
+    mask = create_block_mask(every_other, None, None, 6, 6, device="cpu", _compile=False)
+    rows = row_entropies(Attention("flex_attention"), query, key, mask)
+    i, j = torch.arange(6)[:, None], torch.arange(6)
+    entropy, support = by_definition(query, key, every_other(0, 0, i, j).expand(2, 3, -1, -1))
+    torch.testing.assert_close(rows.entropy.double(), entropy, rtol=0, atol=1e-5)
+    assert torch.equal(rows.support.expand(2, 3, -1), support)
+
+
+def test_masks_that_cannot_be_read_are_errors():
+    query = torch.randn(2, 3, 6, 8)
+    with pytest.raises(ValueError, match="packed sequences"):
+        row_entropies(Attention("flash_attention_2"), query, query, None, cu_seq_lens_q=torch.tensor([0, 6]))
+    with pytest.raises(ValueError, match="not known here, dict"):
+        row_entropies(Attention("sdpa"), query, query, {})
+    with pytest.raises(ValueError, match="outside flash attention"):
+        row_entropies(Attention("sdpa"), query, query, torch.ones(2, 6))

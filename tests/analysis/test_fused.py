@@ -7,7 +7,10 @@ import torch
 
 from hf_lnfree.analysis.fused import attention_entropy_with_grad, fused_attention_entropy
 
-BACKENDS = ["cpu_flash", "chunked"]
+# Flex attention is compiled on a GPU; here its uncompiled reference runs, and says so.
+FLEX = pytest.param("flex", marks=pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"))
+SAVING = ["cpu_flash", "chunked"]
+BACKENDS = [*SAVING, FLEX]
 
 
 def tensors(queries=24, keys=24, heads=4, kv_heads=4, width=8, value_width=8, seed=0, scale=1.0):
@@ -142,6 +145,7 @@ def test_half_precision_inputs_are_summed_in_float32(dtype, backend):
 BOUNDS = {
     "chunked": {1: 1e-5, 10: 1e-5, 100: 1e-4, 1000: 1e-3},
     "cpu_flash": {1: 1e-5, 10: 4e-5, 100: 4e-4, 1000: 4e-3},
+    "flex": {1: 1e-5, 10: 4e-5, 100: 4e-4, 1000: 4e-3},
 }
 
 
@@ -212,7 +216,7 @@ def test_what_is_refused():
         fused_attention_entropy(q, k[:, :3])
     with pytest.raises(ValueError, match="exclude each other"):
         fused_attention_entropy(q, k, is_causal=True, attention_mask=WINDOW)
-    with pytest.raises(ValueError, match="'cpu_flash', 'cuda_efficient', 'chunked'"):
+    with pytest.raises(ValueError, match="'cpu_flash', 'cuda_efficient', 'flex', 'chunked'"):
         fused_attention_entropy(q, k, backend="fast")
     with pytest.raises(ValueError, match="its own device"):
         fused_attention_entropy(q, k, backend="cuda_efficient")
@@ -234,7 +238,7 @@ def test_memory_does_not_grow_with_the_square(monkeypatch):
 
     monkeypatch.setattr("hf_lnfree.analysis.kernels.BLOCK_BYTES", 2**20)
     q, k = torch.randn(1, 1, 4096, 16), torch.randn(1, 1, 4096, 16)
-    for backend in BACKENDS:
+    for backend in SAVING:
         Largest.elements = 0
         with Largest():
             fused_attention_entropy(q, k, is_causal=True, backend=backend)
