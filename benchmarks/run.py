@@ -1,124 +1,108 @@
 """What the speed claims rest on: each of ours against a named peer in the same run.
 
 The candidates take turns, so that a slow moment of the machine meets all of them; reported are medians and their ratio
-to the peer. Results go to benchmarks/results/, with the command and the versions.
+to the peer. Memory is the growth of a fresh process. Results go to benchmarks/results/, with the command and versions.
 
-Usage: python benchmarks/run.py [--rounds 40] [--device cuda]
+Usage: python benchmarks/run.py [--only attention-2048 memory] [--device cuda]
 """
 
 import argparse
 import json
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+MEMORY = {8192: ("eager map and -nansum(p ln p)", "fused entropy and output"), 16384: ("fused entropy and output",)}
 
 
-def interleaved(candidates: dict[str, Callable[[], None]], rounds: int, synchronize: Callable[[], None]) -> dict:
+def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, synchronize: Callable[[], None]) -> dict:
     """Median seconds of each candidate and the ratio to the first, the peer."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_ in range(rounds + 3):
+    for round_ in range(rounds + 2):
         for name, run in candidates.items():
             synchronize()
             start = time.perf_counter()
             run()
             synchronize()
-            if round_ >= 3:  # warm-up
+            if round_ >= 2:  # warm-up
                 times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
     peer = next(iter(medians))
     return {name: {"seconds": m, "ratio_to_" + peer: m / medians[peer]} for name, m in medians.items()}
 
 
-def activation_candidates(device: str) -> dict[str, Callable[[], None]]:
-    """Forward and backward of leaky ReLUs with a learnable slope on [8, 128, 3072] float32; the peer is F.relu."""
+def extra_megabytes(candidate: str, length: int, device: str) -> float:
+    """Peak memory of one attention call beyond its inputs, in a process of its own."""
     import torch
-    import torch.nn.functional as F
+    from candidates import attention_inputs, eager_entropy
 
-    from hf_lnfree.models import leaky_relu
+    from hf_lnfree.analysis import fused_attention_entropy
 
-    x = torch.randn(8, 128, 3072, device=device, requires_grad=True)
-    slope = torch.full((1,), 0.01, device=device, requires_grad=True)
-    grad = torch.randn(8, 128, 3072, device=device)
+    def run(length: int) -> None:
+        inputs = attention_inputs(length, device)
+        torch.cuda.reset_peak_memory_stats() if device.startswith("cuda") else None
+        before.append(peak())
+        if candidate == "fused entropy and output":
+            fused_attention_entropy(*inputs, is_causal=True)
+        else:
+            eager_entropy(*inputs)
 
-    def step(function: Callable) -> Callable[[], None]:
-        def run() -> None:
-            x.grad = slope.grad = None
-            function(x).backward(grad)
+    def peak() -> float:
+        if device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-        return run
-
-    return {
-        "F.relu": step(F.relu),
-        "hf_lnfree.leaky_relu": step(lambda x: leaky_relu(x, slope)),
-        "F.prelu": step(lambda x: F.prelu(x, slope)),
-        "torch.where": step(lambda x: torch.where(x > 0, x, slope * x)),
-    }
-
-
-def model_candidates(device: str) -> dict[str, Callable[[], None]]:
-    """One training step (forward and backward) of a 4-layer GPT-2, d 512, on [4, 128] tokens; the peer is stock."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from hf_lnfree import LNFreeGPT2Config, LNFreeGPT2ForCausalLM
-
-    sizes = {"n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
-    ids = torch.randint(0, 4096, (4, 128), device=device)
-
-    def step(model: torch.nn.Module) -> Callable[[], None]:
-        model = model.to(device).train()
-
-        def run() -> None:
-            model.zero_grad(set_to_none=True)
-            model(ids, labels=ids, use_cache=False).loss.backward()
-
-        return run
-
-    def ours(**fields) -> Callable[[], None]:
-        return step(LNFreeGPT2ForCausalLM(LNFreeGPT2Config(**sizes, **fields)))
-
-    return {
-        "transformers.GPT2": step(GPT2LMHeadModel(GPT2Config(**sizes))),
-        "layernorm, gelu_new": ours(norm="layernorm"),
-        "none, gelu": ours(activation_function="gelu"),
-        "none, relu": ours(activation_function="relu"),
-        "none, learnable_leaky_relu": ours(activation_function="learnable_leaky_relu"),
-    }
+    before: list[float] = []
+    run(64)  # what the libraries take once
+    run(length)
+    return peak() - before[-1]
 
 
-BENCHMARKS = {"activations": activation_candidates, "training_step": model_candidates}
+def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, float]] = {}
+    for length, candidates in MEMORY.items():
+        for candidate in candidates:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found[f"{candidate}, T={length}"] = {"MiB": pool.apply(extra_megabytes, (candidate, length, device))}
+    return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
 def main(args: argparse.Namespace) -> None:
     import torch
+    from candidates import BENCHMARKS
 
-    from hf_lnfree.training.provenance import command, environment
+    from hf_lnfree.provenance import command, environment
 
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     RESULTS.mkdir(exist_ok=True)
-    for name, candidates in BENCHMARKS.items():
+    names = [*BENCHMARKS, "memory"]
+    if unknown := set(args.only) - set(names):
+        raise SystemExit(f"There is no benchmark {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
+    for name in args.only or names:
         torch.manual_seed(0)
-        found = interleaved(candidates(args.device), args.rounds, synchronize)
-        print(f"\n{(candidates.__doc__ or '').strip()}")
+        record: dict[str, Any] = {}
+        if name == "memory":
+            what, found = measure_memory(args.device)
+        else:
+            candidates, rounds = BENCHMARKS[name]
+            what = " ".join((candidates.__doc__ or "").split())
+            found = interleaved(candidates(args.device), rounds, synchronize)
+            record["rounds"] = rounds
+        print(f"\n{name}: {what}")
         for candidate, values in found.items():
-            seconds, ratio = values.values()
-            print(f"  {candidate:28} {1e3 * seconds:8.2f} ms  {ratio:5.2f} x")
-        record = {
-            "what": (candidates.__doc__ or "").strip(),
-            "results": found,
-            "rounds": args.rounds,
-            "environment": environment(),
-            "command": command(),
-        }
+            print(f"  {candidate:40} " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        record = {"what": what, "results": found, **record, "environment": environment(), "command": command()}
         path = RESULTS / f"{name}-{args.device.split(':')[0]}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="timed rounds of every candidate")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="names of benchmarks; all of them by default")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     main(parser.parse_args())

@@ -2,6 +2,7 @@
 
 from .analyzer import AttentionEntropyAnalyzer
 from .capture import AttentionRecord, record_attention_entropy
+from .comparison import EntropyComparison, compare_reports
 from .entropy import (
     attention_entropy,
     bucket_shares,
@@ -18,6 +19,7 @@ from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_en
 __all__ = [
     "AttentionEntropyAnalyzer",
     "AttentionRecord",
+    "EntropyComparison",
     "EntropyReport",
     "RowEntropies",
     "attention_entropy",
@@ -25,6 +27,7 @@ __all__ = [
     "bucket_shares",
     "causal_bound",
     "collapsed_share",
+    "compare_reports",
     "entropy_maximum",
     "fused_attention_entropy",
     "normalized_entropy",

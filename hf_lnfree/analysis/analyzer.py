@@ -1,152 +1,162 @@
-"""Model + batches -> `EntropyReport`: mean attention entropy of every head, with its standard error.
+"""Model + batches -> `EntropyReport`: the attention entropy of every head, with its uncertainty.
 
-The attentions of one batch are reduced to per-sequence sums and dropped; nothing T x T outlives its batch.
+Row entropies of one batch are added to sums on the model's device and dropped; one transfer at the end.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
-from .entropy import attention_entropy, normalized_entropy, row_support
+from ..provenance import environment
+from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
+from .totals import EntropyTotals
 
-Batch = Mapping[str, Tensor] | Tensor
+Batch = Mapping[str, Any] | Tensor
+LABELS = {"labels", "start_positions", "end_positions", "return_loss"}
 
 
 @contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention and eval mode inside, what was there before outside, also after an exception."""
-    implementation = model.config._attn_implementation
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, the mode of every module as it was outside, also after an exception."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        model.set_attn_implementation("eager")
         yield
     finally:
-        model.set_attn_implementation(implementation)
         for module, mode in training.items():
             module.training = mode
 
 
 class AttentionEntropyAnalyzer:
     """
-    Mean attention entropy of every head of a model with self-attention, over batches.
+    Attention entropy of every head of a model, over batches.
 
-    A head's entropy is the mean of $H_i = -\\sum_j p_{ij} \\ln p_{ij}$ over every query that is a token; its standard
-    error treats sequences, not rows, as independent (ratio estimator). The normalised entropy is the mean of
-    $H_i / \\ln n_i$ over queries with $n_i > 1$ keys.
+    A head's entropy is the mean of $H_i = -\\sum_j p_{ij} \\ln p_{ij}$ (arXiv 2410.09637, eq. 3) over every query that
+    is a token; padding counts neither as a query nor as a key. The model runs as it is, in eval mode, without gradient.
 
     Args:
-        model: any transformers model whose eager attentions are returned as [B, H, T, T].
+        model: any model that `record_attention_entropy` can record.
+        method: how, see there: "auto", "fused" or "attentions".
+        replicates: bootstrap replicates behind intervals of head shares and paired comparisons; 0 for none.
+        seed: of the bootstrap.
 
     Example:
         >>> report = AttentionEntropyAnalyzer(model).run(batches)
         >>> print(report)
+        >>> report = AttentionEntropyAnalyzer(model).run(dataset["text"], tokenizer=tokenizer, context_length=256)
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
+    def __init__(self, model: nn.Module, method: Method = "auto", *, replicates: int = 200, seed: int = 0):
+        self.model, self.method, self.replicates, self.seed = model, method, replicates, seed
 
     @torch.no_grad()
     def run(
-        self, batches: Iterable[Batch], *, name: str = "", max_batches: int | None = None, progress: bool = False
+        self,
+        batches: Iterable[Any],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_column: str = "text",
+        context_length: int = 128,
+        batch_size: int = 16,
+        name: str = "",
+        max_batches: int | None = None,
+        progress: bool = False,
     ) -> EntropyReport:
         """
         Args:
-            batches: model inputs, or `input_ids` [B, T] alone. Padding is told by `attention_mask` and does not count.
+            batches: model inputs, or `input_ids` [B, T] alone. With a `tokenizer`: texts, or rows of a
+                `datasets.Dataset`. Padding is told by `attention_mask` (and `decoder_attention_mask`).
+            tokenizer: turns texts into batches of `batch_size`, each text cut after `context_length` tokens.
+            text_column: of a dataset's rows.
             name: what the report is called in tables and pictures.
             max_batches: stop after that many.
             progress: show a progress bar.
 
         Raises:
-            ValueError: no batches, or a model that returns no [B, H, T, T] attentions.
+            ValueError: nothing to analyse, or a model whose attention cannot be recorded.
         """
-        totals = _Totals()
-        with eager_attention(self.model):
-            for index, batch in enumerate(tqdm(batches, desc="attention entropy", disable=not progress)):
-                if max_batches is not None and index >= max_batches:
-                    break
-                self._add(totals, {"input_ids": batch} if isinstance(batch, Tensor) else batch)
-        if not totals.sequences:
+        if tokenizer is not None:
+            batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
+        totals = EntropyTotals(self.replicates, self.seed)
+        data = hashlib.sha256()
+        total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+        bar = tqdm(islice(batches, max_batches), desc="attention entropy", total=total, disable=not progress)
+        with evaluation(self.model):
+            for batch in bar:
+                inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
+                inputs = {key: value for key, value in inputs.items() if key not in LABELS}
+                self._hash(data, inputs)
+                with record_attention_entropy(self.model, self.method) as record:
+                    self.model(**self._on_device(inputs), **self._no_cache())
+                rows = {name: calls[-1] for name, calls in record.calls.items()}
+                totals.add(rows, self._tokens(record, inputs))
+        if not totals.modules or not int(totals.sequences):
             raise ValueError("There is nothing to analyse: batches is empty, or holds padding only.")
-        return totals.report(name or self.model.config.name_or_path or type(self.model).__name__)
+        config = getattr(self.model, "config", None)
+        return EntropyReport(
+            name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
+            **totals.fields(),
+            metadata={
+                "data_sha256": data.hexdigest(),
+                "bootstrap": {"replicates": self.replicates, "seed": self.seed},
+                "method": self.method,
+                "attention": getattr(config, "_attn_implementation", None),
+                "dtype": str(next(self.model.parameters()).dtype),
+                "environment": environment(),
+            },
+        )
 
-    def _add(self, totals: "_Totals", batch: Mapping[str, Tensor]) -> None:
-        inputs = {k: v.to(self.model.device) for k, v in batch.items() if k != "labels"}
-        attentions = self.model(**inputs, output_attentions=True, **self._no_cache()).attentions
-        if not attentions or any(a is None or a.dim() != 4 for a in attentions):
-            raise ValueError(
-                f"{type(self.model).__name__} returned no attention maps of shape [batch, heads, queries, keys]; "
-                "the analyzer needs a model with self-attention whose eager implementation returns them."
-            )
-        shape = attentions[0].shape
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(shape[0], shape[-1], dtype=torch.long, device=attentions[0].device)
-        # Rows of padding attend anywhere, and a NaN above the diagonal says nothing about causality.
-        tokens = mask[:, None].bool()  # B 1 T
-        causal = not any((a.nan_to_num(0.0).triu(1).any(-1) & tokens).any() for a in attentions)
-        entropy = torch.stack([attention_entropy(a) for a in attentions])  # L B H T
-        totals.add(entropy.cpu().double(), row_support(mask, causal).cpu())
+    def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
     def _no_cache(self) -> dict[str, Any]:
-        return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
+        return {"use_cache": False} if hasattr(getattr(self.model, "config", None), "use_cache") else {}
+
+    @staticmethod
+    def _hash(data: Any, inputs: dict[str, Any]) -> None:
+        for key, value in sorted(inputs.items()):
+            if isinstance(value, Tensor):
+                data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                data.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    def _tokens(self, record: AttentionRecord, inputs: dict[str, Any]) -> list[Tensor]:
+        """For each module, [B, Q]: which queries are tokens. A decoder is known by the module's name."""
+        encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        tokens = []
+        for name, entropy in record.entropies.items():
+            shape = (entropy.shape[0], entropy.shape[2])
+            key = "decoder_attention_mask" if encoder_decoder and "decoder" in name.split(".") else "attention_mask"
+            mask = inputs.get(key)
+            if isinstance(mask, Tensor) and tuple(mask.shape) == shape:
+                tokens.append(mask.to(entropy.device).bool())
+            else:
+                tokens.append(torch.ones(shape, dtype=torch.bool, device=entropy.device))
+        return tokens
 
 
-class _Totals:
-    """Streaming sums over sequences, from which mean and standard error of every head follow."""
-
-    def __init__(self) -> None:
-        self.sequences = self.rows = self.length = 0
-        self.sums: dict[str, Tensor | float] = {}
-
-    def add(self, entropy: Tensor, support: Tensor) -> None:
-        """
-        Args:
-            entropy: [L, B, H, T], float64.
-            support: [B, T].
-        """
-        tokens, choice = support > 0, support > 1  # B T
-        kept = tokens.any(dim=-1)
-        n = tokens.sum(-1).double()  # rows of each sequence, [B]
-        s = entropy.where(tokens[:, None], 0.0).sum(-1)  # L B H
-        share = normalized_entropy(entropy, support[:, None]).where(choice[:, None], 0.0).sum((1, 3))  # L H
-        for key, value in {
-            "s": s.sum(1),
-            "ss": s.square().sum(1),
-            "sn": (s * n[None, :, None]).sum(1),
-            "n": n.sum(),
-            "nn": n.square().sum(),
-            "share": share,
-            "choice": choice.sum(),
-            "bound": support.double().log().where(tokens, 0.0).sum(),
-            "nonfinite": (~entropy.isfinite() & tokens[:, None]).sum((1, 3)),
-        }.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
-        self.sequences += int(kept.sum())
-        self.rows += int(tokens.sum())
-        self.length = max(self.length, int(support.max()))
-
-    def report(self, name: str) -> EntropyReport:
-        t: dict[str, Any] = self.sums
-        mean = t["s"] / t["n"]
-        # Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B/(B-1).
-        residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
-        clusters = self.sequences
-        factor = clusters / (clusters - 1) if clusters > 1 else torch.nan
-        return EntropyReport(
-            name=name,
-            entropy=mean,
-            standard_error=(factor * residual).sqrt() / t["n"],
-            normalized=t["share"] / t["choice"],
-            nonfinite_rows=t["nonfinite"],
-            rows=self.rows,
-            sequences=clusters,
-            context_length=self.length,
-            bound=float(t["bound"] / t["n"]),
-        )
+def text_batches(
+    texts: Iterable[Any], tokenizer: PreTrainedTokenizerBase, column: str, length: int, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of texts (or of dataset rows), cut after `length` tokens, padded on the right; empty ones left out."""
+    padding = tokenizer.pad_token_id or 0  # masked, so that any token will do
+    remaining = iter(texts)
+    while rows := list(islice(remaining, batch_size)):
+        chosen = [row if isinstance(row, str) else row[column] for row in rows]
+        ids = tokenizer(chosen, truncation=True, max_length=length)["input_ids"]
+        ids = [torch.tensor(i) for i in ids if i]
+        if ids:
+            mask = [torch.ones_like(i) for i in ids]
+            yield {
+                "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
+                "attention_mask": pad_sequence(mask, batch_first=True),
+            }

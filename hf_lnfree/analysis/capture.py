@@ -1,8 +1,8 @@
 """Record the attention entropies of a Transformers model while it runs, whatever attention it runs with.
 
 A call is seen in one of three places: the attention function that the model looks up (transformers'
-`ALL_ATTENTION_FUNCTIONS`), a direct call of `scaled_dot_product_attention` (Falcon), or the map that an attention module
-returns (Bloom, GPT-Neo, GPT-J). Each is left to do its work unchanged, so logits are those of the implementation that was
+`ALL_ATTENTION_FUNCTIONS`), a direct call of `scaled_dot_product_attention` (Falcon), or the map that an attention
+module returns (Bloom, GPT-Neo, GPT-J). Each does its work unchanged, so logits are those of the implementation that was
 asked for; entropies come from queries, keys and mask, or from the map before the next layer frees it.
 """
 
@@ -189,14 +189,14 @@ class _Recorder:
                 handle.remove()
 
     def map_of(self, output: Any) -> Tensor | None:
-        """The [B, H, Q, K] map in what an attention module returned, known by its heads and by rows that add up to 1."""
+        """The [B, H, Q, K] map in what a module returned, known by its heads and by rows that add up to 1."""
         if not isinstance(output, tuple):
             return None
         heads = getattr(getattr(self.model, "config", None), "num_attention_heads", None)
         for item in output[1:]:
-            if isinstance(item, Tensor) and item.dim() == 4 and item.is_floating_point():
-                if heads in (None, item.shape[1]) and adds_up_to_one(item):
-                    return item
+            is_map = isinstance(item, Tensor) and item.dim() == 4 and item.is_floating_point()
+            if is_map and heads in (None, item.shape[1]) and adds_up_to_one(item):
+                return item
         return None
 
 
@@ -210,9 +210,9 @@ class _DirectCalls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         recorder = self.recorder
-        if function is F.scaled_dot_product_attention and recorder.running:
-            if not recorder.inside_function and not recorder.recomputing:
-                recorder.add(recorder.running[-1][0], direct_call(*args, **(kwargs or {})))
+        direct = function is F.scaled_dot_product_attention and not recorder.inside_function
+        if direct and recorder.running and not recorder.recomputing:
+            recorder.add(recorder.running[-1][0], direct_call(*args, **(kwargs or {})))
         return result
 
 

@@ -4,13 +4,13 @@ Shapes: B batch, H heads, Q queries, K keys, L layers. Entropies are in nats.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Maximum = Literal["observed", "causal", "log_length"]
-MAXIMA = ("observed", "causal", "log_length")
+MAXIMA: tuple[Maximum, ...] = get_args(Maximum)
 
 
 def attention_entropy(probabilities: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def entropy_maximum(head_entropy: Tensor, maximum: Maximum | float, length: int)
     raise ValueError(f"maximum={maximum!r} is not known. Allowed: {', '.join(map(repr, MAXIMA))}, or a number of nats.")
 
 
-def bucket_shares(head_entropy: Tensor, maximum: float) -> Tensor:
+def bucket_shares(head_entropy: Tensor, maximum: float | Tensor) -> Tensor:
     r"""
     Shares of heads whose mean entropy lies in each quarter of (0, `maximum`] (arXiv 2410.09637, table 2).
 
@@ -97,7 +97,7 @@ def bucket_shares(head_entropy: Tensor, maximum: float) -> Tensor:
 
     Args:
         head_entropy: [L, H], nats.
-        maximum: nats, see `entropy_maximum`.
+        maximum: nats, see `entropy_maximum`; or [L, H], one for each head.
 
     Returns:
         [4], float64.
@@ -106,11 +106,11 @@ def bucket_shares(head_entropy: Tensor, maximum: float) -> Tensor:
     return torch.stack([(quarter == k).double().mean() for k in range(4)])
 
 
-def overloaded_share(head_entropy: Tensor, maximum: float) -> float:
+def overloaded_share(head_entropy: Tensor, maximum: float | Tensor) -> float:
     """Share of heads in entropic overload: mean entropy above 3/4 of `maximum`."""
     return float(bucket_shares(head_entropy, maximum)[3])
 
 
-def collapsed_share(head_entropy: Tensor, maximum: float) -> float:
+def collapsed_share(head_entropy: Tensor, maximum: float | Tensor) -> float:
     """Share of heads in entropic collapse: mean entropy of at most 1/4 of `maximum`."""
     return float(bucket_shares(head_entropy, maximum)[0])

@@ -1,120 +1,232 @@
-"""`EntropyReport`: the entropies of a model's heads as one object that saves, loads, compares and prints itself."""
+"""`EntropyReport`: the entropies of a model's heads as one object that saves, loads, judges and prints itself."""
 
 import json
 import math
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .entropy import Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
+from .entropy import MAXIMA, Maximum, bucket_shares, entropy_maximum
+from .totals import BINS_PER_NAT
+
+Z_95 = NormalDist().inv_cdf(0.975)
+
+
+class HeadFlag(NamedTuple):
+    """One head that stands out, and why."""
+
+    layer: int
+    head: int
+    kind: str
+    """"overloaded", "collapsed" or "not finite"."""
+    reason: str
+
+
+@dataclass
+class EntropyReport:
+    """
+    Means over rows, that is over all queries that are tokens and may attend to at least one key. Entropies are in nats.
+
+    Shapes: L attention modules, H heads (of the module with most; what another lacks is NaN), S strata, N bins, R
+    bootstrap replicates.
+
+    Args:
+        name: model or row.
+        modules: names of the L attention modules.
+        entropy: [L, H] mean entropy of each head.
+        standard_error: [L, H] of `entropy`, sequences being independent; NaN from a single sequence.
+        normalized: [L, H] mean of $H_i / \\ln n_i$ over rows with $n_i > 1$ keys, 0 to 1.
+        bound: [L, H] largest mean entropy possible on this data, the mean of $\\ln n_i$.
+        row_variance, row_minimum, row_maximum: [L, H] over rows.
+        rows: [L, H] how many were averaged.
+        masked_rows: [L, H] queries that are tokens and may attend to nothing; left out.
+        nonfinite_rows: [L, H] rows whose entropy was NaN or infinite; not left out.
+        histogram: [L, H, N] counts of rows, in bins of 1/64 nat from 0.
+        strata_entropy, strata_bound, strata_rows: [L, H, S] mean entropy, its bound, and rows, of the tokens at
+            positions 2^(s-1) + 1 to 2^s, counted from 1.
+        replicates: [R, L, H] bootstrap replicates of `entropy`.
+        sequences: how many were averaged.
+        context_length: the largest number of keys that a query had.
+        source: "measured", or "published" for figures of the paper.
+        metadata: data hash, versions, and anything else that says where the numbers are from.
+    """
+
+    name: str
+    modules: list[str]
+    entropy: Tensor
+    standard_error: Tensor
+    normalized: Tensor
+    bound: Tensor
+    row_variance: Tensor
+    row_minimum: Tensor
+    row_maximum: Tensor
+    rows: Tensor
+    masked_rows: Tensor
+    nonfinite_rows: Tensor
+    histogram: Tensor
+    strata_entropy: Tensor
+    strata_bound: Tensor
+    strata_rows: Tensor
+    replicates: Tensor
+    sequences: int
+    context_length: int
+    source: str = "measured"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def heads(self) -> Tensor:
+        """[L, H] which heads there are."""
+        return self.bound.isfinite()
+
+    def maximum(self, maximum: Maximum | float = "causal") -> Tensor:
+        """[L, H] the entropy that counts as 100 %; "causal" is the bound on this very data (padding, windows)."""
+        if maximum == "causal":
+            return self.bound
+        return torch.full_like(self.bound, entropy_maximum(self.entropy, maximum, self.context_length))
+
+    def buckets(self, maximum: Maximum | float = "causal") -> Tensor:
+        """[4] shares of heads in the quarters of the maximum, see `bucket_shares`."""
+        return bucket_shares(self.entropy[self.heads], self.maximum(maximum)[self.heads])
+
+    def bucket_intervals(self, maximum: Maximum | float = "causal") -> Tensor:
+        """[4, 2] 95 % interval of each share: percentiles of the bootstrap over sequences; NaN without replicates."""
+        if not len(self.replicates) or self.sequences < 2:
+            return torch.full((4, 2), math.nan, dtype=torch.float64)
+        shares = []
+        for entropy in self.replicates:
+            top = self.bound
+            if maximum != "causal":
+                top = torch.full_like(top, entropy_maximum(entropy, maximum, self.context_length))
+            shares.append(bucket_shares(entropy[self.heads], top[self.heads]))
+        return torch.stack(shares).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T
+
+    def overloaded(self, maximum: Maximum | float = "causal") -> float:
+        """Share of heads in entropic overload: above 3/4 of the maximum."""
+        return float(self.buckets(maximum)[3])
+
+    def collapsed(self, maximum: Maximum | float = "causal") -> float:
+        """Share of heads in entropic collapse: at or below 1/4 of the maximum."""
+        return float(self.buckets(maximum)[0])
+
+    def flags(self, maximum: Maximum | float = "causal") -> list[HeadFlag]:
+        """Heads that are overloaded, collapsed or not finite, each with its reason."""
+        found = []
+        top = self.maximum(maximum)
+        for layer, head in self.heads.nonzero().tolist():
+            mean, limit, error = (float(x[layer, head]) for x in (self.entropy, top, self.standard_error))
+            if lost := int(self.nonfinite_rows[layer, head]):
+                reason = f"{lost} of {int(self.rows[layer, head])} rows are NaN or infinite"
+                found.append(HeadFlag(layer, head, "not finite", reason))
+            elif mean > 0.75 * limit or mean <= 0.25 * limit:
+                kind, word, threshold = (
+                    ("overloaded", "above", 0.75) if mean > limit / 2 else ("collapsed", "at most", 0.25)
+                )
+                reason = (
+                    f"{mean:.2f} nats is {100 * mean / limit:.0f} % of {limit:.2f} ({word} {100 * threshold:.0f} %)"
+                )
+                if math.isfinite(error):
+                    reason += f", ± {Z_95 * error:.2f}"
+                    reason += ", which reaches the threshold" if abs(mean - threshold * limit) < Z_95 * error else ""
+                found.append(HeadFlag(layer, head, kind, reason))
+        return found
+
+    def layer_means(self) -> list[float]:
+        """Mean entropy over the heads of each layer, nats; NaN if one of them is."""
+        return [float(row[heads].mean()) for row, heads in zip(self.entropy, self.heads, strict=True)]
+
+    def quantiles(self, q: list[float], by_layer: bool = False) -> Tensor:
+        """[len(q), L, H], or [len(q), L] over all heads: quantiles of row entropies, right to a bin of 1/64 nat."""
+        counts = (self.histogram.sum(1) if by_layer else self.histogram).double()
+        cumulative = counts.cumsum(-1)
+        found = []
+        for level in q:
+            target = level * cumulative[..., -1:]
+            index = (cumulative < target).sum(-1, keepdim=True).clamp_max(counts.shape[-1] - 1)
+            inside = counts.gather(-1, index)
+            before = cumulative.gather(-1, index) - inside
+            found.append(((index + (target - before) / inside) / BINS_PER_NAT).squeeze(-1))
+        return torch.stack(found)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean entropy, and under each maximum the shares of heads by quarter with their intervals."""
+        return {
+            "mean_entropy": float(self.entropy[self.heads].mean()),
+            "mean_normalized": float(self.normalized[self.heads].mean()),
+            "heads": int(self.heads.sum()),
+            "buckets": {m: {"shares": self.buckets(m), "interval_95": self.bucket_intervals(m)} for m in MAXIMA},
+            "flags": [flag._asdict() for flag in self.flags()],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (strict JSON, NaN as null, for people and other tools), and all of it beside as safetensors."""
+        path = Path(path)
+        everything = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {key: value.clone() for key, value in everything.items() if isinstance(value, Tensor)}
+        save_file(tensors, path.with_suffix(".safetensors"))
+        shown = {key: value for key, value in everything.items() if not isinstance(value, Tensor) or value.dim() == 2}
+        path.write_text(json.dumps(_encode(shown | {"summary": self.summary()}), allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EntropyReport":
+        """
+        Raises:
+            ValueError: one of the two files is missing or something else.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text()) | load_file(path.with_suffix(".safetensors"))
+            return cls(**{f.name: values[f.name] for f in fields(cls)})
+        except (FileNotFoundError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} and {path.with_suffix('.safetensors').name} beside it are no entropy report: "
+                f"{type(error).__name__} {error}."
+            ) from error
+
+    def table(self, maximum: Maximum | float = "causal") -> str:
+        """Layers x heads in nats, then buckets, overload and collapse, as plain text."""
+        lines = [f"{self.name}: mean attention entropy in nats ({self.source})"]
+        lines.append("layer " + "".join(f"{f'h{h}':>7}" for h in range(self.entropy.shape[1])) + "    mean")
+        for layer, (row, mean) in enumerate(zip(self.entropy.tolist(), self.layer_means(), strict=True)):
+            cells = "".join(f"{value:7.2f}" if self.heads[layer, h] else " " * 7 for h, value in enumerate(row))
+            lines.append(f"{layer:>5} {cells} {mean:7.2f}")
+        top = self.maximum(maximum)[self.heads]
+        limit = f"{top.min():.2f}" + (f" to {top.max():.2f}" if top.max() - top.min() > 0.005 else "")
+        shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
+        lines.append(f"heads by quarter of {limit} nats ({maximum}): {shares} %")
+        lines.append(
+            f"overloaded {self._share(3, maximum)}, collapsed {self._share(0, maximum)}; "
+            f"{int(self.rows.max())} rows of {self.sequences} sequences, up to {self.context_length} keys"
+        )
+        if masked := int(self.masked_rows.sum()):
+            lines.append(f"{masked} rows that may attend to nothing were left out")
+        if lost := int(self.nonfinite_rows.sum()):
+            lines.append(f"{lost} rows are not finite: the model has diverged there")
+        return "\n".join(lines)
+
+    def _share(self, quarter: int, maximum: Maximum | float) -> str:
+        low, high = self.bucket_intervals(maximum)[quarter].tolist()
+        interval = "" if math.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})"
+        return f"{100 * float(self.buckets(maximum)[quarter]):.1f} %{interval}"
+
+    def __str__(self) -> str:
+        return self.table()
 
 
 def _encode(value: Any) -> Any:
     """Strict JSON has no NaN: it becomes null, and `nonfinite_rows` says how much was lost."""
     if isinstance(value, Tensor):
         return _encode(value.tolist())
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_encode(v) for v in value]
+    if isinstance(value, dict):
+        return {key: _encode(v) for key, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decode(value: Any) -> Tensor:
-    return torch.tensor([[math.nan if v is None else v for v in row] for row in value], dtype=torch.float64)
-
-
-@dataclass
-class EntropyReport:
-    """
-    Args:
-        name: model or row.
-        entropy: [L, H] mean entropy of each head, nats.
-        standard_error: [L, H] of `entropy`, nats; NaN from a single sequence.
-        normalized: [L, H] mean share of each row's own maximum, 0 to 1.
-        nonfinite_rows: [L, H] rows whose entropy was NaN or infinite.
-        rows, sequences: how many queries and sequences were averaged.
-        context_length: the largest number of keys a query had.
-        bound: largest mean entropy possible on this data, the mean of ln(number of keys); nats.
-        source: "measured", or "published" for figures of the paper.
-        metadata: anything that says where the numbers are from.
-    """
-
-    name: str
-    entropy: Tensor
-    standard_error: Tensor
-    normalized: Tensor
-    nonfinite_rows: Tensor
-    rows: int
-    sequences: int
-    context_length: int
-    bound: float
-    source: str = "measured"
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def maximum(self, maximum: Maximum | float = "observed") -> float:
-        """The entropy that counts as 100 %; "causal" is the bound on this very data (padding included)."""
-        if maximum == "causal":
-            return self.bound
-        return entropy_maximum(self.entropy, maximum, self.context_length)
-
-    def buckets(self, maximum: Maximum | float = "observed") -> Tensor:
-        """Shares of heads in the four quarters of the maximum, see `bucket_shares`."""
-        return bucket_shares(self.entropy, self.maximum(maximum))
-
-    def overloaded(self, maximum: Maximum | float = "observed") -> float:
-        """Share of heads above 3/4 of the maximum."""
-        return overloaded_share(self.entropy, self.maximum(maximum))
-
-    def collapsed(self, maximum: Maximum | float = "observed") -> float:
-        """Share of heads at or below 1/4 of the maximum."""
-        return collapsed_share(self.entropy, self.maximum(maximum))
-
-    def layer_means(self) -> list[float]:
-        """Mean entropy over the heads of each layer, nats."""
-        return self.entropy.mean(dim=1).tolist()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: _encode(value) for key, value in self._items()}
-
-    def _items(self) -> list[tuple[str, Any]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self)]
-
-    def save(self, path: str | Path) -> None:
-        """Write strict JSON; NaN is null."""
-        Path(path).write_text(json.dumps(self.to_dict(), allow_nan=False))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "EntropyReport":
-        data = json.loads(Path(path).read_text())
-        for key in ("entropy", "standard_error", "normalized", "nonfinite_rows"):
-            data[key] = _decode(data[key])
-        data["bound"] = math.nan if data["bound"] is None else data["bound"]
-        return cls(**data)
-
-    def table(self, maximum: Maximum | float = "observed") -> str:
-        """Layers x heads in nats, then buckets, overload and collapse, as plain text."""
-        heads = self.entropy.shape[1]
-        lines = [f"{self.name}: mean attention entropy in nats ({self.source})"]
-        lines.append("layer " + "".join(f"{f'h{h}':>7}" for h in range(heads)) + "    mean")
-        for layer, row in enumerate(self.entropy.tolist()):
-            cells = "".join(f"{value:7.2f}" for value in row)
-            lines.append(f"{layer:>5} {cells} {sum(row) / heads:7.2f}")
-        top = self.maximum(maximum)
-        shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
-        lines.append(f"heads by quarter of {top:.2f} nats ({maximum}): {shares} %")
-        lines.append(
-            f"overloaded {100 * self.overloaded(maximum):.1f} %, collapsed {100 * self.collapsed(maximum):.1f} %; "
-            f"{self.rows} rows of {self.sequences} sequences, up to {self.context_length} keys"
-        )
-        if lost := int(self.nonfinite_rows.sum()):
-            lines.append(f"{lost} rows are not finite: the model has diverged there")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.table()
 
 
 PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper_results.json").read_text())
@@ -123,21 +235,26 @@ PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper
 def published_reports() -> dict[str, EntropyReport]:
     """The head-entropy heatmaps printed for GPT-2 small at T=128 (arXiv 2410.09637, 2501.03489), by row name."""
     length = PAPER_RESULTS["setting"]["context_length"]
-    reports = {}
-    for row, heatmap in PAPER_RESULTS["heatmaps"].items():
-        entropy = torch.tensor(heatmap, dtype=torch.float64)
-        unknown = torch.full_like(entropy, math.nan)
-        reports[row] = EntropyReport(
-            name=row,
-            entropy=entropy,
-            standard_error=unknown,
-            normalized=unknown,
-            nonfinite_rows=torch.zeros_like(entropy),
-            rows=0,
-            sequences=0,
-            context_length=length,
-            bound=entropy_maximum(entropy, "causal", length),
-            source="published",
-            metadata={"citation": PAPER_RESULTS["source"], **PAPER_RESULTS["setting"]},
-        )
-    return reports
+    return {row: _published(row, heatmap, length) for row, heatmap in PAPER_RESULTS["heatmaps"].items()}
+
+
+def _published(row: str, heatmap: list[list[float]], length: int) -> EntropyReport:
+    """Means alone were printed: everything else is NaN, or empty."""
+    entropy = torch.tensor(heatmap, dtype=torch.float64)
+    unknown, none = torch.full_like(entropy, math.nan), torch.zeros_like(entropy, dtype=torch.long)
+    means = ("standard_error", "normalized", "row_variance", "row_minimum", "row_maximum")
+    empty = ("histogram", "strata_entropy", "strata_bound", "strata_rows")
+    return EntropyReport(
+        name=row,
+        modules=[f"h.{layer}.attn" for layer in range(len(entropy))],
+        entropy=entropy,
+        bound=torch.full_like(entropy, entropy_maximum(entropy, "causal", length)),
+        **dict.fromkeys(means, unknown),
+        **dict.fromkeys(("rows", "masked_rows", "nonfinite_rows"), none),
+        **dict.fromkeys(empty, entropy.new_zeros(*entropy.shape, 0)),
+        replicates=entropy.new_zeros(0, *entropy.shape),
+        sequences=0,
+        context_length=length,
+        source="published",
+        metadata={"citation": PAPER_RESULTS["source"], **PAPER_RESULTS["setting"]},
+    )

@@ -7,7 +7,7 @@ Shapes are those of fused.py.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def _flex(p: Problem) -> Solved:
             return torch.where(visible[batch, head, row, column], score, -math.inf)
         return torch.where(row >= column, score, -math.inf) if p.is_causal else score
 
-    attend = compiled_flex_attention() if p.query.is_cuda else flex_attention
+    attend: Any = compiled_flex_attention() if p.query.is_cuda else flex_attention
     mixed, aux = attend(p.query, p.key, values, score_mod=score_mod, scale=p.scale, return_aux=AuxRequest(lse=True))
     return _split(p, mixed, aux.lse)
 

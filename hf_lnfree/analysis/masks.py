@@ -43,7 +43,8 @@ def read_mask(
             "Record with one sequence a row and an attention_mask."
         )
     if isinstance(mask, BlockMask):
-        mask = create_mask(mask.mask_mod, *mask.shape[:2], queries, keys, device=query.device)
+        batch, heads = mask.shape[:2]
+        mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device=query.device)
     if isinstance(mask, Tensor) and mask.dim() == 4:
         mask, causal = mask[..., :keys], False
     elif mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):

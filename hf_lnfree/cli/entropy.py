@@ -1,39 +1,110 @@
-"""`hf-lnfree entropy`: load a model and its tokenizer, cut text into windows, run the analyzer."""
+"""`hf-lnfree entropy`: load models and their tokenizers, cut text into windows, run the analyzer on each."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
-from ..analysis.plots import save_heatmap
+from ..analysis.capture import Method
+from ..analysis.entropy import MAXIMA, Maximum
+from ..analysis.entropy_page import comparable, write_entropy_page
 from ..training.data import DataArguments, load_validation
 from ..training.run import window_batches
 
 
 def entropy_command(
-    model_name: str,
+    models: Sequence[str],
     data: str,
     context_length: int,
     windows: int,
     batch_size: int,
-    output: Path | None,
+    method: Method,
+    maximum: Maximum | float,
+    out: Path | None,
     device: str,
     trust_remote_code: bool,
-) -> EntropyReport:
-    """The report of a model on held-out windows; entropy.json and entropy.svg are written into `output`, if given."""
+) -> list[EntropyReport]:
+    """The reports of the models, written into the folder `out` if there is one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = device or (accelerator.type if accelerator else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(model_name, trust_remote_code=trust_remote_code, device_map=device)
-    positions = getattr(model.config, "max_position_embeddings", context_length)
+    reports = []
+    for name, shown in zip(models, display_names(models), strict=True):
+        model = load_model(name, device, context_length, trust_remote_code)
+        held_out = load_validation(
+            DataArguments(dataset=data, tokenizer=name, context_length=context_length),
+            everything=Path(data).expanduser().is_file(),
+        )
+        batches = [model_inputs(model, ids) for ids in window_batches(held_out, windows, batch_size)]
+        report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
+        report.metadata |= {"data": data, "windows_sha256": held_out.sha256}
+        reports.append(report)
+    if out is not None:
+        write_entropy_page(out, reports, maximum)
+    return reports
+
+
+def display_names(models: Sequence[str]) -> list[str]:
+    """What tells several paths apart: without the folders that all of them begin and end with."""
+    parts = [PurePath(name).parts for name in models]
+    if len(set(models)) < 2:
+        return ["/".join(p[-2:]) for p in parts]
+    while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [p[1:] for p in parts]
+    while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [p[:-1] for p in parts]
+    return ["/".join(p) for p in parts]
+
+
+def load_model(name: str, device: str, context_length: int, trust_remote_code: bool) -> PreTrainedModel:
+    """Any checkpoint of AutoModel, without its head."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that is left out is no news
+    try:
+        model = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, device_map=device)
+    finally:
+        logging.set_verbosity(verbosity)
+    positions = getattr(model.config, "max_position_embeddings", None) or context_length
     if context_length > positions:
-        raise ValueError(f"--context-length {context_length} exceeds the model's {positions} positions.")
-    held_out = load_validation(DataArguments(dataset=data, tokenizer=model_name, context_length=context_length))
-    batches = window_batches(held_out, windows, batch_size)
-    report = AttentionEntropyAnalyzer(model).run(batches, name=model_name, progress=True)
-    report.metadata |= {"data": data, "data_sha256": held_out.sha256}
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        report.save(output / "entropy.json")
-        save_heatmap(report, output / "entropy.svg")
-    return report
+        raise ValueError(f"--context-length {context_length} exceeds the {positions} positions of {name}.")
+    return model
+
+
+def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
+    """Windows as the model takes them; a decoder beside an encoder reads the same text, one token later."""
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if model.config.is_encoder_decoder:
+        start = model.config.decoder_start_token_id
+        first = torch.full_like(input_ids[:, :1], model.config.bos_token_id if start is None else start)
+        inputs["decoder_input_ids"] = torch.cat((first, input_ids[:, :-1]), dim=1)
+    return inputs
+
+
+def parse_maximum(text: str) -> Maximum | float:
+    if text in MAXIMA:
+        return text  # type: ignore[return-value]
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"--maximum must be one of {', '.join(MAXIMA)}, or a positive number of nats; got {text!r}.")
+    return value
+
+
+def lines(reports: Sequence[EntropyReport], maximum: Maximum | float) -> Iterator[str]:
+    """What the terminal shows: each table, then each model against the first."""
+    for report in reports:
+        yield report.table(maximum) + "\n"
+    first, *others = reports
+    compared = {comparison.other.name: comparison for comparison in comparable(reports)}
+    for other in others:
+        if other.name in compared:
+            yield compared[other.name].table() + "\n"
+        else:
+            change = other.summary()["mean_entropy"] - first.summary()["mean_entropy"]
+            yield f"{other.name} against {first.name}: {change:+.2f} nats on average; other layers or heads\n"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from ..analysis.entropy import Maximum
+from ..analysis.capture import Method
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -46,26 +46,38 @@ def train(context: typer.Context) -> None:
 
 @app.command()
 def entropy(
-    model: Annotated[str, typer.Argument(help="A folder or Hub name of any transformers language model.")],
-    data: Annotated[str, typer.Option(help="'stdlib', a file or folder of text, or a Hub dataset.")] = "stdlib",
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub names of any transformers text models.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A file of text; or the held-out part of 'stdlib', a folder or a Hub dataset, as train splits it."
+        ),
+    ] = "stdlib",
     context_length: Annotated[int, typer.Option(help="Tokens a window.", min=2)] = 128,
     windows: Annotated[int, typer.Option(help="How many windows to average over.", min=1)] = 256,
     batch_size: Annotated[int, typer.Option(help="Windows a forward pass.", min=1)] = 16,
-    maximum: Annotated[Maximum, typer.Option(help="The entropy that counts as 100 %.")] = "causal",
-    output: Annotated[Path | None, typer.Option(help="Folder for entropy.json and entropy.svg.")] = None,
+    method: Annotated[Method, typer.Option(help="fused: O(T) memory; attentions: eager maps.")] = "auto",
+    maximum: Annotated[
+        str, typer.Option(help="The entropy that counts as 100 %: causal, observed, log_length, or nats.")
+    ] = "causal",
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, pictures, JSON and safetensors.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run modeling code that comes with the checkpoint.")] = False,
 ) -> None:
-    """Measure the mean attention entropy of every head, in nats, with its standard error.
+    """Measure the attention entropy of every head, in nats, with its uncertainty; compare several models.
 
-    Example: hf-lnfree entropy runs/demo/SM+G/seed-0 --output entropy-report
+    Example: hf-lnfree entropy runs/demo/SM+G/seed-0 runs/demo/SM+R/seed-0 --out entropy-report
     """
-    from .entropy import entropy_command
+    from .entropy import entropy_command, lines, parse_maximum
 
-    report = entropy_command(model, data, context_length, windows, batch_size, output, device, trust_remote_code)
-    console.print(report.table(maximum), highlight=False, soft_wrap=True)
-    if output is not None:
-        console.print(f"Wrote {output}/entropy.json and {output}/entropy.svg")
+    top = parse_maximum(maximum)
+    reports = entropy_command(
+        models, data, context_length, windows, batch_size, method, top, out, device, trust_remote_code
+    )
+    for text in lines(reports, top):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    if out is not None:
+        console.print(f"Report: {out / 'report.html'}")
 
 
 @app.command()

@@ -42,16 +42,16 @@ class AttentionProbe(TrainerCallback):
 
     def measure(self) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        report = AttentionEntropyAnalyzer(model).run(self.batches)
+        report = AttentionEntropyAnalyzer(model, replicates=0).run(self.batches)
         metrics: dict[str, float] = {
             f"entropy/layer_{layer:02d}": mean for layer, mean in enumerate(report.layer_means())
         }
-        metrics["entropy/mean"] = float(report.entropy.mean())
+        metrics["entropy/mean"] = float(report.entropy[report.heads].mean())
         metrics["entropy/overloaded"] = report.overloaded("causal")
         metrics["entropy/collapsed"] = report.collapsed("causal")
         metrics |= slope_metrics(model)
         metrics["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
-        metrics["nonfinite/parameters"] = sum(int((~p.detach().isfinite()).sum()) for p in model.parameters())
+        metrics["nonfinite/parameters"] = int(sum((~p.detach().isfinite()).sum() for p in model.parameters()))
         # Logging clears should_log, and the host's own loss of this step is still to come.
         should_log = self.trainer.control.should_log
         self.trainer.log(metrics)

@@ -124,9 +124,12 @@ def load_splits(args: DataArguments) -> tuple[Corpus, Corpus]:
     return corpus, load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column)
 
 
-def load_validation(args: DataArguments) -> TokenWindows:
-    """The held-out windows alone, for a tokenizer that exists; nothing is tokenised for training."""
-    _, validation = load_splits(args)
+def load_validation(args: DataArguments, everything: bool = False) -> TokenWindows:
+    """The held-out windows alone, or `everything`, for a tokenizer that exists; nothing is tokenised for training."""
+    if everything:
+        validation = load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column)
+    else:
+        _, validation = load_splits(args)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     folder = build_windows(validation, tokenizer, args.context_length, args.windows, cache_folder(args), "validation")
     return TokenWindows(folder, args.max_validation_windows)

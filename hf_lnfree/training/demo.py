@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..provenance import command, environment
 from .arguments import LNFreeTrainingArguments, ModelArguments
 from .data import DataArguments
 from .demo_report import DemoRun, summary_table, write_demo_report
-from .provenance import command, environment
 from .recipes import MAIN_ROWS
 from .run import train
 

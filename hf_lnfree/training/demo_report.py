@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.entropy import causal_bound
+from ..analysis.entropy_page import bucket_table
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
-from ..analysis.plots import curves, heatmaps, layer_dynamics
+from ..analysis.plots import curves, entropy_dynamics, heatmaps, save
 from ..analysis.report import Picture, Section, Table, write_report
-from .provenance import command
+from ..provenance import command
 from .statistics import estimate, relative_difference
 
 
@@ -94,7 +95,7 @@ def write_demo_report(folder: Path, runs: Sequence[DemoRun], table: Table) -> No
     ]
     title = "LayerNorm-free language models: four rows"
     write_report(folder / "report.html", title, "Report of hf-lnfree demo.", sections)
-    heatmaps([run.entropy for run in first.values()]).savefig(folder / "heatmaps.png", dpi=120)
+    save(heatmaps([run.entropy for run in first.values()]), folder / "heatmaps.png", [".png"])
 
 
 def outcome(example: DemoRun, table: Table) -> Section:
@@ -133,12 +134,8 @@ def head_entropies(first: dict[str, DemoRun]) -> Section:
 
 
 def dynamics(first: dict[str, DemoRun]) -> Picture:
-    panels = {
-        row: [run.curve(f"entropy/layer_{layer:02d}") for layer in range(len(run.entropy.entropy))]
-        for row, run in first.items()
-    }
     example = next(iter(first.values()))
-    figure = layer_dynamics(panels, "mean entropy (nats)", example.entropy.bound)
+    figure = entropy_dynamics({row: run.log for row, run in first.items()}, float(example.entropy.bound.max()))
     return Picture(figure, f"Held-out probe batch in eval mode, seed {example.seed}.")
 
 
@@ -158,15 +155,6 @@ def settings_and_hashes(runs: Sequence[DemoRun]) -> Section:
         [f"Command: {command()}"],
         details={name: json.dumps(block, indent=1) for name, block in blocks.items()},
     )
-
-
-def bucket_table(reports: Sequence[EntropyReport], maximum: Any, note: str) -> Table:
-    header = ["row", "0..max/4", "max/4..max/2", "max/2..3max/4", "3max/4..max", "max (nats)"]
-    rows = [
-        [r.name, *(f"{100 * share:.0f} %" for share in r.buckets(maximum).tolist()), f"{r.maximum(maximum):.2f}"]
-        for r in reports
-    ]
-    return Table(header, rows, f"Share of heads by quarter of the maximum entropy; {note}.")
 
 
 def published_perplexities(rows: Sequence[str]) -> Table:

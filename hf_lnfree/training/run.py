@@ -12,10 +12,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
-from ..analysis.plots import save_heatmap
+from ..analysis.plots import heatmaps, save
+from ..provenance import command, environment
 from .arguments import LNFreeTrainingArguments, ModelArguments
 from .data import DataArguments, TextData, TokenWindows, load_data
-from .provenance import command, environment
 from .trainer import LNFreeTrainer
 
 
@@ -79,7 +79,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         report = final_report(model, data.validation, args, model_args.row)
         if report is not None:
             report.save(folder / "entropy.json")
-            save_heatmap(report, folder / "entropy.svg")
+            save(heatmaps([report]), folder / "entropy.svg", [".svg"])
             results["overloaded_heads"] = report.overloaded("causal")
             results["collapsed_heads"] = report.collapsed("causal")
         text = json.dumps(results, indent=1, default=str).replace(str(Path.home()), "~")
@@ -148,5 +148,5 @@ def final_report(
     if not batches:
         return None
     report = AttentionEntropyAnalyzer(model).run(batches, name=name)
-    report.metadata |= {"data_sha256": windows.sha256, "seed": args.seed, "environment": environment()}
+    report.metadata |= {"windows_sha256": windows.sha256, "seed": args.seed}
     return report

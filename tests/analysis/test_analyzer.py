@@ -2,22 +2,37 @@
 
 import json
 import math
+from dataclasses import fields
 
+import datasets
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
-from hf_lnfree.analysis import causal_bound
+from hf_lnfree.analysis import causal_bound, compare_reports
 
 
-def reference(model, ids):
+def reference(model, ids, **inputs):
     """Per-row entropies [L, B, H, T] in float64, by the definition."""
     model = model.double()
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        maps = torch.stack(model(ids, output_attentions=True).attentions).double()
+        maps = torch.stack(model(ids, output_attentions=True, **inputs).attentions).double()
     return -(maps * maps.clamp_min(1e-300).log()).sum(-1)
+
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=atol)
 
 
 @pytest.fixture
@@ -25,18 +40,101 @@ def model(family):
     return family.model(activation="relu")
 
 
-def test_mean_and_standard_error_equal_the_definition(model, family):
+@pytest.mark.parametrize("method", ["auto", "fused", "attentions"])
+def test_statistics_equal_the_definition(model, method):
     ids = torch.randint(3, 99, (7, 12), generator=torch.Generator().manual_seed(1))
-    report = AttentionEntropyAnalyzer(model).run([ids[:3], ids[3:5], ids[5:]])
+    report = AttentionEntropyAnalyzer(model, method).run([ids[:3], ids[3:5], ids[5:]])
     rows = reference(model, ids)
     per_sequence = rows.mean(-1)  # equal lengths: the ratio estimator is the mean of means
-    torch.testing.assert_close(report.entropy, rows.mean((1, 3)), rtol=0, atol=1e-5)
-    expected = per_sequence.std(1) / 7**0.5
-    torch.testing.assert_close(report.standard_error, expected, rtol=1e-3, atol=1e-6)
+    close(report.entropy, rows.mean((1, 3)))
+    torch.testing.assert_close(report.standard_error, per_sequence.std(1) / 7**0.5, rtol=1e-3, atol=1e-6)
     share = rows[..., 1:] / torch.arange(2, 13).double().log()
-    torch.testing.assert_close(report.normalized, share.mean((1, 3)), rtol=0, atol=1e-5)
-    assert (report.rows, report.sequences, report.context_length) == (84, 7, 12)
-    assert report.bound == pytest.approx(causal_bound(12))
+    close(report.normalized, share.mean((1, 3)))
+    close(report.row_variance, rows.var((1, 3), correction=0))
+    close(report.row_minimum, rows.amin((1, 3)))
+    close(report.row_maximum, rows.amax((1, 3)))
+    assert (report.rows == 84).all()
+    assert (report.sequences, report.context_length) == (7, 12)
+    close(report.bound, torch.full((3, 4), causal_bound(12)))
+    assert len(report.modules) == 3
+    assert report.heads.all()
+
+
+def test_quantiles_strata_and_histogram(model):
+    ids = torch.randint(3, 99, (5, 12), generator=torch.Generator().manual_seed(1))
+    report = AttentionEntropyAnalyzer(model).run([ids[:3], ids[3:]])
+    rows = reference(model, ids).permute(0, 2, 1, 3)  # L H B T
+    assert (report.histogram.sum(-1) == 60).all()
+    levels = [0.05, 0.5, 0.9]
+    for by_layer, values in ((False, rows.flatten(2)), (True, rows.flatten(1))):
+        for level, quantile in zip(levels, report.quantiles(levels, by_layer), strict=True):
+            below, above = ((values <= quantile[..., None] + bin_).double().mean(-1) for bin_ in (-1 / 64, 1 / 64))
+            assert (below <= level).all()
+            assert (above >= level).all()
+    strata = [(0, 1), (1, 2), (2, 4), (4, 8), (8, 12)]  # positions 1, 2, 3-4, 5-8, 9-12
+    close(report.strata_entropy, torch.stack([rows[..., a:b].mean((2, 3)) for a, b in strata], -1))
+    logs = torch.arange(1, 13).double().log()
+    close(report.strata_bound[0, 0], torch.stack([logs[a:b].mean() for a, b in strata]))
+    assert report.strata_rows[0, 0].tolist() == [5, 5, 10, 20, 20]
+
+
+def test_bootstrap_replicates_are_as_spread_as_the_standard_error(model):
+    ids = torch.randint(3, 99, (64, 12), generator=torch.Generator().manual_seed(1))
+    report = AttentionEntropyAnalyzer(model, replicates=2000).run(ids.split(16))
+    close(report.replicates.mean(0), report.entropy, atol=5e-3)
+    torch.testing.assert_close(report.replicates.std(0), report.standard_error, rtol=0.15, atol=0)
+    for maximum in ("observed", "causal", "log_length", 2.0):
+        shares, intervals = report.buckets(maximum), report.bucket_intervals(maximum)
+        assert (intervals[:, 0] <= shares).all()
+        assert (shares <= intervals[:, 1]).all()
+    again = AttentionEntropyAnalyzer(model, replicates=2000).run(ids.split(16))
+    assert torch.equal(again.replicates, report.replicates)
+    alone = AttentionEntropyAnalyzer(model).run([ids[:1]])
+    assert alone.bucket_intervals().isnan().all()
+
+
+def test_comparison_pairs_what_saw_the_same_batches(model, family):
+    ids = torch.randint(3, 99, (48, 12), generator=torch.Generator().manual_seed(1)).split(16)
+    before = AttentionEntropyAnalyzer(model).run(ids, name="before")
+    rows = reference(model, torch.cat(ids))
+    model.float().set_attn_implementation("sdpa")
+    same = compare_reports(before, AttentionEntropyAnalyzer(model).run(ids, name="same"))
+    assert same.paired
+    assert not same.moved.any()
+    with torch.no_grad():  # queries of one layer, a little longer: its entropies fall
+        name = "attn.c_attn" if family.name == "gpt2" else "attention.query_key_value"
+        family.block_list(model)[1].get_submodule(name).weight.mul_(1.05)
+    after = AttentionEntropyAnalyzer(model).run(ids, name="after")
+    comparison = compare_reports(before, after)
+    change = reference(model, torch.cat(ids)) - rows
+    close(comparison.difference, change.mean((1, 3)))
+    torch.testing.assert_close(comparison.standard_error[1:], (change.mean(-1).std(1) / 48**0.5)[1:], rtol=0.25, atol=0)
+    assert not comparison.moved[0].any()
+    assert comparison.moved[1].any()
+    assert "after against before" in str(comparison)
+    assert "layer 1 head" in str(comparison)
+    model.float().set_attn_implementation("sdpa")
+    unpaired = compare_reports(before, AttentionEntropyAnalyzer(model).run([i + 0 for i in reversed(ids)]))
+    assert not unpaired.paired
+    assert (unpaired.standard_error[1] > comparison.standard_error[1]).all()
+    with pytest.raises(ValueError, match="3 x 4 and 2 x 4"):
+        compare_reports(before, AttentionEntropyAnalyzer(family.model(num_hidden_layers=2)).run(ids))
+
+
+def test_texts_and_datasets(model, cache_dir, corpus):
+    from hf_lnfree.training.data import DataArguments, load_data
+
+    tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
+    texts = ["def f(x):\n    return x", "", "import os"] * 5
+    model.resize_token_embeddings(len(tokenizer))
+    options = {"tokenizer": tokenizer, "context_length": 10, "batch_size": 4}
+    report = AttentionEntropyAnalyzer(model).run(texts, **options)
+    singles = [torch.tensor([tokenizer(text)["input_ids"][:10]]) for text in texts if text]
+    expected = AttentionEntropyAnalyzer(model).run(singles)
+    close(report.entropy, expected.entropy)
+    assert report.sequences == 10
+    dataset = datasets.Dataset.from_dict({"code": texts})
+    close(AttentionEntropyAnalyzer(model).run(dataset, text_column="code", **options).entropy, report.entropy)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -56,8 +154,9 @@ def test_padding_does_not_count(model, side, input_ids):
     padded = AttentionEntropyAnalyzer(model).run([batch])
     torch.testing.assert_close(padded.entropy, plain.entropy, rtol=0, atol=1e-5)
     torch.testing.assert_close(padded.normalized, plain.normalized, rtol=0, atol=1e-5)
-    assert padded.rows == plain.rows
-    assert padded.bound == pytest.approx(plain.bound)
+    close(padded.strata_entropy, plain.strata_entropy)
+    assert torch.equal(padded.rows, plain.rows)
+    close(padded.bound, plain.bound)
 
 
 def test_leaves_the_model_as_it_was_also_after_an_error(model, input_ids):
@@ -94,7 +193,42 @@ def test_other_families_causal_and_bidirectional(input_ids):
         report = AttentionEntropyAnalyzer(model).run([input_ids])
         assert report.entropy.shape == (2, 4)
         torch.testing.assert_close(report.entropy, reference(model, input_ids).mean((1, 3)), rtol=0, atol=1e-5)
-        assert report.bound == pytest.approx(bound)
+        close(report.bound, torch.full((2, 4), bound))
+
+
+def test_windows_bound_their_layers(input_ids):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=4)
+    report = AttentionEntropyAnalyzer(MistralForCausalLM(config)).run([input_ids])
+    expected = torch.arange(1, 13).clamp_max(4).double().log().mean()
+    close(report.bound, torch.full((2, 4), float(expected)))
+    assert report.context_length == 4
+
+
+def test_encoder_decoders_have_three_kinds_of_attention():
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+    config = BartConfig(vocab_size=99, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, init_std=0.3, **sizes)
+    model = BartModel(config)
+    ids, mask = torch.randint(3, 99, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :5]}
+    report = AttentionEntropyAnalyzer(model).run([batch])
+    assert report.modules == [
+        "encoder.layers.0.self_attn", "encoder.layers.1.self_attn",
+        "decoder.layers.0.self_attn", "decoder.layers.0.encoder_attn",
+    ]  # fmt: skip
+    assert report.heads.tolist() == [[True] * 4] * 2 + [[True] * 2 + [False] * 2] * 2
+    assert report.rows.tolist() == [[15] * 4] * 2 + [[10, 10, 0, 0]] * 2
+    model.double().set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model.eval()(**batch, output_attentions=True)
+    encoder = torch.special.entr(out.encoder_attentions[1]).sum(-1)  # B H Q
+    close(report.entropy[1], torch.cat([encoder[0], encoder[1, :, :6]], -1).mean(-1))
+    close(report.entropy[3, :2], torch.special.entr(out.cross_attentions[0]).sum(-1).mean((0, 2)))
+    close(report.bound[3, :2], torch.full((2,), (math.log(9) + math.log(6)) / 2))
+    assert report.buckets().sum() == 1
+    assert "decoder" not in str(report)
 
 
 def test_nothing_to_analyse_is_an_error(model):
@@ -102,22 +236,41 @@ def test_nothing_to_analyse_is_an_error(model):
         AttentionEntropyAnalyzer(model).run([])
 
 
-def test_report_round_trip_table_and_picture(model, input_ids, tmp_path):
-    from hf_lnfree.analysis.plots import save_heatmap
+def test_flags_say_why(model, input_ids):
+    report = AttentionEntropyAnalyzer(model).run([input_ids])
+    report.entropy[:] = report.bound * 0.5
+    report.entropy[0, 1] = report.bound[0, 1] * 0.9
+    report.entropy[2, 3] = report.bound[2, 3] * 0.24
+    report.standard_error[:] = 0.01
+    report.standard_error[2, 3] = 0.2
+    report.nonfinite_rows[1, 0] = 3
+    flags = {(f.layer, f.head): f for f in report.flags()}
+    assert [f.kind for f in flags.values()] == ["overloaded", "not finite", "collapsed"]
+    assert flags[0, 1].reason == "1.50 nats is 90 % of 1.67 (above 75 %), ± 0.02"
+    assert flags[1, 0].reason == "3 of 24 rows are NaN or infinite"
+    assert flags[2, 3].reason.endswith("(at most 25 %), ± 0.39, which reaches the threshold")
+    assert [f.kind for f in report.flags(report.bound[0, 0].item() * 10)].count("collapsed") == 11
 
+
+def test_report_round_trip_and_table(model, input_ids, tmp_path):
     report = AttentionEntropyAnalyzer(model).run([input_ids], name="tiny")
     report.standard_error[0, 0] = math.nan
     report.metadata["seed"] = 3
     report.save(tmp_path / "r.json")
-    json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)  # strict JSON: no NaN literal
+    text = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)  # strict JSON: no NaN literal
+    assert text["standard_error"][0][0] is None
+    assert text["summary"]["buckets"]["causal"]["shares"] == report.buckets("causal").tolist()
+    assert text["metadata"]["environment"]["torch"] == torch.__version__
+    assert len(text["metadata"]["data_sha256"]) == 64
     loaded = EntropyReport.load(tmp_path / "r.json")
-    for name in ("entropy", "standard_error", "normalized", "nonfinite_rows"):
-        torch.testing.assert_close(
-            getattr(loaded, name).double(), getattr(report, name).double(), rtol=0, atol=0, equal_nan=True
-        )
-    assert (loaded.name, loaded.bound, loaded.metadata) == (report.name, report.bound, {"seed": 3})
+    for field in fields(EntropyReport):
+        ours, theirs = getattr(report, field.name), getattr(loaded, field.name)
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert theirs == ours
     assert "tiny: mean attention entropy in nats (measured)" in str(loaded)
     assert f"{float(report.entropy[2, 3]):.2f}" in str(loaded)
-    save_heatmap(loaded, tmp_path / "r.svg")
-    svg = (tmp_path / "r.svg").read_text()
-    assert all(f">{value:.2f}<" in svg for value in report.entropy.flatten().tolist())
+    (tmp_path / "r.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"r\.safetensors beside it are no entropy report"):
+        EntropyReport.load(tmp_path / "r.json")

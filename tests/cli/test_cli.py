@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.train import parse_arguments
@@ -33,7 +34,7 @@ def yaml_file(corpus, cache_dir, tmp_path):
     [
         ([], ["train", "entropy", "demo"]),
         (["train"], ["CONFIG.yaml", "--config_overrides", "--probe_steps", "--slope_weight_decay", "--windows"]),
-        (["entropy"], ["--context-length", "--output", "--trust-remote-code"]),
+        (["entropy"], ["models", "--context-length", "--method", "--maximum", "--out", "--trust-remote-code"]),
         (["demo"], ["--seeds", "--output-dir", "SM+LN+G"]),
     ],
 )
@@ -58,14 +59,42 @@ def test_train_then_entropy(yaml_file, corpus, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
     assert "SM+G: eval perplexity" in capsys.readouterr().out
-    assert main(
-        ["entropy", str(folder), "--data", str(corpus), "--context-length", "32", "--output", str(tmp_path / "e")]
-    ) == 0  # fmt: skip
+    data = ["--data", str(corpus), "--context-length", "32"]
+    assert main(["entropy", str(folder), str(folder), *data, "--out", str(tmp_path / "e"), "--windows", "6"]) == 0
     out = capsys.readouterr().out
     assert "mean attention entropy in nats (measured)" in out
-    report = json.loads((tmp_path / "e" / "entropy.json").read_text())
+    assert "0 of 4 heads moved (simultaneous 95 % interval, paired by sequence)" in out
+    report = json.loads(next((tmp_path / "e").glob("*.json")).read_text())
     assert f"{report['entropy'][1][1]:.2f}" in out
-    assert (tmp_path / "e" / "entropy.svg").read_text().startswith("<?xml")
+    names = {path.name for path in (tmp_path / "e").iterdir()}
+    pictures = {"heatmaps", "differences", "distributions", "positions", "buckets"}
+    assert {f"{name}.{suffix}" for name in pictures for suffix in ("svg", "png")} | {"report.html"} <= names
+    one_file = [*data[2:], "--data", str(next(corpus.glob("*.py"))), "--maximum", "2.5", "--method", "attentions"]
+    assert main(["entropy", str(folder), *one_file]) == 0
+    assert "heads by quarter of 2.50 nats (2.5)" in capsys.readouterr().out
+
+
+def test_entropy_of_other_families(corpus, tmp_path, yaml_file, capsys):
+    """Encoders, and a decoder beside an encoder: any checkpoint of AutoModel with a tokenizer."""
+    assert main(["train", str(yaml_file), "--output_dir", str(tmp_path / "out")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 1}
+    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    t5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+    BertForMaskedLM(BertConfig(**sizes, **bert)).save_pretrained(tmp_path / "bert")
+    T5ForConditionalGeneration(T5Config(**sizes, **t5)).save_pretrained(tmp_path / "t5")
+    for name in ("bert", "t5"):
+        tokenizer.save_pretrained(tmp_path / name)
+    capsys.readouterr()
+    data = ["--data", str(corpus), "--context-length", "16", "--windows", "4", "--out", str(tmp_path / "e")]
+    models = [str(tmp_path / name) for name in ("out", "bert", "t5")]
+    assert main(["entropy", *models, *data]) == 0
+    out = capsys.readouterr().out
+    assert "bert against out" in out
+    assert "t5 against out" in out
+    assert "other layers or heads" in out  # six attention modules against two
+    assert main(["entropy", models[1], *data, "--maximum", "large"]) == 1
+    assert "--maximum must be one of" in capsys.readouterr().err
 
 
 def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):

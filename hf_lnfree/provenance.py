@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..version import __version__
+from .version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
 

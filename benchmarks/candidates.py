@@ -1,0 +1,161 @@
+"""What is timed: for each benchmark its candidates, the peer first, and how many rounds they take."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+Candidates = dict[str, Callable[[], object]]
+
+
+def activation_candidates(device: str) -> Candidates:
+    """Forward and backward of leaky ReLUs with a learnable slope on [8, 128, 3072] float32; the peer is F.relu."""
+    from hf_lnfree.models import leaky_relu
+
+    x = torch.randn(8, 128, 3072, device=device, requires_grad=True)
+    slope = torch.full((1,), 0.01, device=device, requires_grad=True)
+    grad = torch.randn(8, 128, 3072, device=device)
+
+    def step(function: Callable) -> Callable[[], None]:
+        def run() -> None:
+            x.grad = slope.grad = None
+            function(x).backward(grad)
+
+        return run
+
+    return {
+        "F.relu": step(F.relu),
+        "hf_lnfree.leaky_relu": step(lambda x: leaky_relu(x, slope)),
+        "F.prelu": step(lambda x: F.prelu(x, slope)),
+        "torch.where": step(lambda x: torch.where(x > 0, x, slope * x)),
+    }
+
+
+def model_candidates(device: str) -> Candidates:
+    """One training step (forward and backward) of a 4-layer GPT-2, d 512, on [4, 128] tokens; the peer is stock."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hf_lnfree import LNFreeGPT2Config, LNFreeGPT2ForCausalLM
+
+    sizes = {"n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
+    ids = torch.randint(0, 4096, (4, 128), device=device)
+
+    def step(model: torch.nn.Module) -> Callable[[], None]:
+        model = model.to(device).train()
+
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            model(ids, labels=ids, use_cache=False).loss.backward()
+
+        return run
+
+    def ours(**fields) -> Callable[[], None]:
+        return step(LNFreeGPT2ForCausalLM(LNFreeGPT2Config(**sizes, **fields)))
+
+    return {
+        "transformers.GPT2": step(GPT2LMHeadModel(GPT2Config(**sizes))),
+        "layernorm, gelu_new": ours(norm="layernorm"),
+        "none, gelu": ours(activation_function="gelu"),
+        "none, relu": ours(activation_function="relu"),
+        "none, learnable_leaky_relu": ours(activation_function="learnable_leaky_relu"),
+    }
+
+
+HEADS, WIDTH = 12, 64  # of GPT-2 small
+
+
+def attention_inputs(length: int, device: str) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(1, HEADS, length, WIDTH, generator=g).to(device) for _ in range(3)]
+
+
+def eager_entropy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eager attention with its map, and the study's -nansum(p ln p)."""
+    logits = query @ key.mT / WIDTH**0.5
+    logits = logits + torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min).triu(1)
+    probabilities = logits.softmax(-1)
+    return probabilities @ value, -torch.nansum(probabilities * torch.log(probabilities), dim=-1)
+
+
+def attention_candidates(length: int, eager: bool) -> Callable[[str], Candidates]:
+    def candidates(device: str) -> Candidates:
+        from hf_lnfree.analysis import fused_attention_entropy
+
+        q, k, v = attention_inputs(length, device)
+        found: Candidates = {
+            "sdpa, no entropy": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            "fused entropy": lambda: fused_attention_entropy(q, k, is_causal=True),
+            "fused entropy and output": lambda: fused_attention_entropy(q, k, v, is_causal=True),
+        }
+        if eager:
+            found["eager map and -nansum(p ln p)"] = lambda: eager_entropy(q, k, v)
+        return found
+
+    candidates.__doc__ = f"Causal attention forward, B 1, H {HEADS}, T {length}, d {WIDTH}, float32; the peer is sdpa."
+    return candidates
+
+
+def gpt2_small(device: str) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config()).to(device).eval()
+
+
+def whole_model_candidates(device: str) -> Candidates:
+    """Forward of GPT-2 small on [1, 1024] tokens, float32, sdpa; the peer records nothing."""
+    from hf_lnfree.analysis import record_attention_entropy
+
+    model = gpt2_small(device)
+    ids = torch.randint(0, 50257, (1, 1024), device=device)
+
+    @torch.no_grad()
+    def plain() -> None:
+        model(ids, use_cache=False)
+
+    def recorded() -> None:
+        with record_attention_entropy(model):
+            plain()
+
+    @torch.no_grad()
+    def eager() -> None:
+        model.set_attn_implementation("eager")
+        attentions = model(ids, use_cache=False, output_attentions=True).attentions
+        [-torch.nansum(p * torch.log(p), dim=-1) for p in attentions]
+        model.set_attn_implementation("sdpa")
+
+    return {"forward": plain, "forward with entropies": recorded, "eager maps and -nansum(p ln p)": eager}
+
+
+def probe_candidates(device: str) -> Candidates:
+    """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one measurement of the probe on
+    16 windows: at N=100 the probe costs a hundredth of the ratio."""
+    from types import SimpleNamespace
+
+    from hf_lnfree import LNFreeGPT2ForCausalLM, paper_config
+    from hf_lnfree.training.callbacks import AttentionProbe
+
+    model = LNFreeGPT2ForCausalLM(paper_config("gpt2", "SM+LearnableR-layer")).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.randint(0, 50257, (16, 128), device=device)
+    accelerator = SimpleNamespace(unwrap_model=lambda m: m)
+    trainer = SimpleNamespace(
+        accelerator=accelerator, model=model, log=lambda metrics: None, control=SimpleNamespace(should_log=False)
+    )
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+
+    return {"training step": step, "attention probe": AttentionProbe(trainer, [ids], 100).measure}  # type: ignore[arg-type]
+
+
+BENCHMARKS: dict[str, tuple[Callable[[str], Candidates], int]] = {
+    "activations": (activation_candidates, 40),
+    "training_step": (model_candidates, 40),
+    "attention-512": (attention_candidates(512, eager=True), 40),
+    "attention-2048": (attention_candidates(2048, eager=True), 15),
+    "attention-8192": (attention_candidates(8192, eager=False), 5),
+    "whole_model": (whole_model_candidates, 10),
+    "probe": (probe_candidates, 5),
+}

@@ -1,0 +1,158 @@
+r"""Streaming sums over rows and sequences, from which an `EntropyReport` follows; they stay on the model's device.
+
+Sequences, not rows, are independent. Standard errors are those of a ratio of sums over sequences; for everything that
+is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence counts Poisson(1)
+times instead of once, so that nothing but their sums is kept (Chamandy et al., Estimating Uncertainty for Massive Data
+Streams, 2012).
+
+Shapes: L attention modules, B batch, H heads, Q queries, N bins, S strata, R replicates.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .entropy import normalized_entropy
+from .fused import RowEntropies
+
+BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
+STRATA = 24  # position p (from 1) stands in stratum ceil(log2 p): 1, 2, 3-4, 5-8, ...
+
+
+class EntropyTotals:
+    """
+    Args:
+        replicates: how many bootstrap replicates R; 0 for none.
+        seed: of the bootstrap. Reports on the same batches with the same seed and R can be compared pairwise.
+    """
+
+    def __init__(self, replicates: int = 200, seed: int = 0):
+        self.replicates, self.generator = replicates, torch.Generator().manual_seed(seed)
+        self.modules: list[str] = []
+        self.sums: dict[str, Tensor] = {}
+        self.sequences: Tensor | int = 0
+
+    def add(self, rows: dict[str, RowEntropies], tokens: Sequence[Tensor]) -> None:
+        """
+        Args:
+            rows: by attention module, entropy [B, H, Q] and support [B or 1, H or 1, Q].
+            tokens: for each of them, [B, Q] bool: which queries count.
+
+        Raises:
+            ValueError: another batch had other attention modules.
+        """
+        if self.modules and list(rows) != self.modules:
+            raise ValueError(f"Batches differ in the attention modules that they call: {self.modules}, {list(rows)}.")
+        self.modules = list(rows)
+        entropies = [r.entropy for r in rows.values()]
+        weights = torch.poisson(torch.ones(len(entropies[0]), self.replicates), generator=self.generator)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for layer, entropy in enumerate(entropies):
+            groups.setdefault(tuple(entropy.shape), []).append(layer)
+        heads = max(entropy.shape[1] for entropy in entropies)
+        supports = [r.support.expand_as(r.entropy) for r in rows.values()]
+        for layers in groups.values():
+            parts = ([x[i] for i in layers] for x in (entropies, supports, tokens))
+            self._add_group(layers, heads, *(torch.stack(part) for part in parts), weights)  # type: ignore[call-arg]
+        self.sequences = self.sequences + torch.stack([t.any(-1) for t in tokens]).any(0).sum()
+
+    def _add_group(
+        self, layers: list[int], heads: int, entropy: Tensor, support: Tensor, tokens: Tensor, weights: Tensor
+    ) -> None:
+        """Layers of one shape: entropy and support [L, B, H, Q], tokens [L, B, Q], weights [B, R]."""
+        dtype = torch.float32 if entropy.device.type == "mps" else torch.float64
+        entropy, tokens = entropy.to(dtype), tokens[:, :, None].expand_as(support)
+        counted = tokens & (support > 0)
+        finite = entropy.isfinite() & counted
+        h = entropy.where(counted, 0.0)
+        log_support = support.to(dtype).log().where(counted, 0.0)
+        choice = counted & (support > 1)
+        share = normalized_entropy(entropy, support).where(choice, 0.0)
+        s, n = h.sum(-1), counted.sum(-1, dtype=dtype)  # of each sequence: L B H
+
+        def by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
+            """L H size: values [L, B, H, Q] added up by their index."""
+            layers, _, heads, _ = values.shape
+            flat = (x.transpose(1, 2).flatten(2) for x in (index, values))
+            return values.new_zeros(layers, heads, size).scatter_add_(2, *flat)
+
+        bins = (entropy.nan_to_num() * BINS_PER_NAT).clamp(0, BINS - 1).long()
+        strata = tokens.cumsum(-1).clamp_min(1).to(dtype).log2().ceil().long().clamp_max(STRATA - 1)
+        weights = weights.to(entropy.device, dtype)
+        sums = {
+            "rows": counted.sum((1, 3)),
+            "masked_rows": (tokens & ~counted).sum((1, 3)),
+            "nonfinite_rows": (counted & ~finite).sum((1, 3)),
+            "s": s.sum(1),
+            "n": n.sum(1),
+            "ss": s.square().sum(1),
+            "sn": (s * n).sum(1),
+            "nn": n.square().sum(1),
+            "squares": h.square().sum((1, 3)),
+            "bound": log_support.sum((1, 3)),
+            "share": share.sum((1, 3)),
+            "choice": choice.sum((1, 3)),
+            "histogram": by_index(finite.long(), bins, BINS),
+            "strata_s": by_index(h, strata, STRATA),
+            "strata_bound": by_index(log_support, strata, STRATA),
+            "strata_rows": by_index(counted.long(), strata, STRATA),
+            "replicates_s": torch.einsum("br,lbh->lhr", weights, s),
+            "replicates_n": torch.einsum("br,lbh->lhr", weights, n),
+        }
+        for key, value in sums.items():
+            self._total(key, heads, value, 0)[layers, : value.shape[1]] += value
+        extremes = {
+            "minimum": (torch.minimum, entropy.where(counted, math.inf).amin((1, 3)), math.inf),
+            "maximum": (torch.maximum, entropy.where(counted, -math.inf).amax((1, 3)), -math.inf),
+            "length": (torch.maximum, support.where(counted, 0).amax((1, 3)), 0),
+        }
+        for key, (combine, value, empty) in extremes.items():
+            total = self._total(key, heads, value, empty)
+            total[layers, : value.shape[1]] = combine(total[layers, : value.shape[1]], value)
+
+    def _total(self, key: str, heads: int, like: Tensor, start: float) -> Tensor:
+        if key not in self.sums:
+            shape = (len(self.modules), heads, *like.shape[2:])
+            self.sums[key] = torch.full(shape, start, dtype=like.dtype, device=like.device)
+        return self.sums[key]
+
+    def fields(self) -> dict[str, Any]:
+        """The measured fields of an `EntropyReport`, on the CPU; a head that a layer lacks is NaN with 0 rows."""
+        t = {key: value.cpu() for key, value in self.sums.items()}
+        n = t["n"]
+        mean = t["s"] / n
+        # Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B/(B-1).
+        residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
+        sequences = int(self.sequences)
+        factor = sequences / (sequences - 1) if sequences > 1 else math.nan
+        filled, reached = _last(t["histogram"]), _last(t["strata_rows"])
+        strata_rows = t["strata_rows"][..., :reached]
+        return {
+            "modules": self.modules,
+            "entropy": mean,
+            "standard_error": (factor * residual).sqrt() / n,
+            "normalized": t["share"] / t["choice"],
+            "bound": t["bound"] / n,
+            "row_variance": (t["squares"] / n - mean.square()).clamp_min(0),
+            "row_minimum": t["minimum"],
+            "row_maximum": t["maximum"],
+            "rows": t["rows"],
+            "masked_rows": t["masked_rows"],
+            "nonfinite_rows": t["nonfinite_rows"],
+            "histogram": t["histogram"][..., :filled],
+            "strata_entropy": t["strata_s"][..., :reached] / strata_rows,
+            "strata_bound": t["strata_bound"][..., :reached] / strata_rows,
+            "strata_rows": strata_rows,
+            "replicates": (t["replicates_s"] / t["replicates_n"]).permute(2, 0, 1).contiguous(),
+            "sequences": sequences,
+            "context_length": int(t["length"].max()),
+        }
+
+
+def _last(counts: Tensor) -> int:
+    """How many bins up to the last one that holds anything."""
+    filled = counts.sum((0, 1)).nonzero()
+    return int(filled.max()) + 1 if len(filled) else 0
