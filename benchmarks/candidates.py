@@ -136,7 +136,7 @@ def probe_candidates(device: str) -> Candidates:
 
     model = LNFreeGPT2ForCausalLM(paper_config("gpt2", "SM+LearnableR-layer")).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters())
-    ids = torch.randint(0, 50257, (16, 128), device=device)
+    ids = torch.randint(0, model.config.vocab_size, (16, 128), device=device)
     accelerator = SimpleNamespace(unwrap_model=lambda m: m)
     trainer = SimpleNamespace(
         accelerator=accelerator, model=model, log=lambda metrics: None, control=SimpleNamespace(should_log=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import Problem, blocks, choose
+from .kernels import HIDDEN, Problem, blocks, choose
 
 
 class RowEntropies(NamedTuple):
@@ -44,8 +44,9 @@ def fused_attention_entropy(
     Entropy of every attention row, $H_i = -\sum_j p_{ij} \ln p_{ij}$, in O(K) memory a query block.
 
     Half-precision inputs are computed in float32. In float32 the absolute error at logits of standard deviation 1, 10,
-    100 and 1000 stays below 1e-5, 4e-5, 4e-4 and 4e-3 nats with "cpu_flash", and below 1e-5, 1e-5, 1e-4 and 1e-3 with
-    "chunked" (T up to 2048). Nothing here carries a gradient: see `attention_entropy_with_grad`.
+    100 and 1000 stays below 1e-5, 1e-5, 1e-4 and 1e-3 nats with "chunked" (T up to 2048), which "auto" takes on the CPU
+    up to 1024 keys, and below 1e-5, 4e-5, 4e-4 and 4e-3 with the faster "cpu_flash" beyond. Nothing here carries a
+    gradient: see `attention_entropy_with_grad`.
 
     Args:
         query: [B, H, Q, D].
@@ -58,8 +59,8 @@ def fused_attention_entropy(
         sinks: [H] logits that take part in the softmax and stand for no key (attention sinks). The entropy is that of
             the remaining probabilities, whose sum is below 1.
         softcap: logits become `softcap * tanh(logits / softcap)` before mask and bias.
-        backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the first of them that can; "flex" is compiled
-            for a GPU at its first call, which pays for many calls of one shape.
+        backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the best of them that can; "flex" is
+            compiled for a GPU at its first call, which pays for many calls of one shape.
 
     Raises:
         ValueError: gradients are asked of it, shapes or options do not fit, or the back end cannot do what is asked.
@@ -82,7 +83,8 @@ def fused_attention_entropy(
         support = _support(problem)
         rows = support > 0
         entropy = entropy.where(rows, 0.0)
-        output = None if output is None else output.where(rows[..., None], 0.0).to(query.dtype)
+        if output is not None:
+            output = (output if problem.visible is None else output.where(rows[..., None], 0.0)).to(query.dtype)
         return RowEntropies(entropy, support, output)
 
 
@@ -165,14 +167,12 @@ class _Entropy(torch.autograd.Function):
         query, key, mask = ctx.saved_tensors
         p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale)
         grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
-        for rows, logits in blocks(p):
-            seen = logits != -math.inf
-            probability = logits.softmax(-1).where(seen, 0.0)  # a fully masked row has no gradient
-            finite = logits.where(seen, 0.0)
-            expected = (probability * finite).sum(-1, keepdim=True)
-            grad_logits = -grad[:, :, rows, None] * probability * (finite - expected) * p.scale
-            grad_query[:, :, rows] = grad_logits @ p.key
-            grad_key += grad_logits.mT @ p.query[:, :, rows]
+        for items, rows, keys, logits in blocks(p):
+            probability = logits.softmax(-1).where(logits > HIDDEN / 2, 0.0)  # a fully masked row has no gradient
+            expected = (probability * logits).sum(-1, keepdim=True)
+            grad_logits = -grad[items, :, rows, None] * probability * (logits - expected) * p.scale
+            grad_query[items, :, rows] = grad_logits @ p.key[items, :, keys]
+            grad_key[items, :, keys] += grad_logits.mT @ p.query[items, :, rows]
         groups = query.shape[1] // key.shape[1]
         grad_key = grad_key.unflatten(1, (-1, groups)).sum(2)
         # Logits are those of centred keys: what centring takes off cancels, since a row's grad_logits add up to zero.

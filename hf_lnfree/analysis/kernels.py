@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "flex", "chunked")
-BLOCK_BYTES = 2**25  # of one block of logits
+BLOCK_BYTES = 2**20  # of one block of logits, on a CPU
+FEWEST_ROWS = 16  # of one block
+LONG = 1024  # keys, above which the flash kernel of the CPU is faster than blocks, which are more exact
+HIDDEN = -1e30  # a logit whose weight is 0, and 0 times it as well
 
 
 class Problem(NamedTuple):
@@ -58,6 +61,8 @@ def _cpu_flash(p: Problem) -> Solved:
     if p.value is None:
         return _entropy(p, lse, mean_key), lse, None
     width, value = p.key.shape[-1], p.value
+    if value.shape[-1] == width:
+        return _entropy(p, lse, mean_key), lse, attend(value)[0]
     pieces = [F.pad(v, (0, width - v.shape[-1])) for v in value.split(width, dim=-1)]
     output = torch.cat([attend(piece)[0] for piece in pieces], dim=-1)[..., : value.shape[-1]]
     return _entropy(p, lse, mean_key), lse, output
@@ -105,42 +110,63 @@ def compiled_flex_attention() -> Callable:
 
 
 def _chunked(p: Problem) -> Solved:
-    """Blocks of queries with plain tensor operations: every option, every device."""
-    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for _, logits in blocks(p):
+    """Blocks of queries with plain tensor operations: every option, every device, one pass over the keys."""
+    entropy, lse = p.query.new_empty(2, *p.query.shape[:3])
+    output = None if p.value is None else p.value.new_empty(*p.query.shape[:3], p.value.shape[-1])
+    for items, rows, keys, logits in blocks(p):
         top = logits.amax(-1, keepdim=True)
-        logits = logits - top  # H = lse - E is the same for shifted logits, and small numbers cancel less
-        lse = logits.logsumexp(-1)
-        probability = logits.softmax(-1)
-        entropy = lse - (probability * logits.where(logits != -math.inf, 0.0)).sum(-1)
-        parts.append((entropy, lse + top[..., 0], None if p.value is None else probability @ p.value))
-    entropy, lse = (torch.cat([part[i] for part in parts], dim=2) for i in (0, 1))  # type: ignore[misc]
-    output = None if p.value is None else torch.cat([part[2] for part in parts], dim=2)  # type: ignore[misc]
+        logits -= top  # H = lse - E is the same for shifted logits, and small numbers cancel less
+        weights = logits.exp()
+        total = weights.sum(-1)
+        if output is not None and p.value is not None:
+            output[items, :, rows] = (weights @ p.value[items, :, keys]) / total[..., None]
+        log_total = total.log()
+        entropy[items, :, rows] = log_total - weights.mul_(logits).sum(-1) / total
+        lse[items, :, rows] = log_total + top[..., 0]
     return entropy, lse, output
 
 
-def blocks(p: Problem) -> Iterator[tuple[slice, Tensor]]:
-    """Logits [B, H, block, K] of consecutive blocks of queries, hidden keys at -inf."""
-    queries, keys = p.query.shape[2], p.key.shape[2]
-    row_bytes = p.query.shape[0] * p.query.shape[1] * keys * p.query.element_size()
-    size = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, queries, size):
-        rows = slice(start, min(start + size, queries))
-        logits = p.scale * (p.query[:, :, rows] @ p.key.mT)
-        if p.softcap is not None:
-            logits = p.softcap * torch.tanh(logits / p.softcap)
-        if p.bias is not None:
-            logits = logits + _rows(p.bias, rows)
-        if p.visible is not None:
-            logits = logits.masked_fill(~_rows(p.visible, rows), -math.inf)
-        elif p.is_causal:
-            position = torch.arange(rows.start, rows.stop, device=logits.device)
-            logits = logits.masked_fill(torch.arange(keys, device=logits.device) > position[:, None], -math.inf)
-        yield rows, logits
+def blocks(p: Problem) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """
+    Logits of some batch items, consecutive queries and the keys they may reach; hidden keys at `HIDDEN`.
+
+    A block is small enough to stay in the cache of a CPU, and on a GPU large enough to keep it busy.
+    """
+    (batch, heads, queries, _), keys = p.query.shape, p.key.shape[2]
+    row = heads * keys * p.query.element_size()
+    budget = BLOCK_BYTES if p.query.device.type == "cpu" else 64 * BLOCK_BYTES
+    count = min(batch, max(1, budget // (row * min(queries, FEWEST_ROWS))))
+    size = max(min(queries, FEWEST_ROWS), budget // (row * count))
+    for first in range(0, batch, count):
+        items = slice(first, first + count)
+        for start in range(0, queries, size):
+            rows = slice(start, min(start + size, queries))
+            seen = slice(0, min(rows.stop, keys) if p.is_causal else keys)
+            logits = (p.scale * p.query[items, :, rows]) @ p.key[items, :, seen].mT
+            if p.softcap is not None:
+                logits = p.softcap * torch.tanh(logits / p.softcap)
+            if p.bias is not None:
+                logits += _part(p.bias, items, rows, seen)
+            if p.visible is not None:
+                logits.masked_fill_(~_part(p.visible, items, rows, seen), HIDDEN)
+            elif p.is_causal:
+                diagonal = logits[..., rows.start :]
+                later = torch.ones(diagonal.shape[-2:], dtype=torch.bool, device=logits.device).triu_(1)
+                diagonal.masked_fill_(later, HIDDEN)
+            yield items, rows, seen, logits
 
 
-def _rows(x: Tensor, rows: slice) -> Tensor:
-    return x if x.dim() < 2 or x.shape[-2] == 1 else x[..., rows, :]
+def _part(x: Tensor, items: slice, rows: slice, keys: slice) -> Tensor:
+    """The same block of a mask that broadcasts to [B, H, Q, K]."""
+    x = x[(None,) * (4 - x.dim())]
+    everything = slice(None)
+    batch, _, queries, width = x.shape
+    return x[
+        items if batch > 1 else everything,
+        :,
+        rows if queries > 1 else everything,
+        keys if width > 1 else everything,
+    ]
 
 
 def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
@@ -154,7 +180,8 @@ def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known. Allowed: {', '.join(map(repr, BACKENDS))}.")
     if backend == "auto":
-        backend = next(name for name, can in able.items() if can)
+        short = p.query.device.type == "cpu" and p.key.shape[2] <= LONG
+        backend = "chunked" if short else next(name for name, can in able.items() if can)
     if not able[backend]:
         raise ValueError(
             f"backend={backend!r} cannot do this: it needs its own device, and neither a bias nor softcap. "
