@@ -4,7 +4,13 @@ Importing the package registers the models with transformers' Auto classes.
 """
 
 from . import models
-from .analysis import AttentionEntropyAnalyzer, EntropyReport, published_reports
+from .analysis import (
+    AttentionEntropyAnalyzer,
+    EntropyReport,
+    compare_reports,
+    published_reports,
+    record_attention_entropy,
+)
 from .models import *  # noqa: F403
 from .training import LNFreeTrainer, LNFreeTrainingArguments, paper_config
 from .version import __version__
@@ -15,7 +21,9 @@ __all__ = [
     "LNFreeTrainer",
     "LNFreeTrainingArguments",
     "__version__",
+    "compare_reports",
     "paper_config",
     "published_reports",
+    "record_attention_entropy",
 ]
 __all__ += models.__all__

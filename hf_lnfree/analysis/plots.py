@@ -156,6 +156,7 @@ def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
             ax.set(xlabel="entropy of a row (nats)", ylabel="layer")
             ax.set_title(title(report), fontsize=10)
             ax.invert_yaxis()
+            ax.set_xlim(left=0)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
 

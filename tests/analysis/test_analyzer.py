@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
-from hf_lnfree.analysis import causal_bound, compare_reports
+from hf_lnfree.analysis import RowEntropies, causal_bound, compare_reports
+from hf_lnfree.analysis.totals import EntropyTotals
 
 
 def reference(model, ids, **inputs):
@@ -119,6 +120,16 @@ def test_comparison_pairs_what_saw_the_same_batches(model, family):
     assert (unpaired.standard_error[1] > comparison.standard_error[1]).all()
     with pytest.raises(ValueError, match="3 x 4 and 2 x 4"):
         compare_reports(before, AttentionEntropyAnalyzer(family.model(num_hidden_layers=2)).run(ids))
+
+
+def test_rows_without_a_key_are_left_out_and_counted():
+    entropy = torch.tensor([[[0.0, 0.5, 1.0]]])  # B H Q
+    totals = EntropyTotals(replicates=0)
+    totals.add({"a": RowEntropies(entropy, torch.tensor([[[0, 2, 3]]]), None)}, [torch.ones(1, 3, dtype=torch.bool)])
+    fields = totals.fields()
+    assert (fields["rows"].item(), fields["masked_rows"].item(), fields["entropy"].item()) == (2, 1, 0.75)
+    with pytest.raises(ValueError, match="differ in the attention modules"):
+        totals.add({"b": RowEntropies(entropy, torch.ones(1, 1, 3), None)}, [torch.ones(1, 3, dtype=torch.bool)])
 
 
 def test_texts_and_datasets(model, cache_dir, corpus):

@@ -195,6 +195,7 @@ def test_recording_nothing_is_an_error_and_nothing_is_left_behind():
     with pytest.raises(ValueError, match="has no softmax attention"), record_attention_entropy(mamba):
         mamba(batch()["input_ids"])
     assert tf.AttentionInterface.get_interface is look_up
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_another_model_inside_the_context_is_left_out():
