@@ -30,7 +30,7 @@ def blocks(language):
 def workplace(tmp_path_factory, cache_dir):
     """A folder that looks like a clone in which the demo has run, though for two steps only."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("examples", "benchmarks"):
+    for name in ("examples", "benchmarks", "hf_lnfree"):
         shutil.copytree(ROOT / name, folder / name)
     settings = DemoSettings(n_layer=2, n_embd=32, n_head=2, vocab_size=512, steps=2, validation_windows=8)
     run_demo(folder / "runs" / "demo", settings=settings, cache_dir=cache_dir, use_cpu=True)

@@ -84,6 +84,10 @@ class AttentionEntropyAnalyzer:
         Raises:
             ValueError: nothing to analyse, or a model whose attention cannot be recorded.
         """
+        config = getattr(self.model, "config", None)
+        positions = getattr(config, "max_position_embeddings", None) or context_length
+        if tokenizer is not None and context_length > positions:
+            raise ValueError(f"context_length={context_length} exceeds the {positions} positions of the model.")
         if tokenizer is not None:
             batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
         totals = EntropyTotals(self.replicates, self.seed)
@@ -101,7 +105,6 @@ class AttentionEntropyAnalyzer:
                 totals.add(rows, self._tokens(record, inputs))
         if not totals.modules or not int(totals.sequences):
             raise ValueError("There is nothing to analyse: batches is empty, or holds padding only.")
-        config = getattr(self.model, "config", None)
         return EntropyReport(
             name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
             **totals.fields(),

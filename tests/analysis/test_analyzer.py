@@ -144,6 +144,8 @@ def test_texts_and_datasets(model, cache_dir, corpus):
     expected = AttentionEntropyAnalyzer(model).run(singles)
     close(report.entropy, expected.entropy)
     assert report.sequences == 10
+    with pytest.raises(ValueError, match="exceeds the 64 positions"):
+        AttentionEntropyAnalyzer(model).run(texts, tokenizer=tokenizer, context_length=65)
     dataset = datasets.Dataset.from_dict({"code": texts})
     close(AttentionEntropyAnalyzer(model).run(dataset, text_column="code", **options).entropy, report.entropy)
 
