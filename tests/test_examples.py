@@ -8,16 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from hf_lnfree import paper_config
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.train import parse_arguments
-from hf_lnfree.training import PAPER_ROWS
 from hf_lnfree.training.demo import DemoSettings, run_demo
+from hf_lnfree.training.recipes import MAIN_ROWS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-ROWS = sorted((ROOT / "examples" / "reproduce_paper").glob("*.yaml"))
+SIZES = {
+    "gpt2": {},
+    "gpt2-18L": {"n_layer": 18},
+    "pythia-70m": {},
+    "pythia-160m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+ROWS = sorted((ROOT / "examples" / "reproduce_paper").glob("[!_]*.yaml"))
 CUT = {"max_steps": 2, "max_validation_windows": 4, "attention_report_windows": 4, "probe_steps": 0}
 SHORT = ["--use_cpu", *(part for name, value in CUT.items() for part in (f"--{name}", str(value)))]
 
@@ -40,8 +48,13 @@ def workplace(tmp_path_factory, cache_dir):
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_row_files_hold_the_published_setting(path):
     model, data, training = parse_arguments([str(path), "--fp16", "false", "--use_cpu"])
-    family, length, row = re.fullmatch(r"(gpt2|pythia-70m)-T(\d+)-(.+)", path.stem).groups()
-    assert (model.family, model.row) == ({"gpt2": "gpt2", "pythia-70m": "gpt_neox"}[family], row)
+    name, length, row, slope, decay = re.fullmatch(
+        r"(gpt2|gpt2-18L|pythia-70m|pythia-160m)-T(\d+)-(.+?)(-0[.\d]+)?(-decay)?", path.stem
+    ).groups()
+    assert (model.family, model.row) == ("gpt2" if name.startswith("gpt2") else "gpt_neox", row)
+    assert model.overrides == (SIZES[name] if slope is None else {"negative_slope": float(slope[1:])})
+    assert training.slope_weight_decay == (0.1 if decay else None)
+    assert training.output_dir == f"runs/reproduce/{path.stem}"
     assert data.context_length == int(length)
     assert (data.max_files, data.max_validation_files, data.windows) == (600_000, 2_000, "exact")
     windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
@@ -49,15 +62,29 @@ def test_row_files_hold_the_published_setting(path):
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-3, 0.1, 1.0)
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
     assert (training.warmup_steps, training.num_train_epochs, training.seed) == (0.05, 1, 1337)
-    assert model.config(data.context_length).to_dict() == paper_config(model.family, row, int(length)).to_dict()
-    assert "fp16: true" in path.read_text()
+    expected = paper_config(model.family, row, int(length), **model.overrides)
+    assert model.config(data.context_length).to_dict() == expected.to_dict()
+    assert "fp16: true" in path.with_name("_setting.yaml").read_text()
 
 
 def test_every_row_of_the_paper_has_a_file():
     names = {path.stem for path in ROWS}
-    assert {f"gpt2-T128-{row}" for row in PAPER_ROWS} <= names
-    for length in (128, 256):
-        assert {f"pythia-70m-T{length}-{row}" for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")} <= names
+    learnable = {f"SM+LearnableR-{scope}{decay}" for scope in ("layer", "global") for decay in ("", "-decay")}
+    leaky = {f"SM+LeakyR-{slope}" for slope in ("0.01", "0.05", "0.1")}
+    models = ("gpt2-T128", "gpt2-18L-T128", "pythia-70m-T128", "pythia-70m-T256", "pythia-160m-T128")
+    assert names == {f"{m}-{row}" for m in models for row in MAIN_ROWS} | {f"gpt2-T128-{r}" for r in learnable | leaky}
+
+
+def test_sizes_of_the_larger_models():
+    """124M parameters without LayerNorm, half as many layers again, and Pythia-160M with the tokenizer of the paper."""
+    with torch.device("meta"):
+        count = {
+            name: AutoModelForCausalLM.from_config(paper_config(family, "SM+R", **SIZES[name])).num_parameters()
+            for name, family in {"gpt2": "gpt2", "gpt2-18L": "gpt2", "pythia-160m": "gpt_neox"}.items()
+        }
+    layer = 12 * 768**2 + 9 * 768  # matrices; biases of attention (3 + 1 widths) and MLP (4 + 1)
+    assert count["gpt2-18L"] - count["gpt2"] == 6 * layer
+    assert count["pythia-160m"] == 2 * 50_000 * 768 + 12 * layer + 2 * 768
 
 
 def test_unknown_rows_and_families_name_the_known_ones():

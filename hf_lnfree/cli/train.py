@@ -13,7 +13,8 @@ from ..training.run import train
 
 DESCRIPTION = """Train a model from scratch (a row of arXiv 2410.09637, changed as you like) or from a checkpoint.
 
-CONFIG.yaml holds any of the fields below; flags win over the file. For example:
+CONFIG.yaml holds any of the fields below; flags win over the file, and the file over another that it names as `base`.
+For example:
 
   hf-lnfree train examples/reproduce_paper/gpt2-T128-SM+R.yaml --output_dir runs/relu --seed 1
   hf-lnfree train --row SM+G --config_overrides '{n_layer: 4, n_embd: 64, n_head: 4}' --max_steps 200
@@ -44,13 +45,19 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     return model, data, training  # type: ignore[return-value]
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path, within: tuple[Path, ...] = ()) -> dict:
+    """The mapping in a file; `base: other.yaml`, relative to the file, names one whose values it starts from."""
     if not path.is_file():
         raise ValueError(f"There is no configuration file {path}.")
+    if path.resolve() in within:
+        raise ValueError(f"{path} is its own base.")
     values = yaml.safe_load(path.read_text()) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of fields to values.")
-    return values
+    if "base" not in values:
+        return values
+    base = path.parent / str(values.pop("base"))
+    return read_yaml(base, (*within, path.resolve())) | values
 
 
 def train_command(arguments: list[str], console: Console) -> int:

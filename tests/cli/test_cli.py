@@ -134,6 +134,19 @@ def test_unknown_field_in_the_file_is_named(tmp_path, capsys):
     assert "unknown fields: lerning_rate" in capsys.readouterr().err
 
 
+def test_a_file_starts_from_its_base(yaml_file, tmp_path, capsys):
+    child = tmp_path / "child.yaml"
+    child.write_text(f"base: {yaml_file.name}\nrow: SM+R\n")
+    model, data, training = parse_arguments([str(child)])
+    assert (model.row, data.vocab_size, training.learning_rate) == ("SM+R", 300, 1e-3)
+    child.write_text("base: child.yaml\n")
+    assert main(["train", str(child)]) == 1
+    assert "child.yaml is its own base" in capsys.readouterr().err
+    child.write_text("base: nowhere.yaml\n")
+    assert main(["train", str(child)]) == 1
+    assert "There is no configuration file" in capsys.readouterr().err
+
+
 def test_broken_checkpoint_is_one_line(yaml_file, tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
