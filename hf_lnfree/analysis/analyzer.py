@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
+from .fused import RowEntropies
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
@@ -101,8 +102,8 @@ class AttentionEntropyAnalyzer:
                 self._hash(data, inputs)
                 with record_attention_entropy(self.model, self.method) as record:
                     self.model(**self._on_device(inputs), **self._no_cache())
-                rows = {name: calls[-1] for name, calls in record.calls.items()}
-                totals.add(rows, self._tokens(record, inputs))
+                rows = by_depth(record)
+                totals.add(rows, self._tokens(rows, inputs))
         if not totals.modules or not int(totals.sequences):
             raise ValueError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
@@ -132,11 +133,11 @@ class AttentionEntropyAnalyzer:
                 data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
                 data.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
 
-    def _tokens(self, record: AttentionRecord, inputs: dict[str, Any]) -> list[Tensor]:
+    def _tokens(self, rows: dict[str, RowEntropies], inputs: dict[str, Any]) -> list[Tensor]:
         """For each module, [B, Q]: which queries are tokens. A decoder is known by the module's name."""
         encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         tokens = []
-        for name, entropy in record.entropies.items():
+        for name, (entropy, *_) in rows.items():
             shape = (entropy.shape[0], entropy.shape[2])
             key = "decoder_attention_mask" if encoder_decoder and "decoder" in name.split(".") else "attention_mask"
             mask = inputs.get(key)
@@ -145,6 +146,15 @@ class AttentionEntropyAnalyzer:
             else:
                 tokens.append(torch.ones(shape, dtype=torch.bool, device=entropy.device))
         return tokens
+
+
+def by_depth(record: AttentionRecord) -> dict[str, RowEntropies]:
+    """The calls of one forward pass; a module that several layers share (ALBERT) stands there once a layer."""
+    return {
+        name if len(calls) == 1 else f"{name}#{layer}": rows
+        for name, calls in record.calls.items()
+        for layer, rows in enumerate(calls)
+    }
 
 
 def text_batches(

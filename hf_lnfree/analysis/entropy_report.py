@@ -168,7 +168,8 @@ class EntropyReport:
         path = Path(path)
         everything = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {key: value.clone() for key, value in everything.items() if isinstance(value, Tensor)}
-        save_file(tensors, path.with_suffix(".safetensors"))
+        about = {"name": self.name, "source": self.source, "metadata": json.dumps(_encode(self.metadata))}
+        save_file(tensors, path.with_suffix(".safetensors"), metadata=about)
         shown = {key: value for key, value in everything.items() if not isinstance(value, Tensor) or value.dim() == 2}
         path.write_text(json.dumps(_encode(shown | {"summary": self.summary()}), allow_nan=False) + "\n")
 

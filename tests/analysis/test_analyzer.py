@@ -7,7 +7,10 @@ from dataclasses import fields
 import datasets
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BartConfig,
     BartModel,
     BertConfig,
@@ -209,6 +212,16 @@ def test_other_families_causal_and_bidirectional(input_ids):
         close(report.bound, torch.full((2, 4), bound))
 
 
+def test_layers_that_share_a_module_are_told_apart(input_ids):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "embedding_size": 8, "intermediate_size": 64, "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    albert = AlbertModel(AlbertConfig(**sizes, num_attention_heads=4, initializer_range=0.3)).eval()
+    report = AttentionEntropyAnalyzer(albert).run([input_ids])
+    assert [name.split("#")[1] for name in report.modules] == ["0", "1", "2"]
+    close(report.entropy, reference(albert, input_ids).mean((1, 3)))
+    assert not torch.equal(report.entropy[0], report.entropy[1])
+
+
 def test_windows_bound_their_layers(input_ids):
     sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=4)
@@ -275,6 +288,8 @@ def test_report_round_trip_and_table(model, input_ids, tmp_path):
     assert text["summary"]["buckets"]["causal"]["shares"] == report.buckets("causal").tolist()
     assert text["metadata"]["environment"]["torch"] == torch.__version__
     assert len(text["metadata"]["data_sha256"]) == 64
+    with safe_open(tmp_path / "r.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["metadata"])["data_sha256"] == report.metadata["data_sha256"]
     loaded = EntropyReport.load(tmp_path / "r.json")
     for field in fields(EntropyReport):
         ours, theirs = getattr(report, field.name), getattr(loaded, field.name)
