@@ -2,10 +2,11 @@
 
 A call is seen in one of three places: the attention function that the model looks up (transformers'
 `ALL_ATTENTION_FUNCTIONS`), a direct call of `scaled_dot_product_attention` (Falcon), or the map that an attention
-module returns (Bloom, GPT-Neo, GPT-J). Each does its work unchanged, so logits are those of the implementation that was
+module returns (Bloom, GPT-Neo, GPT-J; DeBERTa when asked). Each does its work unchanged, so logits are those of the implementation that was
 asked for; entropies come from queries, keys and mask, or from the map before the next layer frees it.
 """
 
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
-from .entropy import attention_entropy
 from .fused import RowEntropies, fused_attention_entropy
+from .maps import adds_up_to_one, entropies_of_map, visible_keys
 from .masks import read_mask
 
 Method = Literal["auto", "fused", "attentions"]
@@ -96,11 +97,31 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
     before = model.config._attn_implementation
+    if before == "eager":
+        yield
+        return
+    if not switchable(model):
+        raise ValueError(
+            f"{type(model).__name__} cannot be switched to eager attention after it was loaded. Load it with "
+            "from_pretrained(..., attn_implementation='eager'), or use method='auto'."
+        )
     try:
         model.set_attn_implementation("eager")
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def switchable(model: nn.Module) -> bool:
+    """Whether the class looks its attention up, so that another one can be set."""
+    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+
+
+def returns_maps_when_asked(model: nn.Module) -> bool:
+    """Whether it runs an eager attention of its own and can be asked for maps without changing what it computes."""
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    can_be_asked = "output_attentions" in inspect.signature(model.forward).parameters
+    return implementation == "eager" and can_be_asked and not switchable(model)
 
 
 class _Recorder:
@@ -117,6 +138,8 @@ class _Recorder:
         self.found = False
         self.running: list[list[Any]] = []  # [module, whether a call inside it was recorded], outermost first
         self.inside_function = False
+        # Some classes return their maps only when asked; what the caller did not ask for is taken out again.
+        self.asks = method != "fused" and returns_maps_when_asked(self.model)
 
     def add(self, module: nn.Module, rows: RowEntropies) -> None:
         self.record.calls.setdefault(self.names[module], []).append(rows)
@@ -166,18 +189,25 @@ class _Recorder:
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self.running.append([module, False])
 
-        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def ask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            self.asks = not kwargs.get("output_attentions")
+            return args, kwargs | {"output_attentions": True}
+
+        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             # A module that raised was never left: what stands above this one is its remains.
             while self.running and self.running[-1][0] is not module:
                 self.running.pop()
             _, recorded = self.running.pop() if self.running else (None, True)
             if recorded or self.method == "fused" or self.recomputing:
-                return
-            if (map_ := self.map_of(output)) is not None:
-                mask = kwargs.get("attention_mask")
-                self.add(module, entropies_of_map(map_, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None))
+                return None
+            if (map_ := self.map_of(output)) is None:
+                return None
+            self.add(module, entropies_of_map(map_, visible_keys(kwargs.get("attention_mask"), map_)))
+            return type(output)(None if item is map_ else item for item in output) if self.asks else None
 
         handles = []
+        if self.asks:
+            handles.append(self.model.register_forward_pre_hook(ask, with_kwargs=True))
         for module in self.names:
             if next(module.children(), None) is not None:
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -190,7 +220,7 @@ class _Recorder:
 
     def map_of(self, output: Any) -> Tensor | None:
         """The [B, H, Q, K] map in what a module returned, known by its heads and by rows that add up to 1."""
-        if not isinstance(output, tuple):
+        if type(output) not in (tuple, list):
             return None
         heads = getattr(getattr(self.model, "config", None), "num_attention_heads", None)
         for item in output[1:]:
@@ -253,19 +283,3 @@ def row_entropies(
     return fused_attention_entropy(
         query, key, attention_mask=mask, is_causal=causal, scale=scaling, softcap=softcap, sinks=s_aux
     )
-
-
-@torch.no_grad()
-def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
-    """Of a map [B, H, Q, K]: a key counts as visible where the mask shows it and some head gives it any weight."""
-    visible = (map_ != 0).any(1, keepdim=True)  # NaN is not 0
-    if mask is not None:
-        visible = visible & (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
-    support = visible.sum(-1)
-    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
-
-
-def adds_up_to_one(map_: Tensor) -> bool:
-    """Whether every finite row of a map does; a row of a diverged head is NaN, and a hidden one may be."""
-    sums = map_.sum(-1, dtype=torch.float32)
-    return bool(((sums - 1).abs() < 0.02).logical_or(sums.isnan()).all())

@@ -30,6 +30,8 @@ DECODERS = {
     "GPTNeo": (tf.GPTNeoForCausalLM, tf.GPTNeoConfig(
         **{k: v for k, v in SIZES.items() if k != "num_hidden_layers"}, num_layers=2, num_heads=4, window_size=5,
         attention_types=[[["global", "local"], 1]], initializer_range=0.2, **TOKENS)),
+    "MPT": (tf.MptForCausalLM, tf.MptConfig(
+        vocab_size=99, d_model=32, n_layers=2, n_heads=4, initializer_range=0.2, **TOKENS)),
     "Falcon": (tf.FalconForCausalLM, tf.FalconConfig(**SIZES, initializer_range=0.2, **TOKENS)),
     "Falcon alibi": (tf.FalconForCausalLM, tf.FalconConfig(**SIZES, initializer_range=0.2, alibi=True, **TOKENS)),
 }  # fmt: skip
@@ -245,6 +247,36 @@ def test_fused_alone_refuses_what_has_only_maps():
     model = build("Bloom")
     with pytest.raises(ValueError, match="try method='attentions'"), record_attention_entropy(model, "fused"):
         model(**batch())
+
+
+ASKED = {
+    "DeBERTa": (tf.DebertaV2Model, tf.DebertaV2Config(**SIZES, **MLP, pad_token_id=2)),
+    "OpenAI GPT": (tf.OpenAIGPTModel, tf.OpenAIGPTConfig(
+        vocab_size=99, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_classes_that_return_maps_only_when_asked(name):
+    cls, config = ASKED[name]
+    torch.manual_seed(0)
+    model, inputs = cls._from_config(config, attn_implementation="eager").eval(), batch("right")
+    with record_attention_entropy(model) as record:
+        out = model(**inputs)
+        kept = model(**inputs, output_attentions=True).attentions
+    assert all(a is None for a in out.attentions)
+    assert torch.equal(out[0], model(**inputs)[0])
+    tokens = inputs["attention_mask"].bool()[:, None].expand(2, 4, 12)
+    expected = eager_entropies(model, torch.float32, **inputs)["attentions"]
+    for found, map_, reference in zip(record.entropies.values(), kept, expected, strict=True):
+        assert map_.shape == (2, 4, 12, 12)
+        torch.testing.assert_close(found.double()[tokens], reference[tokens], rtol=0, atol=2e-5)
+
+
+def test_what_cannot_be_switched_to_eager_says_so():
+    model = build("Falcon")
+    with pytest.raises(ValueError, match="attn_implementation='eager'"), record_attention_entropy(model, "attentions"):
+        pass
 
 
 def test_maps_after_dropout_are_no_entropies():
