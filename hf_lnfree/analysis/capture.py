@@ -2,8 +2,8 @@
 
 A call is seen in one of three places: the attention function that the model looks up (transformers'
 `ALL_ATTENTION_FUNCTIONS`), a direct call of `scaled_dot_product_attention` (Falcon), or the map that an attention
-module returns (Bloom, GPT-Neo, GPT-J; DeBERTa when asked). Each does its work unchanged, so logits are those of the implementation that was
-asked for; entropies come from queries, keys and mask, or from the map before the next layer frees it.
+module returns (Bloom, GPT-Neo, GPT-J; DeBERTa when asked). Each does its work unchanged, so logits are those of the
+implementation that was asked for; entropies come from queries, keys and mask, or from the map before it is freed.
 """
 
 import inspect
