@@ -1,5 +1,6 @@
 """What a result file must say about where its numbers are from."""
 
+import functools
 import os
 import platform
 import shlex
@@ -21,10 +22,16 @@ def environment() -> dict[str, Any]:
     return {
         "hf_lnfree": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **package_versions(),
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Read once: a probe asks at each of its measurements."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def command() -> str:

@@ -23,18 +23,8 @@ def comparable(reports: Sequence[EntropyReport]) -> list[EntropyComparison]:
 def bucket_table(reports: Sequence[EntropyReport], maximum: Maximum | float, note: str) -> Table:
     """Shares of heads by quarter of one maximum; with replicates, with their 95 % intervals."""
     header = ["model", "0..max/4", "max/4..max/2", "max/2..3max/4", "3max/4..max", "max (nats)"]
-    rows = []
-    for report in reports:
-        shares = zip(report.buckets(maximum).tolist(), report.bucket_intervals(maximum).tolist(), strict=True)
-        top = report.maximum(maximum)[report.heads]
-        limits = sorted({f"{value:.2f}" for value in (top.min(), top.max())})
-        rows.append([report.name, *(percentage(*share) for share in shares), " to ".join(limits)])
+    rows = [[r.name, *r.format_shares(maximum), r.format_maximum(maximum)] for r in reports]
     return Table(header, rows, f"Share of heads by quarter of the maximum entropy; {note}.")
-
-
-def percentage(share: float, interval: list[float]) -> str:
-    low, high = interval
-    return f"{100 * share:.0f} %" + ("" if low != low else f" ({100 * low:.0f} to {100 * high:.0f})")
 
 
 def file_names(reports: Sequence[EntropyReport]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .entropy import MAXIMA, Maximum, bucket_shares, entropy_maximum
+from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -86,9 +86,12 @@ class EntropyReport:
 
     def maximum(self, maximum: Maximum | float = "causal") -> Tensor:
         """[L, H] the entropy that counts as 100 %; "causal" is the bound on this very data (padding, windows)."""
+        return self._maximum(self.entropy, maximum)
+
+    def _maximum(self, entropy: Tensor, maximum: Maximum | float) -> Tensor:
         if maximum == "causal":
             return self.bound
-        return torch.full_like(self.bound, entropy_maximum(self.entropy, maximum, self.context_length))
+        return torch.full_like(self.bound, entropy_maximum(entropy, maximum, self.context_length))
 
     def buckets(self, maximum: Maximum | float = "causal") -> Tensor:
         """[4] shares of heads in the quarters of the maximum, see `bucket_shares`."""
@@ -98,21 +101,17 @@ class EntropyReport:
         """[4, 2] 95 % interval of each share: percentiles of the bootstrap over sequences; NaN without replicates."""
         if not len(self.replicates) or self.sequences < 2:
             return torch.full((4, 2), math.nan, dtype=torch.float64)
-        shares = []
-        for entropy in self.replicates:
-            top = self.bound
-            if maximum != "causal":
-                top = torch.full_like(top, entropy_maximum(entropy, maximum, self.context_length))
-            shares.append(bucket_shares(entropy[self.heads], top[self.heads]))
+        heads = self.heads
+        shares = [bucket_shares(e[heads], self._maximum(e, maximum)[heads]) for e in self.replicates]
         return torch.stack(shares).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T
 
     def overloaded(self, maximum: Maximum | float = "causal") -> float:
         """Share of heads in entropic overload: above 3/4 of the maximum."""
-        return float(self.buckets(maximum)[3])
+        return overloaded_share(self.entropy[self.heads], self.maximum(maximum)[self.heads])
 
     def collapsed(self, maximum: Maximum | float = "causal") -> float:
         """Share of heads in entropic collapse: at or below 1/4 of the maximum."""
-        return float(self.buckets(maximum)[0])
+        return collapsed_share(self.entropy[self.heads], self.maximum(maximum)[self.heads])
 
     def flags(self, maximum: Maximum | float = "causal") -> list[HeadFlag]:
         """Heads that are overloaded, collapsed or not finite, each with its reason."""
@@ -196,12 +195,11 @@ class EntropyReport:
         for layer, (row, mean) in enumerate(zip(self.entropy.tolist(), self.layer_means(), strict=True)):
             cells = "".join(f"{value:7.2f}" if self.heads[layer, h] else " " * 7 for h, value in enumerate(row))
             lines.append(f"{layer:>5} {cells} {mean:7.2f}")
-        top = self.maximum(maximum)[self.heads]
-        limit = f"{top.min():.2f}" + (f" to {top.max():.2f}" if top.max() - top.min() > 0.005 else "")
         shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
-        lines.append(f"heads by quarter of {limit} nats ({maximum}): {shares} %")
+        lines.append(f"heads by quarter of {self.format_maximum(maximum)} nats ({maximum}): {shares} %")
+        collapsed, *_, overloaded = self.format_shares(maximum, digits=1)
         lines.append(
-            f"overloaded {self._share(3, maximum)}, collapsed {self._share(0, maximum)}; "
+            f"overloaded {overloaded}, collapsed {collapsed}; "
             f"{int(self.rows.max())} rows of {self.sequences} sequences, up to {self.context_length} keys"
         )
         if masked := int(self.masked_rows.sum()):
@@ -210,10 +208,18 @@ class EntropyReport:
             lines.append(f"{lost} rows are not finite: the model has diverged there")
         return "\n".join(lines)
 
-    def _share(self, quarter: int, maximum: Maximum | float) -> str:
-        low, high = self.bucket_intervals(maximum)[quarter].tolist()
-        interval = "" if math.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})"
-        return f"{100 * float(self.buckets(maximum)[quarter]):.1f} %{interval}"
+    def format_shares(self, maximum: Maximum | float = "causal", digits: int = 0) -> list[str]:
+        """Shares of heads by quarter in per cent, with their 95 % intervals where there are some."""
+        texts = []
+        for share, (low, high) in zip(self.buckets(maximum), self.bucket_intervals(maximum), strict=True):
+            interval = "" if low.isnan() else f" ({100 * low:.{digits}f} to {100 * high:.{digits}f})"
+            texts.append(f"{100 * share:.{digits}f} %{interval}")
+        return texts
+
+    def format_maximum(self, maximum: Maximum | float = "causal") -> str:
+        """The maximum in nats; from the lowest to the highest where heads differ in it."""
+        top = self.maximum(maximum)[self.heads]
+        return " to ".join(dict.fromkeys((f"{top.min():.2f}", f"{top.max():.2f}")))
 
     def __str__(self) -> str:
         return self.table()

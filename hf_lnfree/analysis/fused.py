@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernels import HIDDEN, Problem, blocks, choose
+from .masks import seen
 
 
 class RowEntropies(NamedTuple):
@@ -112,11 +113,9 @@ def _prepare(
         return x.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else x.to(dtype)
 
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    visible = bias = None
-    if mask is not None and mask.dtype == torch.bool:
-        visible = mask
-    elif mask is not None:
-        visible = mask > torch.finfo(mask.dtype).min / 2
+    visible = None if mask is None else seen(mask)
+    bias = None
+    if mask is not None and visible is not None and mask.dtype != torch.bool:
         bias = mask.to(dtype).where(visible, 0.0)
         bias = bias if bias.any() else None
     key = key.to(dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .entropy import attention_entropy
 from .fused import RowEntropies
+from .masks import seen
 
 
 def visible_keys(mask: Any, map_: Tensor) -> Tensor | None:
@@ -23,7 +24,7 @@ def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
     """Of a map [B, H, Q, K]: a key counts as visible where the mask shows it and some head gives it any weight."""
     visible = (map_ != 0).any(1, keepdim=True)  # NaN is not 0
     if mask is not None:
-        visible = visible & (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
+        visible = visible & seen(mask)
     support = visible.sum(-1)
     return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
 

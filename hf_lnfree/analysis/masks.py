@@ -63,6 +63,11 @@ def read_mask(
     return mask, causal
 
 
+def seen(mask: Tensor) -> Tensor:
+    """What a mask lets be seen: a bool one says it, an additive one hides with entries near its dtype's minimum."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
 def is_flash(module: nn.Module) -> bool:
     return "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
 

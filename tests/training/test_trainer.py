@@ -80,7 +80,9 @@ def test_no_step_materialises_attention_maps(arguments, monkeypatch):
         raise AssertionError("neither training nor the probe nor the report looks at a map")
 
     monkeypatch.setattr(gpt2, "eager_attention_forward", eager)
-    train(*arguments())
+    results = train(*arguments())
+    assert results["steps"] == 12
+    assert 0 <= results["overloaded_heads"] <= 1
 
 
 @pytest.mark.parametrize("row", ["SM+LearnableR-global", "SM+LN+G"])
