@@ -1,6 +1,11 @@
-"""Corpus -> tokenizer -> windows of token ids in a memory-mapped file, cached by the hash of all that went in."""
+"""Corpus -> tokenizer -> windows of token ids in a memory-mapped file, cached by the hash of all that went in.
 
+The file is written once, by as many processes as there are cores, and shared by every process that trains on it.
+"""
+
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from datasets import Features, List, Value
 from huggingface_hub import constants
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .cache import atomic_folder, content_key
-from .corpus import STDLIB, Corpus, load_corpus, split_by_hash
+from .corpus import STDLIB, Corpus, document_hash, load_corpus, split_by_hash
 from .tokenization import load_tokenizer, tokenizer_hash
 
 BATCH = 256  # documents tokenised at a time
+DOCUMENTS_A_PROCESS = 2000  # fewer are not worth starting one
 
 
 @dataclass
@@ -37,6 +43,9 @@ class DataArguments:
     max_validation_files: int | None = field(default=None, metadata={"help": "validate on the first N files"})
     max_validation_windows: int | None = field(default=None, metadata={"help": "validate on N windows, spread evenly"})
     data_shuffle_seed: int | None = field(default=None, metadata={"help": "shuffle a Hub dataset before max_files"})
+    streaming: bool = field(
+        default=False, metadata={"help": "stream Hub datasets and keep max_files documents, instead of downloading all"}
+    )
     context_length: int = field(default=128, metadata={"help": "tokens a window"})
     windows: Literal["exact", "packed"] = field(
         default="exact",
@@ -46,6 +55,7 @@ class DataArguments:
         default=None, metadata={"help": "name or folder; without it a byte-level BPE is trained on the corpus"}
     )
     vocab_size: int = field(default=4096, metadata={"help": "size of the BPE that is trained"})
+    tokenizing_processes: int | None = field(default=None, metadata={"help": "processes that tokenise; one a core"})
     cache_dir: str | None = field(default=None, metadata={"help": "where tokenised data is kept; HF_HOME/hf_lnfree"})
 
     _argument_group_name = "data arguments"
@@ -55,6 +65,8 @@ class DataArguments:
             raise ValueError(f"windows={self.windows!r} is not known. Allowed: 'exact', 'packed'.")
         if self.context_length < 2:
             raise ValueError(f"context_length must be at least 2 (one prediction), got {self.context_length}.")
+        if self.tokenizing_processes is not None and self.tokenizing_processes < 1:
+            raise ValueError(f"tokenizing_processes must be at least 1, got {self.tokenizing_processes}.")
         if self.validation_dataset is None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
 
@@ -69,7 +81,7 @@ class TokenWindows(Dataset):
     """
 
     def __init__(self, folder: Path, limit: int | None = None):
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.meta = read_meta(folder)
         shape = (self.meta["windows"], self.meta["context_length"])
         step = max(1, shape[0] // limit) if limit else 1
         self.tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)[::step][:limit]
@@ -78,8 +90,12 @@ class TokenWindows(Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self.tokens[index].astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        """A whole batch in one read, as `DataLoader` asks for it."""
+        ids = torch.from_numpy(self.tokens[indices].astype(np.int64))
+        return [{"input_ids": row, "labels": row} for row in ids]
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +103,7 @@ class TokenWindows(Dataset):
 
     @property
     def sha256(self) -> str:
-        """Hash of the documents, the tokenizer and the way of cutting."""
+        """Hash of the token file."""
         return self.meta["sha256"]
 
 
@@ -104,99 +120,177 @@ def load_data(args: DataArguments) -> TextData:
     """Read, split, tokenise and cut the corpus; everything is cached by content and found again.
 
     Raises:
-        ValueError: an empty corpus, or one without a single window.
+        ValueError: an empty corpus, one without a single window, or a damaged cache.
     """
     train, validation = load_splits(args)
-    cache = cache_folder(args)
-    tokenizer = load_tokenizer(args.tokenizer, train, args.vocab_size, cache)
-    parts = {}
-    for name, part in {"train": train, "validation": validation}.items():
-        folder = build_windows(part, tokenizer, args.context_length, args.windows, cache, name)
-        parts[name] = TokenWindows(folder, args.max_validation_windows if name == "validation" else None)
-    return TextData(tokenizer, **parts)
+    tokenizer = load_tokenizer(args.tokenizer, train, args.vocab_size, cache_folder(args))
+    return TextData(
+        tokenizer,
+        TokenWindows(build_windows(train, tokenizer, args, "train")),
+        TokenWindows(build_windows(validation, tokenizer, args, "validation"), args.max_validation_windows),
+    )
 
 
 def load_splits(args: DataArguments) -> tuple[Corpus, Corpus]:
     """The documents to train on and those to validate on."""
-    corpus = load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column)
+    corpus = whole_corpus(args)
     if args.validation_dataset is None:
         return split_by_hash(corpus, args.validation_fraction)
-    return corpus, load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column)
+    kept = streaming_cache(args)
+    return corpus, load_corpus(args.validation_dataset, args.max_validation_files, None, args.text_column, kept)
+
+
+def whole_corpus(args: DataArguments) -> Corpus:
+    kept = streaming_cache(args)
+    return load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column, kept)
 
 
 def load_validation(args: DataArguments, everything: bool = False) -> TokenWindows:
     """The held-out windows alone, or `everything`, for a tokenizer that exists; nothing is tokenised for training."""
-    if everything:
-        validation = load_corpus(args.dataset, args.max_files, args.data_shuffle_seed, args.text_column)
-    else:
-        _, validation = load_splits(args)
+    validation = whole_corpus(args) if everything else load_splits(args)[1]
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    folder = build_windows(validation, tokenizer, args.context_length, args.windows, cache_folder(args), "validation")
-    return TokenWindows(folder, args.max_validation_windows)
+    return TokenWindows(build_windows(validation, tokenizer, args, "validation"), args.max_validation_windows)
+
+
+def streaming_cache(args: DataArguments) -> Path | None:
+    return cache_folder(args) / "documents" if args.streaming else None
 
 
 def cache_folder(args: DataArguments) -> Path:
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 
 
-def build_windows(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, windows: str, cache: Path, split: str
-) -> Path:
-    """Tokenise and cut a corpus into a folder that `TokenWindows` opens; found again when nothing changed."""
-    key = content_key(corpus.sha256, tokenizer_hash(tokenizer), length, windows)
-    folder = cache / "windows" / key
+def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: DataArguments, split: str) -> Path:
+    """Tokenise and cut a corpus into a folder that `TokenWindows` opens; found again when nothing changed.
+
+    Raises:
+        ValueError: no window, no end-of-text token to pack with, or a folder found whose tokens are damaged.
+    """
+    length = args.context_length
+    key = content_key(corpus.key, tokenizer_hash(tokenizer), length, args.windows)
+    folder = cache_folder(args) / "windows" / key
     if folder.exists():
+        check_windows(folder)
         return folder
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    count = tokens = 0
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     with atomic_folder(folder) as partial:
+        documents = tokenised(corpus, tokenizer, dtype, split, partial, args.tokenizing_processes)
+        contents, corpus_hash = hashlib.sha256(), hashlib.sha256()
+        count = dropped = number = 0
+
+        def ids() -> Iterator[np.ndarray]:
+            nonlocal number
+            for digest, document in documents:
+                corpus_hash.update(digest)
+                number += 1
+                yield document
+
         with open(partial / "tokens.bin", "wb") as file:
-            for ids, is_window in cut(_tokenised(corpus, tokenizer, split), length, windows, tokenizer.eos_token_id):
-                tokens += len(ids)
-                if is_window:
-                    file.write(np.asarray(ids, dtype=dtype).tobytes())
-                    count += 1
+            for windows, lost in cut(ids(), length, args.windows, tokenizer.eos_token_id):
+                count, dropped = count + len(windows), dropped + lost
+                contents.update(windows.data)
+                file.write(windows.data)
         if not count:
             raise ValueError(
-                f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({len(corpus.texts)} "
-                f"documents, {tokens} tokens). Shorten --context_length, use --windows packed, or give more text."
+                f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
+                f"{dropped} tokens). Shorten --context_length, use --windows packed, or give more text."
             )
         meta = {
-            "sha256": key,
+            "sha256": contents.hexdigest(),
             "corpus": corpus.name,
-            "corpus_sha256": corpus.sha256,
-            "documents": len(corpus.texts),
-            "cutting": windows,
+            "corpus_sha256": corpus_hash.hexdigest(),
+            "documents": number,
+            "cutting": args.windows,
             "windows": count,
             "context_length": length,
-            "dropped_tokens": tokens - count * length,
-            "dtype": np.dtype(dtype).name,
+            "dropped_tokens": dropped,
+            "dtype": dtype.name,
         }
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        for scratch in partial.glob("ids*.arrow"):
+            scratch.unlink()
     return folder
 
 
-def cut(documents: Iterable[list[int]], length: int, windows: str, eos: int | None) -> Iterator[tuple[list[int], bool]]:
-    """Pieces of token ids, each with whether it is a whole window; what is not, is dropped by the caller."""
-    if windows == "packed" and eos is None:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `build_windows` wrote beside the tokens; ValueError when the two do not fit."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        expected = meta["windows"] * meta["context_length"] * np.dtype(meta["dtype"]).itemsize
+        size = (folder / "tokens.bin").stat().st_size
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(damaged(folder, f"{type(error).__name__} {error}")) from error
+    if size != expected:
+        raise ValueError(damaged(folder, f"tokens.bin has {size} bytes instead of {expected}"))
+    return meta
+
+
+def check_windows(folder: Path) -> None:
+    """Raise ValueError unless the tokens are those that were written."""
+    meta = read_meta(folder)
+    with open(folder / "tokens.bin", "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
+            raise ValueError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
+
+
+def damaged(folder: Path, why: str) -> str:
+    return f"The tokens cached in {folder} are damaged: {why}. Remove that folder; they are then made anew."
+
+
+def cut(
+    documents: Iterable[np.ndarray], length: int, windows: str, eos: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """For each document its whole windows, [N, `length`] token ids, and the number of tokens that are dropped."""
+    if windows == "exact":
+        for ids in documents:
+            whole = len(ids) - len(ids) % length
+            yield ids[:whole].reshape(-1, length), len(ids) - whole
+        return
+    if eos is None:
         raise ValueError("windows='packed' joins documents with an end-of-text token, and this tokenizer has none.")
-    rest: list[int] = []
+    rest = np.empty(0, np.uint16)
     for ids in documents:
-        rest = [*rest, *ids, eos] if windows == "packed" else ids  # type: ignore[list-item]
+        rest = np.concatenate((rest.astype(ids.dtype), ids, np.array([eos], ids.dtype)))
         whole = len(rest) - len(rest) % length
-        for start in range(0, whole, length):
-            yield rest[start : start + length], True
+        yield rest[:whole].reshape(-1, length), 0
         rest = rest[whole:]
-        if windows == "exact" and rest:
-            yield rest, False
-    if windows == "packed" and rest:
-        yield rest, False
+    yield rest[:0].reshape(-1, length), len(rest)
 
 
-def _tokenised(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, split: str) -> Iterator[list[int]]:
-    with tqdm(total=len(corpus.texts), desc=f"tokenising {split}", unit="file", leave=False) as bar:
-        for start in range(0, len(corpus.texts), BATCH):
-            texts = corpus.texts[start : start + BATCH]
-            # Documents are longer than the tokenizer's maximum on purpose; verbose=False keeps it from saying so.
-            yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            bar.update(len(texts))
+def tokenised(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: np.dtype,
+    split: str,
+    scratch: Path,
+    processes: int | None,
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    """The hash and the token ids of every document, in order; an Arrow file in `scratch` lies between."""
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+        texts = [text for text in batch[corpus.column] if corpus.keeps(text)]
+        if not texts:
+            return {"sha256": [], "ids": []}
+        # Documents are longer than the tokenizer's maximum on purpose; verbose=False keeps it from saying so.
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return {"sha256": [document_hash(text) for text in texts], "ids": ids}
+
+    if processes is None:
+        processes = min(len(os.sched_getaffinity(0)), len(corpus.rows) // DOCUMENTS_A_PROCESS)
+    rows = corpus.rows.map(
+        encode,
+        batched=True,
+        batch_size=BATCH,
+        remove_columns=corpus.rows.column_names,
+        features=Features({"sha256": Value("binary"), "ids": List(Value(dtype.name))}),
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(scratch / "ids.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=corpus.key[:32],
+        desc=f"tokenising {split}",
+    )
+    for table in rows.with_format("arrow").iter(1000):
+        column = table["ids"].combine_chunks()
+        ids, ends = column.values.to_numpy(), column.offsets.to_numpy()
+        for row, digest in enumerate(table["sha256"]):
+            yield digest.as_py(), ids[ends[row] : ends[row + 1]]

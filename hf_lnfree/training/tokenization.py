@@ -18,7 +18,7 @@ def load_tokenizer(name: str | None, corpus: Corpus, vocab_size: int, cache: Pat
     """The tokenizer of that name or folder; without one, a byte-level BPE trained on the corpus and kept in `cache`."""
     if name is not None:
         return AutoTokenizer.from_pretrained(name)
-    folder = cache / "tokenizers" / content_key(corpus.sha256, vocab_size)
+    folder = cache / "tokenizers" / content_key(corpus.key, vocab_size)
     if not folder.exists():
         with atomic_folder(folder) as partial:
             train_bpe(corpus.texts, vocab_size).save_pretrained(partial)

@@ -1,13 +1,23 @@
 """Corpora, tokenizers and windows: what is cut, what is cached, what is refused."""
 
-import datasets
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
+from transformers import default_data_collator
 
 from hf_lnfree.training.corpus import Corpus, load_corpus, split_by_hash
 from hf_lnfree.training.data import DataArguments, TokenWindows, build_windows, cut, load_data
 from hf_lnfree.training.tokenization import train_bpe
+from tests.hub import Hub
 
 
 @pytest.fixture
@@ -15,18 +25,23 @@ def arguments(corpus, cache_dir):
     return DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=16)
 
 
+def documents():
+    return [np.array(ids, dtype=np.uint16) for ids in ([1] * 7, [2] * 3, [3] * 8)]
+
+
 def test_exact_windows_stay_within_a_document_and_drop_the_tail():
-    pieces = list(cut([[1] * 7, [2] * 3, [3] * 8], 4, "exact", 0))
-    assert [(len(ids), whole) for ids, whole in pieces] == [(4, True), (3, False), (3, False), (4, True), (4, True)]
-    assert all(len(set(ids)) == 1 for ids, _ in pieces)
+    pieces = list(cut(documents(), 4, "exact", 0))
+    assert [windows.tolist() for windows, _ in pieces] == [[[1] * 4], [], [[3] * 4, [3] * 4]]
+    assert [dropped for _, dropped in pieces] == [3, 3, 0]
 
 
 def test_packed_windows_join_documents_and_drop_the_last_tail_only():
-    pieces = list(cut([[1] * 7, [2] * 3, [3] * 8], 4, "packed", 0))
-    assert [token for ids, _ in pieces for token in ids] == [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
-    assert [whole for _, whole in pieces] == [True] * 5 + [False]
+    pieces = list(cut(documents(), 4, "packed", 0))
+    tokens = [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
+    assert np.concatenate([windows for windows, _ in pieces]).flatten().tolist() == tokens[:20]
+    assert sum(dropped for _, dropped in pieces) == 1
     with pytest.raises(ValueError, match="end-of-text token, and this tokenizer has none"):
-        list(cut([[1]], 4, "packed", None))
+        list(cut(documents(), 4, "packed", None))
 
 
 def test_windows_decode_to_the_documents(arguments, corpus):
@@ -43,11 +58,11 @@ def test_windows_decode_to_the_documents(arguments, corpus):
 
 def test_split_follows_the_hash_of_each_file():
     texts = [f"document {i}" for i in range(400)]
-    train, validation = split_by_hash(Corpus("c", texts), 0.2)
-    again, _ = split_by_hash(Corpus("c", texts[::-1] + texts[:50]), 0.2)
+    train, validation = split_by_hash(Corpus.from_texts("c", texts), 0.2)
+    again, _ = split_by_hash(Corpus.from_texts("c", texts[::-1] + texts[:50]), 0.2)
     assert set(again.texts) == set(train.texts)
-    assert len(validation.texts) == pytest.approx(80, abs=25)
-    assert sorted(train.texts + validation.texts) == sorted(texts)
+    assert len(list(validation.texts)) == pytest.approx(80, abs=25)
+    assert sorted([*train.texts, *validation.texts]) == sorted(texts)
 
 
 def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
@@ -56,7 +71,7 @@ def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr("hf_lnfree.training.data._tokenised", forbidden)
+    monkeypatch.setattr("hf_lnfree.training.data.tokenised", forbidden)
     assert load_data(arguments).train.sha256 == first.train.sha256
     copy = tmp_path / "elsewhere"
     copy.mkdir()
@@ -69,16 +84,16 @@ def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
         load_data(arguments)
 
 
-def test_interrupted_tokenising_leaves_nothing_behind(corpus, tmp_path, monkeypatch):
+def test_interrupted_tokenising_leaves_nothing_behind(arguments, corpus, tmp_path, monkeypatch):
     tokenizer = train_bpe(["a b c"], 300)
 
     def interrupted(*_):
-        yield [1] * 16
+        yield b"", np.ones(16, np.uint16)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lnfree.training.data._tokenised", interrupted)
+    monkeypatch.setattr("hf_lnfree.training.data.tokenised", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_windows(load_corpus(str(corpus)), tokenizer, 16, "exact", tmp_path, "train")
+        build_windows(load_corpus(str(corpus)), tokenizer, replace(arguments, cache_dir=str(tmp_path)), "train")
     assert list((tmp_path / "windows").iterdir()) == []
 
 
@@ -93,14 +108,14 @@ def test_tokenizer_by_folder_and_validation_dataset(arguments, corpus, tmp_path)
 def test_embedded_corpus_is_the_standard_library():
     corpus = load_corpus("stdlib")
     assert sum(map(len, corpus.texts)) > 5_000_000
-    assert not any("class TestCase(unittest" in text for text in corpus.texts[:50])
+    assert not any("class TestCase(unittest" in text for text in islice(corpus.texts, 50))
 
 
 def test_undecodable_files_are_left_out_and_named(tmp_path):
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "bad.py").write_bytes(b"\xff\xfe\x00latin")
     with pytest.warns(UserWarning, match=r"1 of 2 files .* not UTF-8 .*bad\.py"):
-        assert load_corpus(str(tmp_path)).texts == ["x = 1\n"]
+        assert list(load_corpus(str(tmp_path)).texts) == ["x = 1\n"]
 
 
 @pytest.mark.parametrize("content", [None, "", "  \n "])
@@ -145,27 +160,115 @@ def test_unknown_dataset_says_what_it_could_be():
         load_corpus("somebody/nothing-here")
 
 
-def test_hub_datasets_by_name(monkeypatch):
-    """CodeParrot's short name, its split, its text column; documents are shuffled before the first N are taken."""
-    asked = []
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This process:DeprecationWarning")
+def test_two_processes_tokenise_as_one_does(arguments, tmp_path):
+    one = load_data(arguments)
+    two = load_data(replace(arguments, cache_dir=str(tmp_path), tokenizing_processes=2))
+    assert one.train.meta == two.train.meta
+    assert np.array_equal(one.train.tokens, two.train.tokens)
+    folder = next((tmp_path / "windows").iterdir())
+    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "tokens.bin"]
 
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_dict({"path": ["p"] * 50, "content": [f"document {i}" for i in range(50)]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    plain = load_corpus("codeparrot-ds-train", max_files=10)
-    shuffled = load_corpus("codeparrot-ds-valid:validation", max_files=10, shuffle_seed=0)
-    assert asked == [
-        ("huggingface-course/codeparrot-ds-train", "train"),
-        ("huggingface-course/codeparrot-ds-valid", "validation"),
-    ]
-    assert plain.texts == [f"document {i}" for i in range(10)]
-    assert len(shuffled.texts) == 10
-    assert shuffled.texts != plain.texts
-    assert load_corpus("codeparrot-ds-train", text_column="path").texts == ["p"] * 50
-    with pytest.raises(ValueError, match=r"no text column body; its columns are \['path', 'content'\]"):
-        load_corpus("codeparrot-ds-train", text_column="body")
+def test_meta_describes_the_file_and_the_documents(arguments, corpus):
+    train = load_data(arguments).train
+    texts, _ = split_by_hash(load_corpus(str(corpus)), arguments.validation_fraction)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(t.encode()).digest() for t in texts.texts)).hexdigest()
+    assert train.meta["corpus_sha256"] == digest
+    assert train.sha256 == hashlib.sha256(np.asarray(train.tokens).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no meta.json", "half a meta.json"])
+def test_a_damaged_token_cache_is_an_error_and_is_made_anew_after_removal(arguments, tmp_path, damage):
+    arguments.cache_dir = str(tmp_path)
+    whole = load_data(arguments).train
+    folders = list((tmp_path / "windows").iterdir())
+    for folder in folders:
+        tokens, meta = folder / "tokens.bin", folder / "meta.json"
+        content = bytearray(tokens.read_bytes())
+        if damage == "a flipped bit":
+            content[len(content) // 2] ^= 1
+            tokens.write_bytes(content)
+        elif damage == "a lost end":
+            tokens.write_bytes(content[:-2])
+        elif damage == "no meta.json":
+            meta.unlink()
+        else:
+            meta.write_text(meta.read_text()[:20])
+    with pytest.raises(ValueError, match=r"tokens cached in .*windows.* are damaged: .* Remove that folder"):
+        load_data(arguments)
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert load_data(arguments).train.sha256 == whole.sha256
+
+
+def test_a_batch_is_read_at_once(arguments):
+    train = load_data(arguments).train
+    batch = train.__getitems__([5, 0, 5])
+    assert [torch.equal(item["input_ids"], train[i]["labels"]) for i, item in zip((5, 0, 5), batch, strict=True)]
+    loader = torch.utils.data.DataLoader(train, batch_size=4, collate_fn=default_data_collator)
+    assert next(iter(loader))["input_ids"].shape == (4, 16)
+
+
+HUB_CLIENT = """
+import json, sys
+from pathlib import Path
+from hf_lnfree.training.corpus import load_corpus
+
+def texts(*arguments, **options):
+    corpus = load_corpus(*arguments, **options)
+    return [corpus.key, list(corpus.texts)]
+
+kept = Path(sys.argv[1])
+found = {
+    "first": texts("codeparrot-ds-train", 10),
+    "shuffled": texts("codeparrot-ds-train", 10, 0),
+    "again": texts("codeparrot-ds-train", 10, 0),
+    "validation": texts("codeparrot-ds-valid:train", None),
+    "streamed": texts("codeparrot-ds-train", 10, None, streaming_cache=kept),
+    "streamed, shuffled": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
+    "streamed again": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
+    "column": texts("codeparrot-ds-train", 2, text_column="path"),
+}
+for name, options in (("somebody/nothing-here", {}), ("codeparrot-ds-train", {"text_column": "body"})):
+    try:
+        texts(name, **options)
+    except ValueError as error:
+        found[name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_hub_datasets_downloaded_and_streamed(tmp_path):
+    """CodeParrot's short name, splits, shuffling before the first N, the text column, one file kept of a stream."""
+    for name, count in (("train", 60), ("valid", 5)):
+        folder = tmp_path / "hub" / "huggingface-course" / f"codeparrot-ds-{name}"
+        folder.mkdir(parents=True)
+        for shard in range(2):
+            rows = [{"path": "p", "content": f"document {i}"} for i in range(shard, count, 2)]
+            (folder / f"ds_{shard}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hub = Hub(tmp_path / "hub")
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", HUB_CLIENT, str(tmp_path / "kept")]
+    client = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert client.returncode == 0, client.stderr[-2000:]
+    found = json.loads(client.stdout.splitlines()[-1])
+    documents = {f"document {i}" for i in range(60)}
+    assert found["first"][1] == [f"document {i}" for i in range(0, 20, 2)]
+    for shuffled in (found["shuffled"], found["streamed, shuffled"]):
+        assert len(set(shuffled[1])) == 10
+        assert set(shuffled[1]) < documents
+        assert shuffled[1] != found["first"][1]
+    assert found["again"] == found["shuffled"]
+    assert found["streamed again"] == found["streamed, shuffled"]
+    assert found["streamed"][1] == found["first"][1]
+    assert len(found["validation"][1]) == 5
+    assert found["column"][1] == ["p", "p"]
+    keys = [key for name, (key, _) in list(found.items())[:8] if "again" not in name]
+    assert len(set(keys)) == len(keys)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert "the Hub has no such dataset" in found["somebody/nothing-here"]
+    assert "no text column body; its columns are ['path', 'content']" in found["codeparrot-ds-train"]
 
 
 def test_windows_are_memory_mapped(arguments):

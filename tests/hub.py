@@ -1,0 +1,115 @@
+"""A small Hub on 127.0.0.1: dataset repositories that are folders, read by the real clients."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves `root`/NAMESPACE/NAME as dataset NAMESPACE/NAME; `requests` lists what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root, self.requests = root, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a process that is to take this for the Hub; to be set before the libraries are imported."""
+        return {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_dummy",
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *args) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.do_GET(json.loads(body) if body.startswith("{") else None, body)
+
+    def do_GET(self, posted: dict | None = None, form: str = "") -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.server.requests.append(path)
+        kind, *rest = path.split("/")
+        if kind == "api" and rest[0] == "datasets":
+            self.api("/".join(rest[1:3]), rest[3:], posted, form)
+        elif kind == "datasets" and rest[2] == "resolve":
+            self.send_path(self.server.root.joinpath(*rest[:2], *rest[4:]))
+        else:
+            self.send_error(404)
+
+    def api(self, name: str, call: list[str], posted: dict | None, form: str) -> None:
+        folder = self.server.root / name
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        if not files:
+            self.reply({"error": "Repository not found"}, 401, {"X-Error-Code": "RepoNotFound"})
+        elif call[:1] in ([], ["revision"]):
+            siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
+            self.reply({"id": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
+        elif call[0] == "tree":
+            below = folder.joinpath(*call[2:])
+            inside = [p for p in sorted(folder.rglob("*")) if below in p.parents]
+            if "recursive=true" not in self.path.lower():
+                inside = [p for p in inside if p.parent == below]
+            self.reply([self.entry(folder, p) for p in inside]) if inside else self.missing()
+        elif call[0] == "paths-info":
+            wanted = (posted or {}).get("paths") or [
+                unquote(part.removeprefix("paths=")) for part in form.split("&") if part.startswith("paths=")
+            ]
+            self.reply([self.entry(folder, folder / p) for p in wanted if (folder / p).exists()])
+        else:
+            self.send_error(404)
+
+    def entry(self, folder: Path, path: Path) -> dict:
+        name = str(path.relative_to(folder))
+        if path.is_dir():
+            return {"type": "directory", "path": name, "oid": "0" * 40}
+        return {"type": "file", "path": name, "oid": etag(path), "size": path.stat().st_size}
+
+    def send_path(self, path: Path) -> None:
+        if not path.is_file():
+            self.missing()
+            return
+        content = path.read_bytes()
+        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        wanted = self.headers.get("Range")
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = min(int(last or len(content) - 1), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{end}/{len(content)}"
+            content = content[int(first) : end + 1]
+        self.send(content, 206 if wanted else 200, headers)
+
+    def missing(self) -> None:
+        self.reply({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+
+    def reply(self, answer: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send(json.dumps(answer).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+    def send(self, content: bytes, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
