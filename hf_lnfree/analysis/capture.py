@@ -78,7 +78,7 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
             stack.enter_context(eager_attention(recorder.model))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(recorder.attention_functions())
+        stack.enter_context(wrapped_attention(recorder.recording))
         stack.enter_context(recorder.modules())
         stack.enter_context(_DirectCalls(recorder) if method != "attentions" else nullcontext())
         yield recorder.record
@@ -89,6 +89,21 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
             "returns its map [batch, heads, queries, keys]"
             + (" (try method='attentions')." if method == "fused" else " (in eval mode: dropout changes maps).")
         )
+
+
+@contextmanager
+def wrapped_attention(wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Every attention function that a model looks up inside is `wrap`ped first."""
+    look_up = AttentionInterface.get_interface
+
+    def get_interface(self: AttentionInterface, implementation: str, default: Callable) -> Callable:
+        return wrap(look_up(self, implementation, default))
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = look_up  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -152,35 +167,21 @@ class _Recorder:
         """Gradient checkpointing runs a layer again during the backward pass."""
         return torch._C._current_graph_task_id() != -1
 
-    @contextmanager
-    def attention_functions(self) -> Iterator[None]:
-        """Every attention function that is looked up inside is followed by a record."""
-        look_up = AttentionInterface.get_interface
-        recorder = self
+    def recording(self, attend: Callable) -> Callable:
+        """An attention function that is followed by a record."""
 
-        def get_interface(self: AttentionInterface, implementation: str, default: Callable) -> Callable:
-            attend = look_up(self, implementation, default)
+        def attend_and_record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs):
+            self.inside_function = True
+            try:
+                result = attend(module, query, key, value, mask, *args, **kwargs)
+            finally:
+                self.inside_function = False
+            if module in self.names and not self.recomputing:
+                map_ = result[1] if self.method == "attentions" else None
+                self.add(module, row_entropies(module, query, key, mask, map_=map_, **kwargs))
+            return result
 
-            def recording(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs):
-                recorder.inside_function = True
-                try:
-                    result = attend(module, query, key, value, mask, *args, **kwargs)
-                finally:
-                    recorder.inside_function = False
-                if module in recorder.names and not recorder.recomputing:
-                    rows = row_entropies(
-                        module, query, key, mask, map_=result[1] if recorder.method == "attentions" else None, **kwargs
-                    )
-                    recorder.add(module, rows)
-                return result
-
-            return recording
-
-        AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            AttentionInterface.get_interface = look_up  # type: ignore[method-assign]
+        return attend_and_record
 
     @contextmanager
     def modules(self) -> Iterator[None]:

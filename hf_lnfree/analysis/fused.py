@@ -89,6 +89,28 @@ def fused_attention_entropy(
         return RowEntropies(entropy, support, output)
 
 
+@torch.no_grad()
+def largest_logit(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """[B, H] the largest logit over all queries and the keys that they may attend to; NaN if one is NaN.
+
+    Args: as for `fused_attention_entropy`.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        problem = _prepare(query, key, None, attention_mask, is_causal, scale, softcap, centre=False)
+        largest = problem.query.new_full(problem.query.shape[:2], HIDDEN)
+        for items, _, _, logits in blocks(problem):
+            largest[items] = torch.maximum(largest[items], logits.amax((-2, -1)))
+        return largest
+
+
 def _prepare(
     query: Tensor,
     key: Tensor,

@@ -1,5 +1,6 @@
 """`hf-lnfree`: train, entropy and demo."""
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -126,9 +127,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The console script. Exit codes: 0 done, 1 wrong input or a diverged run, 2 wrong usage, 130 interrupted."""
+    """The console script. Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 a run diverged, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_lnfree").setLevel(logging.INFO)
     try:
         return app(args=arguments, standalone_mode=False) or 0
     except typer.Exit as stop:

@@ -11,6 +11,8 @@ from ..training.arguments import LNFreeTrainingArguments, ModelArguments
 from ..training.data import DataArguments
 from ..training.run import train
 
+DIVERGED = 3  # exit code of a run that ended, though not where it was to end
+
 DESCRIPTION = """Train a model from scratch (a row of arXiv 2410.09637, changed as you like) or from a checkpoint.
 
 CONFIG.yaml holds any of the fields below; flags win over the file, and the file over another that it names as `base`.
@@ -68,7 +70,12 @@ def train_command(arguments: list[str], console: Console) -> int:
         f"Everything is in {folder}",
         highlight=False,
     )
-    if results["diverged_at"] is not None:
-        console.print(f"[bold red]The run diverged:[/] the loss was not finite at step {results['diverged_at']}.")
-        return 1
-    return 0
+    if results["diverged_at"] is None:
+        return 0
+    event = results["nonfinite_events"][-1]
+    console.print(
+        f"[bold red]The run diverged at step {results['diverged_at']}:[/] {event['verdict']}. First: {event['first']}. "
+        f"Last good state: {event['last_good_state']}. See {folder}/flight_recorder.json",
+        highlight=False,
+    )
+    return DIVERGED

@@ -1,7 +1,7 @@
 """What `hf-lnfree train` can be told: model and training arguments (those of the data are in data.py)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -21,6 +21,10 @@ class ModelArguments:
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "start from these weights; family and row are not used then"}
+    )
+
+    attn_implementation: str = field(
+        default="auto", metadata={"help": "eager, sdpa, flash_attention_2, ...; auto for the fastest, see choices.json"}
     )
 
     _argument_group_name = "model arguments"
@@ -56,13 +60,24 @@ class LNFreeTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "pin host memory; only with an accelerator"}
     )
+    loss: Literal["auto", "plain", "compiled", "chunked"] = field(
+        default="auto",
+        metadata={"help": "equal in value: plain, compiled (faster), chunked (no logits in memory); auto chooses"},
+    )
     slope_weight_decay: float | None = field(
         default=None, metadata={"help": "weight decay of learnable slopes; none by default (the paper's code: 0.1)"}
     )
     probe_steps: int = field(
-        default=100, metadata={"help": "measure entropy, slopes and non-finite counts every N steps; 0 for never"}
+        default=100, metadata={"help": "sample entropy, slopes and more of every layer every N steps; 0 for never"}
     )
-    probe_sequences: int = field(default=16, metadata={"help": "held-out windows that the probe looks at"})
+    probe_sequences: int = field(default=16, metadata={"help": "held-out windows that a sample looks at"})
+    recorder_samples: int = field(
+        default=20, metadata={"help": "samples kept in memory, for flight_recorder.json when a run dies"}
+    )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = field(
+        default="stop",
+        metadata={"help": "when loss or gradient is not finite; rollback: to the last sample, at half the rate"},
+    )
     attention_report_windows: int = field(
         default=256, metadata={"help": "held-out windows behind the final entropy report; 0 for none"}
     )

@@ -1,6 +1,10 @@
 """One training run from arguments to a folder: checkpoint, tokenizer, log.jsonl, entropy report and results.json."""
 
 import json
+import logging
+import math
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -8,33 +12,45 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, default_data_collator, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..provenance import command, environment
 from .arguments import LNFreeTrainingArguments, ModelArguments
+from .checkpoints import find_checkpoint
 from .data import DataArguments, TextData, TokenWindows, load_data
+from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
+from .losses import use_loss
 from .trainer import LNFreeTrainer
+
+RESULTS = "results.json"
+CHOICES = "choices.json"
+CHECKPOINT_BYTES_A_PARAMETER = 12  # weights and two moments, in float32
+
+logger = logging.getLogger(__name__)
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrainingArguments) -> dict[str, Any]:
     """
-    Train, evaluate the endpoint, and write everything into `args.output_dir`.
+    Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` comes last.
 
     Returns:
         What `results.json` holds: perplexity, tokens, data hash, settings, versions, and `diverged_at` (step or None).
+        The perplexity of a run that diverged is NaN, its saved model the last state that was finite.
 
     Raises:
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
+        OSError: no room for a checkpoint, or a folder that cannot be written.
     """
-    checkpoint = find_checkpoint(args)
+    folder = Path(args.output_dir)
+    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
     model_args.config(data_args.context_length)  # a wrong field is refused before the corpus is read
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args)
     set_seed(args.seed)
     model = build_model(model_args, data_args, data)
+    require_room(folder, model, args)
     use_cache = model.config.use_cache
     trainer = LNFreeTrainer(
         model=model,
@@ -45,11 +61,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         data_collator=default_data_collator,
         probe=window_batches(data.validation, args.probe_sequences),
     )
+    choices = choose(model, model_args, data_args, args, trainer, folder / CHOICES)
     resumed_at = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step if checkpoint else 0
     started = time.perf_counter()
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
-    metrics = trainer.evaluate()
+    diverged = trainer.guard.diverged_at is not None
+    loss = math.nan if diverged else trainer.evaluate()["eval_loss"]
     model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
     trainer.save_model()
     windows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -57,25 +75,31 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
     steps = trainer.state.global_step
     results = {
         "row": model_args.row if model_args.model_name_or_path is None else model_args.model_name_or_path,
-        "eval_loss": metrics["eval_loss"],
-        "eval_perplexity": metrics["eval_perplexity"],
+        "eval_loss": loss,
+        "eval_perplexity": perplexity(loss),
         "train_loss": trained.training_loss,
         "steps": steps,
-        "diverged_at": trainer.diverged_at,
+        "diverged_at": trainer.guard.diverged_at,
+        "nonfinite_events": trainer.guard.events,
         "tokens": steps * tokens_a_step,
         "tokens_per_second": (steps - resumed_at) * tokens_a_step / seconds,
         "train_seconds": seconds,
+        "resumed_at": resumed_at,
         "seed": args.seed,
         "parameters": model.num_parameters(),
         "trainable_parameters": model.num_parameters(only_trainable=True),
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
         "model": model.config.to_dict(),
-        "arguments": {"data": vars(data_args), "training": json.loads(args.to_json_string())},
+        "choices": vars(choices),
+        "arguments": {
+            "model": vars(model_args),
+            "data": vars(data_args),
+            "training": json.loads(args.to_json_string()),
+        },
         "environment": environment(),
         "command": command(),
     }
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
         report = final_report(model, data.validation, args, model_args.row)
         if report is not None:
             report.save(folder / "entropy.json")
@@ -83,30 +107,64 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
             results["overloaded_heads"] = report.overloaded("causal")
             results["collapsed_heads"] = report.collapsed("causal")
         text = json.dumps(results, indent=1, default=str).replace(str(Path.home()), "~")
-        (folder / "results.json").write_text(text)
+        write_at_once(folder / RESULTS, text)
     trainer.accelerator.wait_for_everyone()
     return results
 
 
-def find_checkpoint(args: LNFreeTrainingArguments) -> str | None:
-    """The checkpoint to resume from; `last` means the newest one. Never starts over on top of an earlier run."""
-    wanted = args.resume_from_checkpoint
-    folder = Path(args.output_dir)
-    last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
-    if wanted is None or str(wanted).lower() == "false":
-        if last is not None or (folder / "results.json").exists():
-            raise ValueError(
-                f"{folder} holds an earlier run. Pass --resume_from_checkpoint last to go on with it, or give another "
-                "--output_dir."
-            )
-        return None
-    if str(wanted).lower() in ("last", "true"):
-        if last is None:
-            raise ValueError(f"{folder} holds no checkpoint to resume from.")
-        return last
-    if not Path(wanted, TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"{wanted} is not a checkpoint of a run: it has no {TRAINER_STATE_NAME}.")
-    return str(wanted)
+def write_at_once(path: Path, text: str) -> None:
+    """A file that holds all of it or is not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArguments) -> None:
+    """Raise OSError when not even one checkpoint would fit on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = CHECKPOINT_BYTES_A_PARAMETER * model.num_parameters()
+    free = shutil.disk_usage(folder).free
+    if args.save_strategy != "no" and free < needed:
+        raise OSError(
+            f"A checkpoint takes {needed / 1e9:.2f} GB and {folder} has room for {free / 1e9:.2f} GB. Make room, give "
+            "another --output_dir, or pass --save_strategy no."
+        )
+
+
+def choose(
+    model: PreTrainedModel,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: LNFreeTrainingArguments,
+    trainer: LNFreeTrainer,
+    path: Path,
+) -> Choices:
+    """Settle attention and loss, as `path` says if it is there, and set the model to them."""
+    choices = Choices.load(path)
+    if choices is None:
+        windows, length = args.train_batch_size, data_args.context_length
+        steps = (
+            args.max_steps if args.max_steps > 0 else int(len(trainer.get_train_dataloader()) * args.num_train_epochs)
+        )
+        attention, loss = model_args.attn_implementation, args.loss
+        if attention == "auto":
+            dtype = training_dtype(args.bf16, args.fp16)
+            attention = choose_attention(args.device, dtype, length, attention_dropout(model.config))
+        if loss == "auto":
+            loss = choose_loss(args.device, windows * length * model.config.vocab_size, steps)
+        choices = Choices(attention, loss)
+        if trainer.is_world_process_zero():
+            choices.save(path)
+    trainer.accelerator.wait_for_everyone()
+    logger.info("attention: %s, loss: %s", choices.attn_implementation, choices.loss)
+    if model.config._attn_implementation != choices.attn_implementation:
+        model.set_attn_implementation(choices.attn_implementation)
+    use_loss(model, choices.loss)
+    return choices
+
+
+def perplexity(loss: float) -> float:
+    return torch.tensor(loss).double().exp().item()
 
 
 def build_model(model_args: ModelArguments, data_args: DataArguments, data: TextData) -> PreTrainedModel:

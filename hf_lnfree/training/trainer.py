@@ -1,55 +1,73 @@
-"""`LNFreeTrainer`: the HF Trainer with slopes out of weight decay, the attention probe, and a guarded output folder."""
+"""`LNFreeTrainer`: the HF Trainer with slopes out of weight decay, a flight recorder, and whole checkpoints."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
-from transformers import ProgressCallback, Trainer
+from torch import Tensor, nn
+from transformers import ProgressCallback
 
 from ..analysis.analyzer import Batch
 from ..models import named_slopes
 from .arguments import LNFreeTrainingArguments
-from .callbacks import AttentionProbe, JsonlLog, ReadableProgress, StopWhenDiverged
+from .callbacks import JsonlLog, ReadableProgress
+from .checkpoints import PARTIAL, WholeCheckpoints
+from .divergence import DivergenceGuard
+from .recorder import FlightRecorder
 
 
-class LNFreeTrainer(Trainer):
+class RunInUse(ValueError):
+    """Another process trains into the folder."""
+
+
+class LNFreeTrainer(WholeCheckpoints):
     """
     [`Trainer`] for the models of this package.
 
     - Learnable slopes get no weight decay unless `args.slope_weight_decay` is set.
-    - Every `args.probe_steps` steps entropy, slopes and non-finite counts of `probe` are logged (`AttentionProbe`).
+    - Every `args.probe_steps` steps a sample of each layer is logged (`FlightRecorder`).
+    - A loss or gradient that is not finite is diagnosed and stops the run, or what `args.on_nonfinite` says
+      (`DivergenceGuard`).
     - `eval_perplexity` stands beside `eval_loss`; each log entry is a line of `log.jsonl`.
-    - A non-finite training loss ends the run; `diverged_at` names the logging step.
+    - A checkpoint appears whole or not at all (`WholeCheckpoints`).
 
     Args:
-        probe: held-out batches for the probe; None for no probe.
+        probe: held-out batches that the recorder looks at; None to record steps only.
 
     Raises:
-        ValueError: `train` finds another process at work in the output folder, or was started by torchrun without
-            forming one group with its peers.
+        RunInUse: `train` finds another process at work in the output folder.
+        ValueError: `train` was started by torchrun without forming one group with its peers.
     """
 
     args: LNFreeTrainingArguments
 
     def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if probe and self.args.probe_steps > 0:
-            self.add_callback(AttentionProbe(self, probe, self.args.probe_steps))
+        self.grad_norm: float = 0.0
+        self.micro_batches: list[tuple[dict[str, Any], Tensor]] = []
+        self.recorder = FlightRecorder(self, probe or [])
+        self.guard = DivergenceGuard(self, self.recorder)
+        self.add_callback(self.recorder)
+        self.add_callback(self.guard)
         # First of all: the file is begun anew before another callback logs at the start of training.
         self.callback_handler.callbacks.insert(0, JsonlLog(Path(self.args.output_dir) / "log.jsonl"))
-        self._divergence = StopWhenDiverged()
-        self.add_callback(self._divergence)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
 
-    @property
-    def diverged_at(self) -> int | None:
-        """The step at which a non-finite training loss was logged."""
-        return self._divergence.step
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        inputs = self._prepare_inputs(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.micro_batches.append((inputs, loss))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.grad_norm = 0.0 if norm is None else float(norm)
+        return norm
 
     def train(self, *args: Any, **kwargs: Any):
         launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -59,18 +77,26 @@ class LNFreeTrainer(Trainer):
                 "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
             )
         if self.args.process_index != 0:
-            return super().train(*args, **kwargs)
+            return self._train(*args, **kwargs)
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")  # released by the system when the process dies
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
+            raise RunInUse(
                 f"Another process is training into {folder}. Wait for it, or give another --output_dir."
             ) from None
         with held:
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
+            return self._train(*args, **kwargs)
+
+    def _train(self, *args: Any, **kwargs: Any):
+        try:
             return super().train(*args, **kwargs)
+        except BaseException as error:
+            self.recorder.write(f"{type(error).__name__}: {error}", self.guard.events)
+            raise
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         slopes = {f"{name}.negative_slope" for name in named_slopes(model)}

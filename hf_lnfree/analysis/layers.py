@@ -1,0 +1,144 @@
+r"""What each layer does while a model runs: size of the residual stream, attention logits, sparsity of the activations.
+
+Works on any decoder of transformers whose blocks stand in one ModuleList. Shapes: B batch, T tokens, D width, F hidden
+units of the MLP.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .capture import wrapped_attention
+from .fused import largest_logit
+from .masks import read_mask
+
+
+@dataclass
+class LayerStatistics:
+    r"""
+    Over all batches that ran inside `record_layers`; one entry a layer, NaN for what a layer does not have.
+
+    Args:
+        residual_rms: $\sqrt{\mathrm{mean}(x^2)}$ of the residual stream after the block.
+        largest_logit: of the attention, after scaling, over all heads, queries and visible keys.
+        sparsity: share of the MLP's activations that are exactly 0.
+        dead_units: share of the MLP's hidden units that are 0 at every token.
+        nonfinite: how many entries of the residual stream after the block are NaN or infinite.
+    """
+
+    residual_rms: list[float] = field(default_factory=list)
+    largest_logit: list[float] = field(default_factory=list)
+    sparsity: list[float] = field(default_factory=list)
+    dead_units: list[float] = field(default_factory=list)
+    nonfinite: list[float] = field(default_factory=list)
+
+
+def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The blocks of a model by name, first to last.
+
+    Raises:
+        ValueError: no ModuleList has as many entries as the configuration has layers.
+    """
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return {f"{name}.{index}": block for index, block in enumerate(module)}
+    raise ValueError(f"{type(model).__name__} has no ModuleList of {count} blocks.")
+
+
+@functools.cache
+def activation_classes() -> tuple[type[nn.Module], ...]:
+    """The classes behind transformers' activation names; identities are no activation."""
+    return tuple({type(ACT2FN[name]) for name in ACT2FN} - {nn.Identity})
+
+
+class _Layer:
+    """The sums of one layer; nothing is read back from a GPU before `values`."""
+
+    def __init__(self) -> None:
+        self.squares: Tensor | float = math.nan
+        self.zeros: Tensor | float = math.nan
+        self.logit: Tensor | float = math.nan
+        self.nonfinite: Tensor | float = math.nan
+        self.never_active: Tensor | None = None  # F
+        self.entries = self.activations = 0
+
+    @torch.no_grad()
+    def after_block(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        x = (output[0] if isinstance(output, tuple) else output).detach().float()  # B T D
+        new = self.entries == 0
+        squares, nonfinite = x.square().sum(), x.numel() - x.isfinite().sum()
+        self.squares = squares if new else self.squares + squares
+        self.nonfinite = nonfinite if new else self.nonfinite + nonfinite
+        self.entries += x.numel()
+
+    @torch.no_grad()
+    def after_activation(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        zero = output.detach() == 0  # B T F
+        silent = zero.flatten(0, -2).all(0)
+        self.zeros = zero.sum() if self.never_active is None else self.zeros + zero.sum()
+        self.never_active = silent if self.never_active is None else self.never_active & silent
+        self.activations += zero.numel()
+
+    def attention(self, logit: Tensor) -> None:
+        self.logit = logit if isinstance(self.logit, float) else torch.maximum(self.logit, logit)
+
+    def values(self) -> tuple[float, ...]:
+        """In the order of the fields of `LayerStatistics`."""
+        return (
+            math.sqrt(float(self.squares) / max(1, self.entries)),
+            float(self.logit),
+            float(self.zeros) / max(1, self.activations),
+            math.nan if self.never_active is None else float(self.never_active.float().mean()),
+            float(self.nonfinite),
+        )
+
+
+@contextmanager
+def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
+    """
+    The statistics of everything that `model` runs inside; they are filled in when the context ends.
+
+    Raises:
+        ValueError: the blocks of the model are not found.
+    """
+    blocks = list(decoder_blocks(model).values())
+    layers = [_Layer() for _ in blocks]
+    owner = {module: layer for layer, block in zip(layers, blocks, strict=True) for module in block.modules()}
+
+    def observed(attend: Callable) -> Callable:
+        def attend_and_observe(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs
+        ):
+            if module in owner:
+                read, causal = read_mask(module, query, key, mask, **kwargs)
+                options = {"scale": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+                logits = largest_logit(query, key, attention_mask=read, is_causal=causal, **options)
+                owner[module].attention(logits.amax())
+            return attend(module, query, key, value, mask, *args, **kwargs)
+
+        return attend_and_observe
+
+    handles = []
+    for layer, block in zip(layers, blocks, strict=True):
+        handles.append(block.register_forward_hook(layer.after_block))
+        activations = [m for m in block.modules() if isinstance(m, activation_classes())]
+        handles += [module.register_forward_hook(layer.after_activation) for module in activations]
+    statistics = LayerStatistics()
+    try:
+        with wrapped_attention(observed):
+            yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+    columns = zip(*(layer.values() for layer in layers), strict=True)
+    for name, column in zip(vars(statistics), columns, strict=True):
+        setattr(statistics, name, list(column))

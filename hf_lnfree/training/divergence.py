@@ -1,0 +1,174 @@
+"""What happens when a loss or a gradient is no longer finite: it is diagnosed before the step is taken."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..analysis.nonfinite import first_nonfinite, judge
+from .checkpoints import checkpoints
+from .recorder import FlightRecorder, Sample
+
+if TYPE_CHECKING:
+    from .trainer import LNFreeTrainer
+
+ROLLBACK_FACTOR, MOST_ROLLBACKS = 0.5, 8
+SCALER_PATIENCE = 40  # steps in a row that a loss scaler may skip before its gradients count as diverged
+ACTIONS = {
+    "stop": "The run stops",
+    "skip": "The step is skipped",
+    "rollback": "Back to the last sample, at half the learning rate",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class DivergenceGuard(TrainerCallback):
+    """
+    Checks every step's loss and gradients before they are applied.
+
+    When they are not finite, the tensor that went first is looked for by repeating the step, `flight_recorder.json` is
+    written, and `args.on_nonfinite` decides:
+
+    - "stop" ends the run. The state before the step is saved as a checkpoint, unless its weights are spoilt already.
+    - "skip" leaves the weights as they are and goes on.
+    - "rollback" goes back to the weights and optimiser state of the last sample and halves the learning rate for good;
+      after eight times it stops. Keeps a copy of both in the CPU's memory.
+
+    Args:
+        trainer: whose steps are checked.
+        recorder: whose samples tell what led there.
+    """
+
+    def __init__(self, trainer: "LNFreeTrainer", recorder: FlightRecorder):
+        self.trainer, self.recorder = trainer, recorder
+        self.events: list[dict[str, Any]] = []
+        self.diverged_at: int | None = None
+        self.scaled_in_vain = 0
+        self.good: tuple[list[Tensor], dict[str, Any]] | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.remember()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.trainer.micro_batches = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.diverged_at is not None:
+            control.should_training_stop = control.should_log = True
+        elif self.recorder.due(state.global_step, state.max_steps):
+            self.remember()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        if self.is_finite():
+            self.scaled_in_vain = 0
+        elif self.is_divergence():
+            self.diverge(state)
+
+    def is_finite(self) -> bool:
+        # Gradients are the same on all processes, and a loss that is not finite on one of them reaches them all.
+        alone = self.trainer.args.world_size == 1
+        losses_finite = not alone or all(bool(loss.isfinite()) for _, loss in self.trainer.micro_batches)
+        return math.isfinite(self.trainer.grad_norm) and losses_finite
+
+    def is_divergence(self) -> bool:
+        """A loss scaler tries out scales that overflow, and skips these steps by itself; the loss is finite then."""
+        accelerator = self.trainer.accelerator
+        losses = torch.stack([loss for _, loss in self.trainer.micro_batches])
+        if accelerator.scaler is None or not bool(accelerator.gather(losses).isfinite().all()):
+            return True
+        self.scaled_in_vain += 1
+        return self.scaled_in_vain > SCALER_PATIENCE
+
+    def diverge(self, state: Any) -> None:
+        step = state.global_step + 1
+        action = self.trainer.args.on_nonfinite
+        if action == "rollback" and (self.good is None or len(self.events) >= MOST_ROLLBACKS):
+            action = "stop"
+        event = {"step": step, "action": action, **self.diagnose()}
+        self.events.append(event)
+        logger.error(
+            "Step %d is not finite: %s. First: %s. %s. %s.",
+            *(step, event["verdict"], event["first"], event["figures"], ACTIONS[action]),
+        )
+        self.trainer.log({"nonfinite/events": len(self.events)})
+        if action == "stop":
+            self.diverged_at = step
+            event["last_good_state"] = self.save_good_state(state)
+        elif action == "rollback":
+            self.roll_back()
+        self.recorder.write(f"not finite at step {step}", self.events)
+        if self.trainer.accelerator.scaler is None:  # a scaler skips the step itself, and needs the gradients for that
+            self.trainer.model_wrapped.zero_grad(set_to_none=True)
+
+    def diagnose(self) -> dict[str, Any]:
+        model = self.recorder.model
+        inputs = [batch for batch, _ in self.trainer.micro_batches]
+        found = filter(None, (first_nonfinite(model, self.loss_of(model, batch)) for batch in inputs))
+        first = next(found, None)
+        now: Sample = {}
+        try:
+            now = self.recorder.sample(self.recorder.batches or inputs)
+        except ValueError as error:
+            logger.warning("No sample could be taken: %s", error)
+        before = self.recorder.samples[-1] if self.recorder.samples else now
+        # Heads that are not finite any more say nothing: what they were before does.
+        whole = now.get("nonfinite/attention_rows", 1) == 0
+        last = before | {k: v for k, v in now.items() if math.isfinite(v) and (whole or "entropy/" not in k)}
+        verdict, figures = judge(self.recorder.first or before, last)
+        return {
+            "verdict": verdict,
+            "figures": figures,
+            "first": str(first) if first else "not seen again when the step was repeated",
+            "tensor": first.to_dict() if first else None,
+            "sample": now,
+        }
+
+    def loss_of(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with self.trainer.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
+                return model(**batch).loss
+
+        return run
+
+    def save_good_state(self, state: Any) -> str:
+        if all(bool(p.detach().isfinite().all()) for p in self.recorder.model.parameters()):
+            self.trainer._save_checkpoint(self.trainer.model_wrapped, None)
+            return f"checkpoint-{state.global_step}"
+        known = checkpoints(Path(self.trainer.args.output_dir))
+        return known[-1].name if known else "none: the weights are not finite, and no checkpoint was saved before"
+
+    def remember(self) -> None:
+        if self.trainer.args.on_nonfinite == "rollback" and self.trainer.optimizer is not None:
+            weights = [p.detach().to("cpu", copy=True) for p in self.recorder.model.parameters()]
+            self.good = weights, on_cpu(self.trainer.optimizer.state_dict())
+
+    @torch.no_grad()
+    def roll_back(self) -> None:
+        assert self.good is not None
+        weights, moments = self.good
+        optimizer: Any = self.trainer.optimizer
+        scheduler: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
+        for parameter, weight in zip(self.recorder.model.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+        rates = [{key: ROLLBACK_FACTOR * g[key] for key in ("lr", "initial_lr")} for g in optimizer.param_groups]
+        optimizer.load_state_dict(on_cpu(moments))  # a copy, since it keeps what it is given
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group.update(rate)
+        scheduler.base_lrs = [ROLLBACK_FACTOR * rate for rate in scheduler.base_lrs]
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of nested containers with their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_cpu(item) for item in value)
+    return value

@@ -1,0 +1,79 @@
+"""Which attention and which loss a run takes: chosen once, by what was measured, and written down.
+
+A resumed run takes what it took before, whatever memory is free then: other kernels round differently.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+from transformers.utils.import_utils import is_triton_available
+
+from .losses import LossForm
+
+logger = logging.getLogger(__name__)
+
+# On the CPU in bfloat16, forward and backward of GPT-2's attention: eager takes 0.75 to 0.85 of sdpa's time up to 512
+# keys and 1.8 of it at 1024; with attention dropout 0.8 to 0.9 up to 1024. In float32 sdpa is never slower.
+EAGER_UP_TO, EAGER_UP_TO_WITH_DROPOUT = 512, 1024
+# Plain logits: in the dtype of the matrix product, in float32, and the gradient of both.
+BYTES_A_LOGIT, SHARE_OF_FREE_MEMORY = 12, 0.25
+# Compiling takes about half a minute on a CPU and saves 3 to 9 ns a logit.
+LOGITS_WORTH_COMPILING = 2e10
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a run is computed with."""
+
+    attn_implementation: str
+    loss: LossForm
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Choices | None":
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, length: int, dropout: float) -> str:
+    """The faster of eager and sdpa for training at this length."""
+    longest = EAGER_UP_TO_WITH_DROPOUT if dropout else EAGER_UP_TO
+    return "eager" if device.type == "cpu" and dtype == torch.bfloat16 and length <= longest else "sdpa"
+
+
+def choose_loss(device: torch.device, logits_a_step: int, steps: int) -> LossForm:
+    """Chunked where plain logits would take a quarter of the memory that is free; compiled where that pays."""
+    if logits_a_step * BYTES_A_LOGIT > SHARE_OF_FREE_MEMORY * free_memory(device):
+        return "chunked"
+    return "compiled" if logits_a_step * steps > LOGITS_WORTH_COMPILING and can_compile(device) else "plain"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether what torch.compile needs is there: a C++ compiler, or Triton."""
+    if device.type == "cpu":
+        return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    return is_triton_available()
+
+
+def training_dtype(bf16: bool, fp16: bool) -> torch.dtype:
+    return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+
+
+def attention_dropout(config: PreTrainedConfig) -> float:
+    return getattr(config, "attn_pdrop", getattr(config, "attention_dropout", 0.0)) or 0.0

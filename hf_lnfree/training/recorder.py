@@ -1,0 +1,148 @@
+"""The flight recorder: what every layer does, sampled while a model trains.
+
+Samples are logged like losses; the last of them are kept in memory, beside every step's loss and gradient norm, and
+written when a run dies.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
+from ..analysis.layers import decoder_blocks, record_layers
+from ..models import named_slopes
+
+if TYPE_CHECKING:
+    from .trainer import LNFreeTrainer
+
+STEPS_KEPT = 200
+Sample = dict[str, float]
+
+
+class FlightRecorder(TrainerCallback):
+    """
+    Every `args.probe_steps` steps a sample of the held-out `batches`, in eval mode, goes to the trainer's `log`.
+
+    Keys, by layer (`/layer_00`...): `entropy` (nats), `residual_rms`, `attention_logit` (the largest), `sparsity` and
+    `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`); see
+    `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and `entropy/collapsed` (shares of heads
+    against the causal bound), `nonfinite/attention_rows`, `nonfinite/activations`, `nonfinite/parameters`.
+
+    Args:
+        trainer: whose model is looked at.
+        batches: the held-out inputs; without any nothing is sampled.
+    """
+
+    def __init__(self, trainer: "LNFreeTrainer", batches: Sequence[Batch]):
+        self.trainer, self.batches = trainer, batches
+        self.every = trainer.args.probe_steps if batches else 0
+        self.samples: deque[Sample] = deque(maxlen=trainer.args.recorder_samples)
+        self.steps: deque[dict[str, Any]] = deque(maxlen=STEPS_KEPT)
+        self.first: Sample = {}
+        self.layer_grad_norms: Sample = {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Without what distributes or compiles it."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+
+    def due(self, step: int, max_steps: int) -> bool:
+        return self.every > 0 and (step % self.every == 0 or step == max_steps)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        known = [dict(entry) for entry in state.log_history if "entropy/mean" in entry]  # of a resumed run
+        self.samples.extend(known)
+        self.first = known[0] if known else {}
+        if state.global_step == 0 and self.every:
+            self.log_sample(state.global_step)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        step, losses = state.global_step + 1, [loss for _, loss in self.trainer.micro_batches]
+        self.steps.append(
+            {
+                "step": step,
+                "loss": torch.stack(losses).sum(),
+                "grad_norm": self.trainer.grad_norm,
+                "learning_rate": self.trainer._get_learning_rate(),
+            }
+        )
+        if self.due(step, state.max_steps) and math.isfinite(self.trainer.grad_norm):
+            self.layer_grad_norms = self.grad_norms(self.trainer.grad_norm)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.due(state.global_step, state.max_steps):
+            self.log_sample(state.global_step)
+
+    def log_sample(self, step: int) -> None:
+        sample = self.sample(self.batches) | self.layer_grad_norms
+        self.samples.append({"step": step, **sample})
+        self.first = self.first or self.samples[0]
+        # Logging clears should_log, and the host's own loss of this step is still to come.
+        should_log = self.trainer.control.should_log
+        self.trainer.log(dict(sample))
+        self.trainer.control.should_log = should_log
+
+    def sample(self, batches: Sequence[Batch]) -> Sample:
+        """
+        Raises:
+            ValueError: the layers or the attention of the model cannot be recorded.
+        """
+        model = self.model
+        with record_layers(model) as layers:
+            report = AttentionEntropyAnalyzer(model, replicates=0).run(batches)
+        by_layer = {
+            "entropy": report.layer_means(),
+            "residual_rms": layers.residual_rms,
+            "attention_logit": layers.largest_logit,
+            "sparsity": layers.sparsity,
+            "dead_units": layers.dead_units,
+        }
+        sample = {f"{key}/layer_{i:02d}": value for key, column in by_layer.items() for i, value in enumerate(column)}
+        sample["entropy/mean"] = float(report.entropy[report.heads].mean())
+        sample["entropy/overloaded"] = report.overloaded("causal")
+        sample["entropy/collapsed"] = report.collapsed("causal")
+        sample |= slope_metrics(model)
+        sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
+        sample["nonfinite/activations"] = sum(layers.nonfinite)
+        sample["nonfinite/parameters"] = int(sum((~p.detach().isfinite()).sum() for p in model.parameters()))
+        return sample
+
+    def grad_norms(self, total: float) -> Sample:
+        """Of each layer, and of what stands outside the layers, before clipping."""
+        limit = self.trainer.args.max_grad_norm
+        clipped = min(1.0, limit / (total + 1e-6)) if limit else 1.0
+        model = self.model
+        owner = {p: f"layer_{i:02d}" for i, b in enumerate(decoder_blocks(model).values()) for p in b.parameters()}
+        inside: dict[str, list[Tensor]] = {}
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                inside.setdefault(owner.get(parameter, "outside"), []).append(parameter.grad)
+        norms = {key: torch.nn.utils.get_total_norm(grads) for key, grads in inside.items()}
+        return {f"grad_norm/{key}": float(norm) / clipped for key, norm in sorted(norms.items())}
+
+    def write(self, reason: str, events: Sequence[Mapping[str, Any]]) -> None:
+        """`flight_recorder.json` in the output folder: the reason, events, last steps and last samples."""
+        if not self.trainer.is_world_process_zero():
+            return
+        record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
+        path = Path(self.trainer.args.output_dir) / "flight_recorder.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, default=float, indent=1) + "\n")
+
+
+def slope_metrics(model: PreTrainedModel) -> Sample:
+    """Learnable slopes as `slope/layer_NN`, or as `slope/global` when the model has one."""
+    slopes = named_slopes(model)
+    if not slopes:
+        return {}
+    if model.config.slope_scope == "global":
+        return {"slope/global": next(iter(slopes.values())).item()}
+    layers = (i for i, name in enumerate(model.config.block_activations) if name == "learnable_leaky_relu")
+    return {f"slope/layer_{i:02d}": p.item() for i, p in zip(layers, slopes.values(), strict=True)}
