@@ -57,7 +57,9 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 @functools.cache
 def activation_classes() -> tuple[type[nn.Module], ...]:
     """The classes behind transformers' activation names; identities are no activation."""
-    return tuple({type(ACT2FN[name]) for name in ACT2FN} - {nn.Identity})
+    # What the mapping holds, a class or (class, arguments), and not what it makes of that when a name is looked up.
+    entries = dict.values(ACT2FN)
+    return tuple({entry[0] if isinstance(entry, tuple) else entry for entry in entries} - {nn.Identity})
 
 
 class _Layer:

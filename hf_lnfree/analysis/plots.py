@@ -211,13 +211,17 @@ def entropy_dynamics(histories: Mapping[str, Sequence[Mapping[str, Any]]], bound
     Raises:
         ValueError: a history without `entropy/layer_00`.
     """
-    rows = {}
-    for name, history in histories.items():
-        keys = sorted({key for entry in history for key in entry if key.startswith("entropy/layer_")})
-        if not keys:
+    rows = {name: layer_curves(history, "entropy") for name, history in histories.items()}
+    for name, layers in rows.items():
+        if not layers:
             raise ValueError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
-        rows[name] = [[(entry["step"], entry[key]) for entry in history if key in entry] for key in keys]
     return layer_dynamics(rows, "mean entropy (nats)", bound)
+
+
+def layer_curves(history: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
+    """The curve of `key`/layer_00, `key`/layer_01, ... over steps; none where the log does not have it."""
+    keys = sorted({name for entry in history for name in entry if name.startswith(f"{key}/layer_")})
+    return [[(entry["step"], entry[name]) for entry in history if name in entry] for name in keys]
 
 
 def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False) -> Figure:

@@ -1,4 +1,4 @@
-"""`hf-lnfree`: train, entropy and demo."""
+"""`hf-lnfree`: train, study, compare, entropy and demo."""
 
 import logging
 import sys
@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from safetensors import SafetensorError
 
 from ..analysis.capture import Method
 
 app = typer.Typer(
     name="hf-lnfree",
-    help="LayerNorm-free language models: train them, measure their attention entropy, see the paper's rows.",
+    help="LayerNorm-free language models: train them, run studies, measure attention entropy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+Seeds = Annotated[str, typer.Option(help="Comma-separated; more than one gives intervals.")]
+FOLDER = typer.Option(help="Checkpoints, logs, tables and report.html.")
+CacheDir = Annotated[str | None, typer.Option(help="Where tokenised data is kept.")]
+UseCPU = Annotated[bool, typer.Option(help="Train on the CPU also where there is a GPU.")]
+Change = Annotated[list[str] | None, typer.Option("--set", help="field=value for all rows; may be given repeatedly.")]
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -83,37 +87,60 @@ def entropy(
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="Checkpoints, logs and report.html.")] = Path("runs/demo"),
-    seeds: Annotated[str, typer.Option(help="Comma-separated; more than one gives intervals.")] = "0",
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps a row; the default fits ten minutes.", min=1)
-    ] = None,
-    cache_dir: Annotated[str | None, typer.Option(help="Where tokenised data is kept.")] = None,
-    use_cpu: Annotated[bool, typer.Option(help="Train on the CPU also where there is a GPU.")] = False,
+    output_dir: Annotated[Path, FOLDER] = Path("runs/demo"),
+    seeds: Seeds = "0",
+    cache_dir: CacheDir = None,
+    use_cpu: UseCPU = False,
+    change: Change = None,
 ) -> None:
     """Train the paper's four rows from scratch on real text and write a report.
 
     Rows: SM+LN+G, SM+LN+R (LayerNorm) and SM+G, SM+R (without), with GELU and ReLU. Finished rows are kept when the
     command is run again.
     """
-    from dataclasses import replace
+    from .study import DEMO, study_command
 
-    from ..training.demo import DemoSettings, run_demo
-    from ..training.demo_report import summary_table
+    local = {"cache_dir": cache_dir, "use_cpu": use_cpu}
+    raise typer.Exit(study_command(DEMO, None, parse_seeds(seeds), output_dir, None, False, change, local, console))
 
-    settings = DemoSettings() if steps is None else replace(DemoSettings(), steps=steps)
-    runs = run_demo(
-        output_dir, parse_seeds(seeds), settings=settings, cache_dir=cache_dir, use_cpu=use_cpu, announce=console.print
-    )
-    summary = summary_table(runs)
-    table = Table(box=SIMPLE_HEAD)
-    for heading in summary.header:
-        table.add_column(heading, no_wrap=True)
-    for row in summary.rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(summary.note, highlight=False)
-    console.print(f"Report: {output_dir / 'report.html'}")
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="A study, like examples/reproduce_paper/study-gpt2-T128.yaml.")],
+    scale: Annotated[str | None, typer.Option(help="A scale of the file: cpu, gpu or paper; the first.")] = None,
+    seeds: Seeds = "0",
+    output_dir: Annotated[Path | None, FOLDER] = None,
+    rows: Annotated[str | None, typer.Option(help="Only these rows, with commas between them.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the state of every cell and stop.")] = False,
+    cache_dir: CacheDir = None,
+    use_cpu: UseCPU = False,
+    change: Change = None,
+) -> None:
+    """Train rows x seeds of a study and write tables, pictures and a report.
+
+    Finished cells are kept, interrupted ones go on, and a cell that diverges is recorded as such; may be interrupted at
+    any moment. Several processes may share an output folder. Exit code 3: a cell diverged.
+
+    Example: hf-lnfree study examples/reproduce_paper/study-gpt2-T128.yaml --scale cpu --seeds 0,1,2
+    """
+    from .study import study_command
+
+    chosen = None if rows is None else [row.strip() for row in rows.split(",")]
+    local = {"cache_dir": cache_dir, "use_cpu": use_cpu}
+    folder = output_dir or Path("runs") / "-".join(filter(None, (file.stem, scale)))
+    raise typer.Exit(study_command(file, scale, parse_seeds(seeds), folder, chosen, dry_run, change, local, console))
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="Output folder of a study.")],
+    other: Annotated[Path, typer.Argument(help="Output folder of another.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.md and comparison.tex.")] = None,
+) -> None:
+    """Compare two studies row by row, paired by seed."""
+    from .study import compare_command
+
+    compare_command(one, other, out, console)
 
 
 def parse_seeds(text: str) -> list[int]:

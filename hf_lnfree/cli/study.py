@@ -1,0 +1,88 @@
+"""`hf-lnfree study`, `demo` and `compare`: a file and seeds into a study, then a table."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ..analysis.report import Table, latex, markdown
+from ..training.study import Cell, Study, cells_of, run_study
+from ..training.study_report import compare_studies, write_study_report
+from .train import DIVERGED
+
+DEMO = Path(str(files("hf_lnfree") / "training" / "studies" / "demo.yaml"))
+
+
+def study_command(
+    file: Path,
+    scale: str | None,
+    seeds: Sequence[int],
+    folder: Path,
+    rows: Sequence[str] | None,
+    dry_run: bool,
+    change: Sequence[str] | None,
+    local: dict[str, Any],
+    console: Console,
+) -> int:
+    study = Study.load(file, scale, parse_changes(change or ()))
+    local = {key: value for key, value in local.items() if value}
+
+    def announce(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    if dry_run:
+        for cell in cells_of(study, seeds, folder, rows):
+            announce(f"{cell.name}: {cell.state}")
+        return 0
+    try:
+        cells = run_study(study, seeds, folder, rows, announce, **local)
+    finally:  # an interrupted study shows what it has
+        table = write_study_report(study, everything(study, seeds, folder), folder)
+    if table is not None:
+        console.print(rich_table(table))
+        announce(table.note)
+        announce(f"Report: {folder / 'report.html'}")
+    diverged = [cell for cell in cells if cell.results and cell.results["diverged_at"] is not None]
+    for cell in diverged:
+        announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")
+    return DIVERGED if diverged else 0
+
+
+def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:
+    """Every seed that the folder holds, whichever this command was asked for."""
+    found = {int(p.name.removeprefix("seed-")) for p in folder.glob("*/seed-*")}
+    return cells_of(study, sorted(found | set(seeds)), folder)
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set takes field=value, for instance --set max_steps=100; got {text!r}.")
+        parsed[key.strip()] = yaml.safe_load(value)
+    return parsed
+
+
+def compare_command(one: Path, other: Path, out: Path | None, console: Console) -> None:
+    table = compare_studies(one, other)
+    console.print(rich_table(table))
+    console.print(table.note, highlight=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "comparison.md").write_text(markdown(table))
+        (out / "comparison.tex").write_text(latex(table))
+
+
+def rich_table(table: Table) -> RichTable:
+    shown = RichTable(box=SIMPLE_HEAD)
+    for heading in table.header:
+        shown.add_column(heading, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -1,0 +1,188 @@
+"""A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
+from .run import RESULTS, train, write_at_once
+from .settings import RunArguments, merge, parse_settings, read_settings, with_base
+from .trainer import RunInUse
+
+STUDY = "study.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Args:
+        title: of the report.
+        about: what the report says first.
+        rows: name -> the fields of `hf-lnfree train`, at the chosen scale.
+        scale: name of that scale; "" for a file without scales.
+        compare: pairs of rows (one, other) whose relative difference stands below the table.
+        published: the key of the published perplexities that belong beside it.
+    """
+
+    title: str
+    rows: dict[str, dict[str, Any]]
+    about: str = ""
+    scale: str = ""
+    compare: Sequence[Sequence[str]] = ()
+    published: str | None = None
+
+    @classmethod
+    def load(cls, path: Path, scale: str | None = None, changes: Mapping[str, Any] | None = None) -> "Study":
+        """
+        Read a study file.
+
+        Args:
+            path: YAML with `title`, `rows` (name -> a file of `hf-lnfree train`, or fields) and, if wanted, `base`
+                (fields that all rows share), `about`, `compare`, `published` and `scales` (name -> fields that win).
+            scale: one of the file's scales; the first by default.
+            changes: fields that win over all others.
+
+        Raises:
+            ValueError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
+        """
+        values = read_settings(path)
+        known = {"title", "about", "rows", "scales", "compare", "published"}
+        shared = {key: value for key, value in values.items() if key not in known}
+        scales = values.get("scales") or {}
+        if scale is not None and scale not in scales:
+            raise ValueError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
+        scale = scale or next(iter(scales), "")
+        scaled = with_base(scales.get(scale) or {}, path.parent)
+        if not isinstance(values.get("rows"), dict) or not values["rows"]:
+            raise ValueError(f"{path} is no study: `rows` must map names to files or fields.")
+        rows = {}
+        for name, row in values["rows"].items():
+            given = row if isinstance(row, dict) else {"base": row}
+            fields_ = merge(shared, with_base(given, path.parent))
+            rows[name] = merge(merge(fields_, scaled), changes or {})
+            rows[name].pop("output_dir", None)
+            parse_settings(rows[name], f"{path}, row {name}", ["--output_dir", "unused"])
+        published, compare = values.get("published"), values.get("compare") or []
+        if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
+            raise ValueError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
+        if unknown := {name for pair in compare for name in pair} - set(rows):
+            raise ValueError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
+        title = values.get("title", path.stem)
+        return cls(title, rows, values.get("about", ""), scale, compare, published)
+
+    def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
+        """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""
+        settings = {**self.rows[row], "seed": seed, "resume_from_checkpoint": "auto", **local}
+        return parse_settings(settings, row, ["--output_dir", str(folder)])
+
+
+@dataclass
+class Cell:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    folder: Path
+    running: bool = False
+    """Whether another process trains it."""
+    results: dict[str, Any] | None = None
+    entropy: EntropyReport | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self) -> "Cell":
+        """Read what its folder holds; nothing counts before `results.json` is there."""
+        if (self.folder / RESULTS).is_file():
+            self.results = json.loads((self.folder / RESULTS).read_text())
+            self.log = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+            report = self.folder / "entropy.json"
+            self.entropy = EntropyReport.load(report) if report.is_file() else None
+        return self
+
+    @property
+    def state(self) -> str:
+        if self.results is None:
+            unfinished = "interrupted" if self.folder.exists() else "to do"
+            return "in another process" if self.running else unfinished
+        return "finished" if self.results["diverged_at"] is None else f"diverged at step {self.results['diverged_at']}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[key]) for entry in self.log if key in entry]
+
+
+def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
+    """The grid, seed by seed, so that whole sets of rows are done first."""
+    if unknown := [row for row in rows or () if row not in study.rows]:
+        raise ValueError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(study.rows)}.")
+    chosen = [row for row in study.rows if rows is None or row in rows]
+    return [Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen]
+
+
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    folder: Path,
+    rows: Sequence[str] | None = None,
+    announce: Callable[[str], None] = print,
+    **local: Any,
+) -> list[Cell]:
+    """
+    Train the cells that are not finished, in `folder`/ROW/seed-N; interrupted ones go on from their checkpoint.
+
+    Several processes may share a folder: a cell in which another one is at work is passed over.
+
+    Args:
+        rows: only these.
+        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `use_cpu`.
+
+    Raises:
+        ValueError: cells were begun with other settings than the study has now, or settings that do not fit.
+    """
+    cells = cells_of(study, seeds, folder, rows)
+    keep_settings(study, folder)
+    to_do = [cell for cell in cells if cell.results is None]
+    started, trained = time.monotonic(), 0
+    for cell in cells:
+        number = f"[{cells.index(cell) + 1}/{len(cells)}] {cell.name}"
+        if cell not in to_do:
+            announce(f"{number}: {cell.state}, found in {cell.folder}")
+            continue
+        left = (time.monotonic() - started) / trained * (len(to_do) - trained) / 60 if trained else None
+        announce(f"{number}: {'goes on' if cell.state == 'interrupted' else 'starts'}"
+                 + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
+        try:
+            train(*study.arguments(cell.row, cell.seed, cell.folder, **local))
+        except RunInUse:
+            cell.running = True
+        trained += 1
+        announce(f"{number}: {cell.load().state}")
+    return cells
+
+
+def keep_settings(study: Study, folder: Path) -> None:
+    """Write the settings down; refuse those that differ from what cells in the folder were begun with."""
+    path = folder / STUDY
+    rows = json.loads(json.dumps(study.rows))
+    if path.is_file():
+        then: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"]
+        begun = {row for row in then if any((folder / row).glob("seed-*"))}
+        differences = [
+            f"{row}: {key} was {then[row].get(key)!r}, is {rows.get(row, {}).get(key)!r}"
+            for row in sorted(begun & set(rows))
+            for key in sorted({*then[row], *rows[row]})
+            if then[row].get(key) != rows[row].get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
+                "change, or give another --output-dir."
+            )
+        rows = {**{row: then[row] for row in begun}, **rows}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_at_once(path, json.dumps({"title": study.title, "scale": study.scale, "rows": rows}, indent=1) + "\n")
