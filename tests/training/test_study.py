@@ -1,0 +1,266 @@
+"""Studies at a few steps: the grid, what is skipped, resumed and refused, tables, and a page that stands alone."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from transformers import AutoModelForCausalLM
+
+from hf_lnfree.cli.main import main
+from hf_lnfree.cli.study import DEMO
+from hf_lnfree.training.run import train
+from hf_lnfree.training.study import Study, cells_of, run_study
+from hf_lnfree.training.study_report import by_row, compare_studies, summary_table, write_study_report
+
+TINY = {
+    "config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2},
+    "vocab_size": 300,
+    "context_length": 32,
+    "max_steps": 6,
+    "max_validation_windows": 32,
+    "logging_steps": 2,
+    "probe_steps": 2,
+    "eval_steps": 3,
+    "save_steps": 2,
+}
+ROWS = ["SM+LN+G", "SM+LN+R", "SM+G", "SM+R"]
+
+
+@pytest.fixture(scope="module")
+def changes(corpus):
+    return {**TINY, "dataset": str(corpus)}
+
+
+@pytest.fixture(scope="module")
+def local(cache_dir):
+    return {"cache_dir": cache_dir, "use_cpu": True, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, changes, local):
+    """The demo's four rows with two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    study = Study.load(DEMO, changes=changes)
+    cells = run_study(study, [0, 1], folder, announce=lambda text: None, **local)
+    table = write_study_report(study, cells, folder)
+    return folder, study, cells, table
+
+
+def test_four_rows_two_seeds_and_their_checkpoints(finished):
+    _, _, cells, _ = finished
+    assert [(c.row, c.seed) for c in cells] == [(row, seed) for seed in (0, 1) for row in ROWS]
+    for cell in cells:
+        assert cell.state == "finished"
+        model = AutoModelForCausalLM.from_pretrained(cell.folder)
+        assert model.config.norm == ("layernorm" if "LN" in cell.row else "none")
+        assert model.config.activation_function == ("gelu" if cell.row.endswith("G") else "relu")
+        assert {"tokenizer.json", "log.jsonl", "choices.json", "entropy.json"} <= {
+            p.name for p in cell.folder.iterdir()
+        }
+        assert cell.results["environment"]["torch"]
+        assert len(cell.results["data"]["train"]["sha256"]) == 64
+    first, second = (c.results["eval_perplexity"] for c in cells if c.row == "SM+G")
+    assert first != second
+
+
+def test_table_shows_intervals_and_differences_paired_by_seed(finished):
+    _, _, cells, table = finished
+    assert [row[0] for row in table.rows] == ROWS
+    assert table.rows[0][3] == ""
+    assert all(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d %", row[3]) for row in table.rows[1:])
+    assert "95 % interval over seeds" in table.note
+    gaps = [
+        c.results["eval_perplexity"] / d.results["eval_perplexity"] - 1
+        for c, d in zip(cells[3::4], cells[2::4], strict=True)
+    ]
+    assert f"Perplexity of SM+R to SM+G: {100 * sum(gaps) / 2:+.1f} ± " in table.note
+
+
+def test_page_is_self_contained_and_shows_measured_beside_published(finished):
+    folder, _, cells, _ = finished
+    page = (folder / "report.html").read_text()
+    assert re.findall(r'(?:href|src)="(?!#|data:)([^"]+)"', page) == []
+    assert page.count("<svg") == 6
+    data_hash = cells[0].results["data"]["train"]["sha256"]
+    for words in ("SM+LN+G (measured)", "SM+LN+G (published)", "max/4..max/2", data_hash, "Published, GPT-2 T=128"):
+        assert words in page
+    assert "2.936" in page
+    measured = page[: page.index("Published, GPT-2")]
+    assert "2.936" not in measured[: measured.index("</table>")]
+
+
+def test_tables_for_papers_and_programs(finished):
+    folder, _, cells, table = finished
+    markdown = (folder / "table.md").read_text().splitlines()
+    assert markdown[0] == "| row | seeds | perplexity | to SM+LN+G | >3max/4 | ≤max/4 | tokens/s |"
+    assert len(markdown) == 2 + 4 + 2
+    latex = (folder / "table.tex").read_text()
+    assert latex.count(r"\\") == 5
+    assert r"$\pm$" in latex
+    assert all(line.startswith("% ") for line in latex.splitlines() if re.search(r"(?<!\\)%", line))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["rows"] == table.rows
+    assert [c["eval_perplexity"] for c in summary["cells"]] == [c.results["eval_perplexity"] for c in cells]
+    assert summary["environment"]["transformers"]
+    assert summary["data"]["validation"]["sha256"] == cells[0].results["data"]["validation"]["sha256"]
+
+
+def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, local, tmp_path, monkeypatch):
+    folder, study, _, table = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "SM+G" / "seed-1" / "results.json").unlink()
+    shutil.rmtree(copy / "SM+G" / "seed-1" / "checkpoint-6")
+    trained = []
+
+    def counting(model, data, args):
+        trained.append(args.output_dir)
+        return train(model, data, args)
+
+    monkeypatch.setattr("hf_lnfree.training.study.train", counting)
+    assert [c.state for c in cells_of(study, [1], copy, ["SM+G"])] == ["interrupted"]
+    said = []
+    again = run_study(study, [0, 1], copy, announce=said.append, **local)
+    assert trained == [str(copy / "SM+G" / "seed-1")]
+    assert sum("finished, found in" in line for line in said) == 7
+    assert any("goes on" in line for line in said)
+    assert summary_table(study, by_row(again)).rows[2][2] == table.rows[2][2]
+
+
+def test_changed_settings_are_refused_with_the_difference(finished, changes, local, tmp_path):
+    folder, _, cells, _ = finished
+    before = (folder / "study.json").read_text()
+    changed = Study.load(DEMO, changes={**changes, "learning_rate": 1e-4})
+    with pytest.raises(ValueError, match=r"other settings \(.*SM\+G: learning_rate was 0.003, is 0.0001"):
+        run_study(changed, [0], folder, **local)
+    assert (folder / "study.json").read_text() == before
+    assert [c.load().state for c in cells] == ["finished"] * 8
+    run_study(changed, [0], tmp_path / "other", ["SM+R"], announce=lambda text: None, **local)
+
+
+def test_a_row_may_be_added_and_others_left_out(finished, changes, local):
+    folder, study, _, _ = finished
+    wider = Study(study.title, {**study.rows, "SM+LeakyR": {**study.rows["SM+R"], "row": "SM+LeakyR"}})
+    cells = run_study(wider, [0], folder, ["SM+LeakyR"], announce=lambda text: None, **local)
+    assert [(c.row, c.state) for c in cells] == [("SM+LeakyR", "finished")]
+    assert set(json.loads((folder / "study.json").read_text())["rows"]) == {*ROWS, "SM+LeakyR"}
+    shutil.rmtree(folder / "SM+LeakyR")
+
+
+def test_a_cell_that_another_process_trains_is_passed_over(changes, local, tmp_path):
+    study = Study.load(DEMO, changes=changes)
+    busy = tmp_path / "SM+G" / "seed-0"
+    busy.mkdir(parents=True)
+    with FileLock(busy / ".lock"):
+        cells = run_study(study, [0], tmp_path, ["SM+G", "SM+R"], announce=lambda text: None, **local)
+    assert [c.state for c in cells] == ["in another process", "finished"]
+
+
+def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    rows = {"wild": {"row": "SM+G", "learning_rate": 1e6, "max_grad_norm": 0.0}, "calm": {"row": "SM+LN+G"}}
+    shared = {**changes, "max_steps": 30, "weight_decay": 0.1}
+    path.write_text(yaml.safe_dump({**shared, "rows": rows}, sort_keys=False))
+    flags = ["--output-dir", str(tmp_path / "out"), "--cache-dir", local["cache_dir"], "--use-cpu"]
+    assert main(["study", str(path), *flags]) == 3
+    printed = capsys.readouterr().out
+    assert re.search(r"wild, seed 0 diverged at step \d+: see .*flight_recorder.json", printed)
+    study = Study.load(path)
+    wild, calm = cells_of(study, [0], tmp_path / "out")
+    assert calm.state == "finished"
+    assert wild.state == f"diverged at step {wild.results['diverged_at']}"
+    assert math.isnan(wild.results["eval_perplexity"])
+    table = summary_table(study, by_row([wild, calm]))
+    assert table.rows[0][0] == "wild (diverged: seed 0)"
+    assert table.rows[0][2] == "nan"
+    assert table.rows[1][3] == "+nan %"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "wild (diverged: seed 0)" in page
+    assert wild.results["nonfinite_events"][0]["verdict"] in page
+
+
+def test_two_studies_compare_over_their_common_seeds(finished, changes, local, tmp_path, capsys):
+    folder, _, cells, _ = finished
+    other = Study.load(DEMO, changes={**changes, "learning_rate": 1e-2})
+    run_study(other, [1, 2], tmp_path / "faster", ["SM+R", "SM+G"], announce=lambda text: None, **local)
+    table = compare_studies(folder, tmp_path / "faster")
+    assert [row[0] for row in table.rows] == ["SM+G", "SM+R"]
+    before = next(c for c in cells if (c.row, c.seed) == ("SM+G", 1)).results["eval_perplexity"]
+    after = cells_of(other, [1], tmp_path / "faster", ["SM+G"])[0].results["eval_perplexity"]
+    assert table.rows[0][3] == f"{100 * (after / before - 1):+.1f} % (1 seeds)"
+    assert "do not compare" not in table.note
+    assert main(["compare", str(folder), str(tmp_path / "faster"), "--out", str(tmp_path / "out")]) == 0
+    assert "SM+R" in (tmp_path / "out" / "comparison.tex").read_text()
+    with pytest.raises(ValueError, match="holds no finished cell of a study"):
+        compare_studies(folder, tmp_path / "out")
+
+
+def test_report_of_slopes_of_either_scope(changes, local, tmp_path):
+    path = tmp_path / "study.yaml"
+    rows = {scope: {"row": f"SM+LearnableR-{scope}"} for scope in ("layer", "global")}
+    path.write_text(yaml.safe_dump({**changes, "max_steps": 2, "rows": rows}, sort_keys=False))
+    study = Study.load(path)
+    cells = run_study(study, [0], tmp_path / "out", announce=lambda text: None, **local)
+    write_study_report(study, cells, tmp_path / "out")
+    assert "Learnable slopes." in (tmp_path / "out" / "report.html").read_text()
+    assert cells[0].curve("slope/layer_01")
+    assert cells[1].curve("slope/global")
+
+
+def test_dry_run_tells_the_state_of_every_cell(finished, changes, capsys):
+    folder, *_ = finished
+    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    flags = ["--output-dir", str(folder), "--seeds", "0,2", "--rows", "SM+R", "--dry-run"]
+    assert main(["study", str(DEMO), *settings, *flags]) == 0
+    assert capsys.readouterr().out.splitlines() == ["SM+R, seed 0: finished", "SM+R, seed 2: to do"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("title: x", "`rows` must map names"),
+        ("rows: {a: {row: SM+G, no_such_field: 1}}", "row a has unknown fields: no_such_field"),
+        ("rows: {a: nowhere.yaml}", "There is no configuration file .*nowhere.yaml"),
+        ("rows: {a: {row: SM+X}}", "'SM\\+X' is not known"),
+        ("rows: {a: {row: SM+G}}\ncompare: [[a, b]]", "compares rows that it does not have: b"),
+        ("rows: {a: {row: SM+G}}\npublished: mine", "published='mine' is not known: GPT-2 T=128"),
+        ("rows: [", "is not YAML"),
+    ],
+)
+def test_wrong_studies_say_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Study.load(path)
+
+
+def test_scales_win_over_rows_and_changes_over_scales(tmp_path):
+    (tmp_path / "row.yaml").write_text("row: SM+G\nconfig_overrides: {n_layer: 4, n_head: 2}\nmax_steps: 10\n")
+    (tmp_path / "small.yaml").write_text("max_steps: 5\nvocab_size: 99\n")
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "seed: 3\nrows: {a: row.yaml}\nscales:\n  paper: {}\n"
+        "  cpu: {base: small.yaml, vocab_size: 77, config_overrides: {n_layer: 1}}\n"
+    )
+    paper, cpu = Study.load(path), Study.load(path, "cpu", {"learning_rate": 0.5})
+    assert (paper.scale, paper.rows["a"]["max_steps"]) == ("paper", 10)
+    assert cpu.rows["a"] == {
+        **{"seed": 3, "row": "SM+G", "max_steps": 5, "vocab_size": 77, "learning_rate": 0.5},
+        "config_overrides": {"n_layer": 1, "n_head": 2},
+    }
+    model, data, training = cpu.arguments("a", 9, tmp_path / "cell", use_cpu=True)
+    assert (model.overrides, data.vocab_size, training.seed) == ({"n_layer": 1, "n_head": 2}, 77, 9)
+    with pytest.raises(ValueError, match=r"no scale 'gpu'. It has: paper, cpu"):
+        Study.load(path, "gpu")
+    with pytest.raises(ValueError, match=r"no row b. It has: a"):
+        cells_of(paper, [0], tmp_path, ["b"])
+
+
+def test_training_arguments_of_a_cell_hold_its_seed(finished):
+    folder, *_ = finished
+    assert torch.load(folder / "SM+G" / "seed-1" / "training_args.bin", weights_only=False).seed == 1
