@@ -1,0 +1,56 @@
+"""What a run chooses: attention by device, dtype and length; loss by memory and work; written down and kept."""
+
+import json
+
+import pytest
+import torch
+
+from hf_lnfree.training import efficiency
+from hf_lnfree.training.efficiency import Choices, choose_attention, choose_loss
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "length", "dropout", "expected"),
+    [
+        (CPU, torch.bfloat16, 128, 0.0, "eager"),
+        (CPU, torch.bfloat16, 1024, 0.0, "sdpa"),
+        (CPU, torch.bfloat16, 1024, 0.1, "eager"),
+        (CPU, torch.float32, 128, 0.0, "sdpa"),
+        (CUDA, torch.bfloat16, 128, 0.0, "sdpa"),
+    ],
+)
+def test_attention(device, dtype, length, dropout, expected):
+    assert choose_attention(device, dtype, length, dropout) == expected
+
+
+@pytest.mark.parametrize(
+    ("logits", "steps", "free", "compiler", "expected"),
+    [
+        (8 * 128 * 50_000, 30_000, 20 * GIB, True, "compiled"),
+        (8 * 128 * 50_000, 30_000, 20 * GIB, False, "plain"),
+        (8 * 128 * 50_000, 10, 20 * GIB, True, "plain"),
+        (128 * 128 * 50_000, 30_000, 20 * GIB, True, "chunked"),
+    ],
+)
+def test_loss(monkeypatch, logits, steps, free, compiler, expected):
+    monkeypatch.setattr(efficiency, "free_memory", lambda device: free)
+    monkeypatch.setattr(efficiency, "can_compile", lambda device: compiler)
+    assert choose_loss(CPU, logits, steps) == expected
+
+
+def test_free_memory_and_compiler_are_read_from_the_machine(monkeypatch):
+    assert GIB / 10 < efficiency.free_memory(CPU) < 2**50
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert efficiency.can_compile(CPU) is False
+
+
+def test_choices_are_kept(tmp_path):
+    path = tmp_path / "run" / "choices.json"
+    assert Choices.load(path) is None
+    Choices("eager", "chunked").save(path)
+    assert Choices.load(path) == Choices("eager", "chunked")
+    assert json.loads(path.read_text()) == {"attn_implementation": "eager", "loss": "chunked"}
