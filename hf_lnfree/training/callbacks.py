@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 
 class JsonlLog(TrainerCallback):
@@ -18,6 +18,9 @@ class JsonlLog(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.begin(state)
+
+    def begin(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -34,6 +35,15 @@ class WholeCheckpoints(Trainer):
                 shutil.rmtree(partial, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each writer has an error of its own
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = checkpoints(partial.parent)
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {partial.parent}, where "
+                f"{shutil.disk_usage(partial.parent).free / 1e9:.2f} GB are free: {error}. "
+                f"{f'{kept[-1].name} is whole: go on from it' if kept else 'There is none to go on from'} with "
+                "--resume_from_checkpoint auto."
+            ) from error
         finally:
             self.args.push_to_hub, self._writing = push, False
         self.accelerator.wait_for_everyone()
@@ -56,7 +66,7 @@ class WholeCheckpoints(Trainer):
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -71,9 +81,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether the file that a Trainer writes last can be read."""
     try:
-        return "global_step" in json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
+        step_of(checkpoint)
+    except (OSError, ValueError, KeyError):
         return False
+    return True
 
 
 def find_checkpoint(folder: Path, wanted: str | None) -> str | None:

@@ -4,7 +4,6 @@ A resumed run takes what it took before, whatever memory is free then: other ker
 """
 
 import json
-import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,8 +15,6 @@ from transformers import PreTrainedConfig
 from transformers.utils.import_utils import is_triton_available
 
 from .losses import LossForm
-
-logger = logging.getLogger(__name__)
 
 # On the CPU in bfloat16, forward and backward of GPT-2's attention: eager takes 0.75 to 0.85 of sdpa's time up to 512
 # keys and 1.8 of it at 1024; with attention dropout 0.8 to 0.9 up to 1024. In float32 sdpa is never slower.
@@ -40,8 +37,8 @@ class Choices:
         path.write_text(json.dumps(asdict(self)) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Choices | None":
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+    def load(cls, path: Path) -> "Choices":
+        return cls(**json.loads(path.read_text()))
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, length: int, dropout: float) -> str:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, default_data_collator, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, default_data_collator, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..provenance import command, environment
 from .arguments import LNFreeTrainingArguments, ModelArguments
-from .checkpoints import find_checkpoint
+from .checkpoints import find_checkpoint, step_of
 from .data import DataArguments, TextData, TokenWindows, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
@@ -61,10 +60,23 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         data_collator=default_data_collator,
         probe=window_batches(data.validation, args.probe_sequences),
     )
-    choices = choose(model, model_args, data_args, args, trainer, folder / CHOICES)
-    resumed_at = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step if checkpoint else 0
+    planned = planned_steps(args, len(data.train))
+    with args.main_process_first(desc="choosing attention and loss"):
+        if args.local_process_index == 0:
+            recorded = Choices.load(folder / CHOICES) if checkpoint and (folder / CHOICES).is_file() else None
+            length = data_args.context_length
+            choose(model_args, args, model.config, length, planned, recorded).save(folder / CHOICES)
+    choices = Choices.load(folder / CHOICES)
+    logger.info("attention: %s, loss: %s", choices.attn_implementation, choices.loss)
+    if model.config._attn_implementation != choices.attn_implementation:
+        model.set_attn_implementation(choices.attn_implementation)
+    use_loss(model, choices.loss)
+    resumed_at = step_of(Path(checkpoint)) if checkpoint else 0
     started = time.perf_counter()
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and resumed_at >= planned:
+        trainer.restore(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     diverged = trainer.guard.diverged_at is not None
     loss = math.nan if diverged else trainer.evaluate()["eval_loss"]
@@ -77,7 +89,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         "row": model_args.row if model_args.model_name_or_path is None else model_args.model_name_or_path,
         "eval_loss": loss,
         "eval_perplexity": perplexity(loss),
-        "train_loss": trained.training_loss,
+        "train_loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), math.nan),
         "steps": steps,
         "diverged_at": trainer.guard.diverged_at,
         "nonfinite_events": trainer.guard.events,
@@ -132,35 +144,31 @@ def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArgum
 
 
 def choose(
-    model: PreTrainedModel,
     model_args: ModelArguments,
-    data_args: DataArguments,
     args: LNFreeTrainingArguments,
-    trainer: LNFreeTrainer,
-    path: Path,
+    config: PreTrainedConfig,
+    length: int,
+    steps: int,
+    recorded: Choices | None,
 ) -> Choices:
-    """Settle attention and loss, as `path` says if it is there, and set the model to them."""
-    choices = Choices.load(path)
-    if choices is None:
-        windows, length = args.train_batch_size, data_args.context_length
-        steps = (
-            args.max_steps if args.max_steps > 0 else int(len(trainer.get_train_dataloader()) * args.num_train_epochs)
-        )
-        attention, loss = model_args.attn_implementation, args.loss
-        if attention == "auto":
-            dtype = training_dtype(args.bf16, args.fp16)
-            attention = choose_attention(args.device, dtype, length, attention_dropout(model.config))
-        if loss == "auto":
-            loss = choose_loss(args.device, windows * length * model.config.vocab_size, steps)
-        choices = Choices(attention, loss)
-        if trainer.is_world_process_zero():
-            choices.save(path)
-    trainer.accelerator.wait_for_everyone()
-    logger.info("attention: %s, loss: %s", choices.attn_implementation, choices.loss)
-    if model.config._attn_implementation != choices.attn_implementation:
-        model.set_attn_implementation(choices.attn_implementation)
-    use_loss(model, choices.loss)
-    return choices
+    """Attention and loss: what a flag says, else what was chosen when the run began, else what suits the machine."""
+    attention, loss = model_args.attn_implementation, args.loss
+    if attention == "auto":
+        dtype = training_dtype(args.bf16, args.fp16)
+        fastest = choose_attention(args.device, dtype, length, attention_dropout(config))
+        attention = recorded.attn_implementation if recorded else fastest
+    if loss == "auto":
+        logits = args.train_batch_size * length * config.vocab_size
+        loss = recorded.loss if recorded else choose_loss(args.device, logits, steps)
+    return Choices(attention, loss)
+
+
+def planned_steps(args: LNFreeTrainingArguments, windows: int) -> int:
+    """Optimiser steps of the whole run."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(windows / (args.train_batch_size * args.world_size))
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def perplexity(loss: float) -> float:

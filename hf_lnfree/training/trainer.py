@@ -1,5 +1,6 @@
 """`LNFreeTrainer`: the HF Trainer with slopes out of weight decay, a flight recorder, and whole checkpoints."""
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..analysis.analyzer import Batch
 from ..models import named_slopes
@@ -54,7 +56,8 @@ class LNFreeTrainer(WholeCheckpoints):
         self.add_callback(self.recorder)
         self.add_callback(self.guard)
         # First of all: the file is begun anew before another callback logs at the start of training.
-        self.callback_handler.callbacks.insert(0, JsonlLog(Path(self.args.output_dir) / "log.jsonl"))
+        self.jsonl = JsonlLog(Path(self.args.output_dir) / "log.jsonl")
+        self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
 
@@ -91,6 +94,13 @@ class LNFreeTrainer(WholeCheckpoints):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
             return self._train(*args, **kwargs)
 
+    def restore(self, checkpoint: str) -> None:
+        """Weights and log of a checkpoint at which nothing is left to train: `train` would take one step more."""
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
+        self._load_from_checkpoint(checkpoint)
+        self.jsonl.begin(self.state)
+
     def _train(self, *args: Any, **kwargs: Any):
         try:
             return super().train(*args, **kwargs)
@@ -116,4 +126,6 @@ class LNFreeTrainer(WholeCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:
             logs["eval_perplexity"] = torch.tensor(logs["eval_loss"]).double().exp().item()
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run
         super().log(logs, start_time)

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from hf_lnfree.training import efficiency
+from hf_lnfree import LNFreeTrainingArguments, paper_config
+from hf_lnfree.training import ModelArguments, efficiency
 from hf_lnfree.training.efficiency import Choices, choose_attention, choose_loss
+from hf_lnfree.training.run import choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -50,7 +52,19 @@ def test_free_memory_and_compiler_are_read_from_the_machine(monkeypatch):
 
 def test_choices_are_kept(tmp_path):
     path = tmp_path / "run" / "choices.json"
-    assert Choices.load(path) is None
     Choices("eager", "chunked").save(path)
     assert Choices.load(path) == Choices("eager", "chunked")
     assert json.loads(path.read_text()) == {"attn_implementation": "eager", "loss": "chunked"}
+
+
+def test_flags_win_over_what_was_recorded_and_that_over_what_suits_now(tmp_path):
+    args = LNFreeTrainingArguments(str(tmp_path), use_cpu=True, bf16=True)
+    config = paper_config("gpt2", "SM+R")
+    recorded = Choices("sdpa", "compiled")
+
+    def chosen(model_args, recorded):
+        return choose(model_args, args, config, 128, 10, recorded)
+
+    assert chosen(ModelArguments(), None) == Choices("eager", "plain")
+    assert chosen(ModelArguments(), recorded) == recorded
+    assert chosen(ModelArguments(attn_implementation="eager"), recorded) == Choices("eager", "compiled")

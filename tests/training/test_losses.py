@@ -43,7 +43,9 @@ def test_chunked_keeps_nan_and_a_batch_without_labels():
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own look
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # dynamo's own look
 @pytest.mark.parametrize("form", ["chunked", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_get_the_same_loss_and_gradients(family, input_ids, form, dtype):

@@ -1,0 +1,79 @@
+"""Runs to which something happens at a chosen point, each in a fork of a process that has only imported things.
+
+Usage: python -m tests.training.killed '[{"at": "step", "arguments": [...]}, ...]'; prints exit codes as JSON.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+
+from hf_lnfree.cli.main import main
+from hf_lnfree.training import checkpoints, data, run
+from hf_lnfree.training.trainer import LNFreeTrainer
+
+STEP = 5  # how many steps are done before
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk():
+    """No file grows beyond 40 kB from now on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+
+def after_four_documents(documents, *args):
+    for index, part in enumerate(cut(documents, *args)):
+        if index == 4:
+            die()
+        yield part
+
+
+cut = data.cut
+# Where it happens: the owner and name of the function that is about to be called.
+POINTS = {
+    "step": (LNFreeTrainer, "_get_grad_norm"),  # after the backward pass
+    "checkpoint": (LNFreeTrainer, "_save_optimizer_and_scheduler"),  # the model is written, the optimiser is not
+    "rotation": (checkpoints, "rotate_checkpoints"),
+    "results": (run, "write_at_once"),
+    "disk full": (LNFreeTrainer, "training_step"),
+}
+
+
+def prepare(at):
+    if at == "tokenisation":
+        data.cut = after_four_documents
+        return
+    owner, name = POINTS[at]
+    function = getattr(owner, name)
+    action = fill_disk if at == "disk full" else die
+
+    def wrapped(*args, **kwargs):
+        state = getattr(args[0], "state", None) if args else None
+        if state is None or state.global_step >= STEP:
+            action()
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def in_a_fork(job):
+    with tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            os.dup2(errors.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            if job["at"]:
+                prepare(job["at"])
+            os._exit(main(job["arguments"]))
+        _, status = os.waitpid(child, 0)
+        errors.seek(0)
+        return {"code": os.waitstatus_to_exitcode(status), "output": errors.read()[-4000:]}
+
+
+if __name__ == "__main__":
+    print(json.dumps([in_a_fork(job) for job in json.loads(sys.argv[1])]))

@@ -1,0 +1,136 @@
+"""Killed in the middle of anything, or out of room, a run goes on to the bit, and nothing half-written is taken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_lnfree.training.checkpoints import checkpoints, find_checkpoint
+
+ROOT = Path(__file__).parents[2]
+KILLED = -9
+
+
+def run_jobs(jobs):
+    command = [sys.executable, "-m", "tests.training.killed", json.dumps(jobs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus, cache_dir, tmp_path_factory):
+    """Every point of interruption, then the same command again; and a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    overrides = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
+    shared = ["train", "--row", "SM+LearnableR-layer", "--config_overrides", json.dumps(overrides)]
+    shared += ["--dataset", str(corpus), "--vocab_size", "300", "--context_length", "32", "--max_steps", "9"]
+    shared += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--learning_rate", "1e-2"]
+    shared += ["--logging_steps", "1", "--probe_steps", "3", "--save_steps", "2", "--save_total_limit", "2"]
+    shared += ["--use_cpu", "--disable_tqdm", "true", "--resume_from_checkpoint", "auto", "--seed", "5"]
+
+    def job(at, name):
+        cache = folder / f"cache-{name}" if name == "tokenisation" else cache_dir
+        return {"at": at, "arguments": [*shared, "--output_dir", str(folder / name), "--cache_dir", str(cache)]}
+
+    points = ["step", "checkpoint", "rotation", "tokenisation", "results", "disk full"]
+    jobs = [job(None, "straight")]
+    for point in points:
+        jobs += [job(point, point), job(None, point)]
+    straight, *others = run_jobs(jobs)
+    assert straight["code"] == 0, straight["output"]
+    return folder, dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True))
+
+
+def measured(folder):
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    keys = ("step", "loss", "grad_norm", "entropy/mean", "slope/layer_01", "residual_rms/layer_01")
+    return [{k: e[k] for k in keys if k in e} for e in log if "loss" in e or "entropy/mean" in e]
+
+
+@pytest.mark.parametrize("point", ["step", "checkpoint", "rotation", "tokenisation", "results"])
+def test_a_killed_run_goes_on_to_the_bit(outcomes, point):
+    folder, codes = outcomes
+    killed, again = codes[point]
+    assert killed["code"] == KILLED
+    assert again["code"] == 0, again["output"]
+    assert measured(folder / point) == measured(folder / "straight")
+    one, other = (load_file(folder / name / "model.safetensors") for name in (point, "straight"))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    results = json.loads((folder / point / "results.json").read_text())
+    assert results["eval_loss"] == json.loads((folder / "straight" / "results.json").read_text())["eval_loss"]
+    assert not list((folder / point).glob(".partial*"))
+
+
+def test_it_went_on_and_did_not_start_over(outcomes):
+    folder, _ = outcomes
+    resumed = {p: json.loads((folder / p / "results.json").read_text())["resumed_at"] for p in outcomes[1]}
+    assert resumed == {"step": 4, "checkpoint": 4, "rotation": 2, "tokenisation": 0, "results": 9, "disk full": 4}
+
+
+def test_a_killed_tokenisation_leaves_no_cache_that_counts(outcomes):
+    folder, _ = outcomes
+    found = {path.name[:8] for path in (folder / "cache-tokenisation" / "windows").iterdir()}
+    assert len([name for name in found if not name.startswith(".partial")]) == 2
+
+
+def test_a_full_disk_is_told_and_costs_no_checkpoint(outcomes):
+    folder, codes = outcomes
+    failed, again = codes["disk full"]
+    assert failed["code"] == 1
+    message = " ".join(failed["output"].split())
+    assert "error: The checkpoint of step 6 could not be written to" in message
+    assert "checkpoint-4 is whole: go on from it with --resume_from_checkpoint auto." in message
+    assert again["code"] == 0, again["output"]
+    assert measured(folder / "disk full") == measured(folder / "straight")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(corpus, cache_dir):
+    arguments = ["train", "--dataset", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--max_steps", "1"]
+    arguments += [
+        "--context_length",
+        "32",
+        "--use_cpu",
+        "--output_dir",
+        "/sys/hf_lnfree-run",
+    ]  # read-only, for root too
+    [outcome] = run_jobs([{"at": None, "arguments": arguments}])
+    assert outcome["code"] == 1
+    assert "error: " in outcome["output"]
+    assert "/sys/hf_lnfree-run" in outcome["output"]
+
+
+def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_dir, tmp_path, monkeypatch):
+    from hf_lnfree.training import DataArguments, LNFreeTrainingArguments, ModelArguments, run
+
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+    model = ModelArguments(config_overrides="{n_layer: 1, n_embd: 32, n_head: 2}")
+    with pytest.raises(OSError, match=r"A checkpoint takes 0.00 GB and .* has room for 0.00 GB"):
+        run.train(model, data, LNFreeTrainingArguments(str(tmp_path / "run"), use_cpu=True))
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_passed_over(tmp_path):
+    for name, state in {
+        "checkpoint-2": '{"global_step": 2}',
+        "checkpoint-4": '{"global_st',
+        "checkpoint-6": None,
+    }.items():
+        (tmp_path / name).mkdir()
+        if state is not None:
+            (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    with pytest.warns(UserWarning, match=r"not whole and are passed over: \['checkpoint-4', 'checkpoint-6'\]"):
+        assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"]
+    with pytest.warns(UserWarning, match="passed over"):
+        assert find_checkpoint(tmp_path, "auto") == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="not a checkpoint of a run: it has no readable"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-4"))
+    assert find_checkpoint(tmp_path / "nothing", "auto") is None
