@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 GROWN = 100.0  # times its first value: a residual stream that explodes
 HALF, MOST = 0.5, 0.75  # shares of heads
@@ -42,7 +43,13 @@ class NonFinite:
 
 
 def count_nonfinite(x: Any) -> int:
-    return int((~x.detach().isfinite()).sum()) if isinstance(x, Tensor) and x.is_floating_point() else 0
+    """Entries of a tensor that are NaN or infinite; of all its shards if it has some, which all processes must ask."""
+    return int(whole((~x.detach().isfinite()).sum())) if isinstance(x, Tensor) and x.is_floating_point() else 0
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor put together."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -2,15 +2,16 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..analysis.nonfinite import first_nonfinite, judge
+from ..analysis.nonfinite import count_nonfinite, first_nonfinite, judge
 from .checkpoints import checkpoints
 from .recorder import FlightRecorder, Sample
 
@@ -50,7 +51,7 @@ class DivergenceGuard(TrainerCallback):
         self.events: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
         self.scaled_in_vain = 0
-        self.good: tuple[list[Tensor], dict[str, Any]] | None = None
+        self.good: dict[str, Tensor] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.remember()
@@ -137,38 +138,38 @@ class DivergenceGuard(TrainerCallback):
         return run
 
     def save_good_state(self, state: Any) -> str:
-        if all(bool(p.detach().isfinite().all()) for p in self.recorder.model.parameters()):
+        if not any(map(count_nonfinite, self.recorder.model.parameters())):
             self.trainer._save_checkpoint(self.trainer.model_wrapped, None)
             return f"checkpoint-{state.global_step}"
         known = checkpoints(Path(self.trainer.args.output_dir))
         return known[-1].name if known else "none: the weights are not finite, and no checkpoint was saved before"
 
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """This process's part of the weights and of the optimiser's state, by name."""
+        optimizer: Any = self.trainer.optimizer
+        for name, parameter in self.recorder.model.named_parameters():
+            yield name, local(parameter.detach())
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    yield f"{name}, {key}", local(value)
+
     def remember(self) -> None:
-        if self.trainer.args.on_nonfinite == "rollback" and self.trainer.optimizer is not None:
-            weights = [p.detach().to("cpu", copy=True) for p in self.recorder.model.parameters()]
-            self.good = weights, on_cpu(self.trainer.optimizer.state_dict())
+        if self.trainer.args.on_nonfinite == "rollback":
+            self.good = {name: tensor.to("cpu", copy=True) for name, tensor in self.state_tensors()}
 
     @torch.no_grad()
     def roll_back(self) -> None:
         assert self.good is not None
-        weights, moments = self.good
+        for name, tensor in self.state_tensors():
+            known = self.good.get(name)
+            tensor.zero_() if known is None else tensor.copy_(known)  # before the first step there were no moments
         optimizer: Any = self.trainer.optimizer
         scheduler: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
-        for parameter, weight in zip(self.recorder.model.parameters(), weights, strict=True):
-            parameter.copy_(weight)
-        rates = [{key: ROLLBACK_FACTOR * g[key] for key in ("lr", "initial_lr")} for g in optimizer.param_groups]
-        optimizer.load_state_dict(on_cpu(moments))  # a copy, since it keeps what it is given
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group.update(rate)
+        for group in optimizer.param_groups:
+            group.update({key: ROLLBACK_FACTOR * group[key] for key in ("lr", "initial_lr")})
         scheduler.base_lrs = [ROLLBACK_FACTOR * rate for rate in scheduler.base_lrs]
 
 
-def on_cpu(value: Any) -> Any:
-    """A copy of nested containers with their tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: on_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(on_cpu(item) for item in value)
-    return value
+def local(x: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds."""
+    return x.to_local() if isinstance(x, DTensor) else x

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
+from ..analysis.nonfinite import count_nonfinite, whole
 from ..models import named_slopes
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ class FlightRecorder(TrainerCallback):
         model = self.model
         with record_layers(model) as layers:
             report = AttentionEntropyAnalyzer(model, replicates=0).run(batches)
+        if isinstance(model, FSDPModule):
+            model.reshard()  # without a backward pass the outermost parameters stay gathered
         by_layer = {
             "entropy": report.layer_means(),
             "residual_rms": layers.residual_rms,
@@ -111,7 +115,7 @@ class FlightRecorder(TrainerCallback):
         sample |= slope_metrics(model)
         sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
         sample["nonfinite/activations"] = sum(layers.nonfinite)
-        sample["nonfinite/parameters"] = int(sum((~p.detach().isfinite()).sum() for p in model.parameters()))
+        sample["nonfinite/parameters"] = sum(map(count_nonfinite, model.parameters()))
         return sample
 
     def grad_norms(self, total: float) -> Sample:
@@ -124,7 +128,7 @@ class FlightRecorder(TrainerCallback):
         for parameter in model.parameters():
             if parameter.grad is not None:
                 inside.setdefault(owner.get(parameter, "outside"), []).append(parameter.grad)
-        norms = {key: torch.nn.utils.get_total_norm(grads) for key, grads in inside.items()}
+        norms = {key: torch.stack([whole(g.norm()).float() for g in grads]).norm() for key, grads in inside.items()}
         return {f"grad_norm/{key}": float(norm) / clipped for key, norm in sorted(norms.items())}
 
     def write(self, reason: str, events: Sequence[Mapping[str, Any]]) -> None:
@@ -143,6 +147,6 @@ def slope_metrics(model: PreTrainedModel) -> Sample:
     if not slopes:
         return {}
     if model.config.slope_scope == "global":
-        return {"slope/global": next(iter(slopes.values())).item()}
+        return {"slope/global": whole(next(iter(slopes.values()))).item()}
     layers = (i for i, name in enumerate(model.config.block_activations) if name == "learnable_leaky_relu")
-    return {f"slope/layer_{i:02d}": p.item() for i, p in zip(layers, slopes.values(), strict=True)}
+    return {f"slope/layer_{i:02d}": whole(p).item() for i, p in zip(layers, slopes.values(), strict=True)}

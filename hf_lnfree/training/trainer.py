@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..analysis.analyzer import Batch
 from ..models import named_slopes
@@ -42,13 +45,19 @@ class LNFreeTrainer(WholeCheckpoints):
 
     Raises:
         RunInUse: `train` finds another process at work in the output folder.
-        ValueError: `train` was started by torchrun without forming one group with its peers.
+        ValueError: `train` was started by torchrun without forming one group with its peers; or a global slope under
+            FSDP.
     """
 
     args: LNFreeTrainingArguments
 
     def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled and getattr(getattr(self.model, "config", None), "slope_scope", None) == "global":
+            raise ValueError(
+                "FSDP shards each block by itself, and slope_scope='global' is one parameter of all blocks. Use DDP "
+                "(drop the fsdp settings), or slope_scope='layer'."
+            )
         self.grad_norm: float = 0.0
         self.micro_batches: list[tuple[dict[str, Any], Tensor]] = []
         self.recorder = FlightRecorder(self, probe or [])
@@ -122,6 +131,30 @@ class LNFreeTrainer(WholeCheckpoints):
                 group["params"] = [p for p in group["params"] if id(p) not in slopes]
             optimizer.add_param_group({"params": [*slopes.values()], "weight_decay": self.args.slope_weight_decay})
         return optimizer
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Exact with several processes: the host also counts the windows that fill up the last batch."""
+        if self.args.world_size == 1 or not prediction_loss_only:
+            return super().evaluation_loop(dataloader, description, prediction_loss_only, *args, **kwargs)
+        assert self.model is not None
+        model = self._wrap_model(self.model, training=False, dataloader=dataloader)
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        sums = []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            labels = inputs.pop("labels")[:, 1:]  # B T-1
+            with torch.no_grad(), self.compute_loss_context_manager():
+                logits = model(**inputs, use_cache=False).logits[:, :-1].float()  # B T-1 V
+                losses = F.cross_entropy(logits.mT, labels, reduction="none")
+            each = torch.stack((losses.sum(-1), (labels != -100).sum(-1)), dim=-1)
+            sums.append(self.accelerator.gather_for_metrics(each))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        loss, count = torch.cat(sums).double().sum(0).tolist()
+        metrics = {f"{kwargs.get('metric_key_prefix', 'eval')}_loss": loss / count}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=sum(map(len, sums)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:

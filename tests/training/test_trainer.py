@@ -4,7 +4,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -181,38 +180,6 @@ def test_continues_from_a_checkpoint_of_another_run(arguments, tmp_path):
     first = json.loads((tmp_path / "first" / "results.json").read_text())
     log_start = train(model, data, args)
     assert log_start["train_loss"] == pytest.approx(first["eval_loss"], rel=0.3)
-
-
-def test_two_processes_give_the_loss_of_one_and_lone_ones_are_refused(arguments, corpus, cache_dir, tmp_path):
-    flags = ["--row", "SM+R", "--config_overrides", json.dumps(TINY | {"embd_pdrop": 0.0}), "--dataset", str(corpus)]
-    flags += ["--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32", "--max_steps", "4"]
-    flags += ["--learning_rate", "1e-2", "--logging_steps", "1", "--probe_steps", "2", "--save_strategy", "no"]
-
-    def launch(folder, processes, *more):
-        module = ["-m", "hf_lnfree.cli.main", "train", *flags, "--output_dir", str(tmp_path / folder), *more]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *(torchrun if processes == 2 else []), *module]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-    one = launch("one", 1, "--use_cpu", "--per_device_train_batch_size", "4")
-    assert one.returncode == 0, one.stderr[-2000:]
-    two = launch("two", 2, "--use_cpu", "--per_device_train_batch_size", "2")
-    assert two.returncode == 0, two.stderr[-2000:]
-    losses = {}
-    for folder in ("one", "two"):
-        log = read_log(tmp_path / folder)
-        losses[folder] = [entry["loss"] for entry in log if "loss" in entry]
-        assert [entry["step"] for entry in log if "entropy/mean" in entry] == [0, 2, 4]
-    # The sampler deals the same windows to one process in fours and to two in twos.
-    assert losses["two"] == pytest.approx(losses["one"], abs=2e-3)
-    results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert results["environment"]["processes"] == 2
-    assert results["tokens"] == 4 * 4 * 32
-    if not torch.accelerator.is_available():
-        lone = launch("lone", 2, "--per_device_train_batch_size", "2")
-        assert lone.returncode != 0
-        assert "2 processes were launched, but each would train alone" in lone.stderr
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
