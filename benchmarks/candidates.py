@@ -2,11 +2,20 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-Candidates = dict[str, Callable[[], object]]
+from training import (
+    Candidates,
+    body_candidates,
+    compiled_candidates,
+    loader_candidates,
+    ours,
+    recipe_candidates,
+    step_candidates,
+    whole_step,
+)
 
 
 def activation_candidates(device: str) -> Candidates:
@@ -133,36 +142,70 @@ def whole_model_candidates(device: str) -> Candidates:
     return {"forward": plain, "forward with entropies": recorded, "eager maps and -nansum(p ln p)": eager}
 
 
-def probe_candidates(device: str) -> Candidates:
-    """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one measurement of the probe on
-    16 windows: at N=100 the probe costs a hundredth of the ratio."""
+def recorder_candidates(device: str) -> Candidates:
+    """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one sample of the flight recorder on
+    16 windows: at N=100 a sample costs a hundredth of the ratio."""
     from types import SimpleNamespace
 
-    from hf_lnfree import LNFreeGPT2ForCausalLM, paper_config
-    from hf_lnfree.training.callbacks import AttentionProbe
+    from hf_lnfree.training.recorder import FlightRecorder
 
-    model = LNFreeGPT2ForCausalLM(paper_config("gpt2", "SM+LearnableR-layer")).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters())
+    model = ours("SM+LearnableR-layer", 128, torch.float32).to(device).train()
     ids = torch.randint(0, model.config.vocab_size, (16, 128), device=device)
-    accelerator = SimpleNamespace(unwrap_model=lambda m: m)
-    trainer = SimpleNamespace(
-        accelerator=accelerator, model=model, log=lambda metrics: None, control=SimpleNamespace(should_log=False)
-    )
+    args = SimpleNamespace(probe_steps=100, recorder_samples=20, max_grad_norm=1.0)
+    accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
+    recorder = FlightRecorder(SimpleNamespace(accelerator=accelerator, model=model, args=args), [ids])  # type: ignore
+    step = whole_step(model, torch.float32, 128, device, batch=16, use_cache=False)
+    model(ids, labels=ids).loss.backward()
 
-    def step() -> None:
-        optimizer.zero_grad()
-        model(ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
+    def sample() -> None:
+        recorder.grad_norms(1.0)
+        recorder.sample([ids])
 
-    return {"training step": step, "attention probe": AttentionProbe(trainer, [ids], 100).measure}  # type: ignore[arg-type]
+    return {"training step": step, "sample": sample}
 
 
-BENCHMARKS: dict[str, tuple[Callable[[str], Candidates], int]] = {
+def described(text: str, candidates: Callable[[str], Any]) -> Callable[[str], Any]:
+    def with_text(device: str) -> Any:
+        return candidates(device)
+
+    with_text.__doc__ = text
+    return with_text
+
+
+FORMATS = {"bf16": torch.bfloat16, "float32": torch.float32}
+SMALL = "GPT-2 small, B 8, T 128, CPU threads as they are; SM+R is ours without LayerNorm and with ReLU"
+
+# name -> (device -> candidates, or candidates and the operations of each; rounds)
+BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "activations": (activation_candidates, 40),
     "training_step": (model_candidates, 40),
     "attention-512": (attention_candidates(512, eager=True), 40),
     "attention-2048": (attention_candidates(2048, eager=True), 15),
     "attention-8192": (attention_candidates(8192, eager=False), 5),
     "whole_model": (whole_model_candidates, 10),
-    "probe": (probe_candidates, 5),
+    "recorder": (recorder_candidates, 5),
+    "loader": (loader_candidates, 5),
+}
+for _name, _dtype in FORMATS.items():
+    _body = f"Transformer body forward and backward, {_name}: {SMALL}."
+    BENCHMARKS[f"body-{_name}"] = (described(_body, functools.partial(body_candidates, _dtype)), 9)
+    _step = f"Training step with loss, clipping and fused AdamW, {_name}: {SMALL}."
+    BENCHMARKS[f"step-{_name}"] = (described(_step, functools.partial(step_candidates, _dtype)), 5)
+for _row, _length in (("SM+R", 128), ("SM+R", 256), ("SM+LearnableR-layer", 128)):
+    BENCHMARKS[f"recipe-{_row}-{_length}"] = (
+        described(
+            f"Training step, {_row}, T {_length}, float32, B 8; the peer returns attention maps in every step.",
+            functools.partial(recipe_candidates, _row, _length),
+        ),
+        5,
+    )
+GPU_ONLY = {
+    f"compiled-{length}": (
+        described(
+            f"Training step of GPT-2 small, T {length}, bf16; operations count towards the GPU's bf16 peak.",
+            functools.partial(compiled_candidates, length),
+        ),
+        20,
+    )
+    for length in (128, 1024)
 }

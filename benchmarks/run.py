@@ -9,7 +9,6 @@ Usage: python benchmarks/run.py [--only attention-2048 memory] [--device cuda]
 import argparse
 import json
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ def extra_megabytes(candidate: str, length: int, device: str) -> float:
     """Peak memory of one attention call beyond its inputs, in a process of its own."""
     import torch
     from candidates import attention_inputs, eager_entropy
+    from training import peak as peak_of_process
 
     from hf_lnfree.analysis import fused_attention_entropy
 
@@ -53,15 +53,25 @@ def extra_megabytes(candidate: str, length: int, device: str) -> float:
             eager_entropy(*inputs)
 
     def peak() -> float:
-        if device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated() / 2**20
-        status = Path("/proc/self/status").read_text()  # ru_maxrss of a new process is its parent's
-        return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 2**10  # type: ignore[index]
+        return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else peak_of_process()
 
     before: list[float] = []
     run(64)  # what the libraries take once
     run(length)
     return peak() - before[-1]
+
+
+def measure_step_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    from training import MEMORY_STEPS, step_megabytes
+
+    found: dict[str, dict[str, float]] = {}
+    for candidate in MEMORY_STEPS:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[f"{candidate}, T=128"] = {"MiB": pool.apply(step_megabytes, (candidate, 128))}
+    return (
+        "Peak memory of a training step, GPT-2 small, SM+R, B 32, float32, CPU, beyond weights, gradients, AdamW.",
+        found,
+    )
 
 
 def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
@@ -73,26 +83,48 @@ def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
+MEASURED = {"memory": measure_memory, "step_memory": measure_step_memory}
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, as the maker states them
+
+
+def add_rates(found: dict[str, dict[str, float]], operations: dict[str, float], device: str) -> None:
+    """Operations a second, as a share of the products alone in the same run, or of a GPU's stated peak."""
+    import torch
+
+    rates = {name: count / found[name]["seconds"] for name, count in operations.items()}
+    for name, rate in rates.items():
+        found[name]["gflops"] = rate / 1e9
+        if "matrix products" in rates:
+            found[name]["share_of_matrix_products"] = rate / rates["matrix products"]
+        for gpu, top in PEAKS.items():
+            if device.startswith("cuda") and gpu in torch.cuda.get_device_name():
+                found[name]["model_flops_utilisation"] = rate / top
+
+
 def main(args: argparse.Namespace) -> None:
     import torch
-    from candidates import BENCHMARKS
+    from candidates import BENCHMARKS, GPU_ONLY
 
     from hf_lnfree.provenance import command, environment
 
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     RESULTS.mkdir(exist_ok=True)
-    names = [*BENCHMARKS, "memory"]
+    benchmarks = BENCHMARKS | (GPU_ONLY if args.device.startswith("cuda") else {})
+    names = [*benchmarks, *MEASURED]
     if unknown := set(args.only) - set(names):
         raise SystemExit(f"There is no benchmark {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
     for name in args.only or names:
         torch.manual_seed(0)
         record: dict[str, Any] = {}
-        if name == "memory":
-            what, found = measure_memory(args.device)
+        if name in MEASURED:
+            what, found = MEASURED[name](args.device)
         else:
-            candidates, rounds = BENCHMARKS[name]
+            candidates, rounds = benchmarks[name]
             what = " ".join((candidates.__doc__ or "").split())
-            found = interleaved(candidates(args.device), rounds, synchronize)
+            made = candidates(args.device)
+            timed, operations = made if isinstance(made, tuple) else (made, {})
+            found = interleaved(timed, rounds, synchronize)
+            add_rates(found, operations, args.device)
             record["rounds"] = rounds
         print(f"\n{name}: {what}")
         for candidate, values in found.items():
