@@ -64,7 +64,7 @@ def model_candidates(device: str) -> Candidates:
 
     return {
         "transformers.GPT2": step(GPT2LMHeadModel(GPT2Config(**sizes))),
-        "layernorm, gelu_new": ours(norm="layernorm"),
+        "layernorm, gelu_new": ours(norm="layernorm", activation_function="gelu_new"),
         "none, gelu": ours(activation_function="gelu"),
         "none, relu": ours(activation_function="relu"),
         "none, learnable_leaky_relu": ours(activation_function="learnable_leaky_relu"),

@@ -70,7 +70,7 @@ GPT2 = Family(
     tiny={
         **TOKENS,
         **{"vocab_size": 99, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-        **{"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+        **{"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "activation_function": "gelu_new"},
     },
     blocks="h",
     projections=("attn.c_proj", "mlp.c_proj"),

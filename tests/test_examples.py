@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from hf_lnfree import paper_config
 from hf_lnfree.cli.main import main
+from hf_lnfree.cli.study import DEMO
 from hf_lnfree.cli.train import parse_arguments
-from hf_lnfree.training.demo import DemoSettings, run_demo
 from hf_lnfree.training.recipes import MAIN_ROWS
+from hf_lnfree.training.study import Study, run_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,9 +27,12 @@ SIZES = {
     "pythia-70m": {},
     "pythia-160m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-ROWS = sorted((ROOT / "examples" / "reproduce_paper").glob("[!_]*.yaml"))
+PAPER = ROOT / "examples" / "reproduce_paper"
+STUDIES = sorted(PAPER.glob("study-*.yaml"))
+ROWS = [path for path in sorted(PAPER.glob("[!_]*.yaml")) if path not in STUDIES]
 CUT = {"max_steps": 2, "max_validation_windows": 4, "attention_report_windows": 4, "probe_steps": 0}
 SHORT = ["--use_cpu", *(part for name, value in CUT.items() for part in (f"--{name}", str(value)))]
+SHORT_STUDY = ["--use-cpu", *(part for name, value in CUT.items() for part in ("--set", f"{name}={value}"))]
 
 
 def blocks(language):
@@ -40,8 +45,8 @@ def workplace(tmp_path_factory, cache_dir):
     folder = tmp_path_factory.mktemp("clone")
     for name in ("examples", "benchmarks", "hf_lnfree"):
         shutil.copytree(ROOT / name, folder / name)
-    settings = DemoSettings(n_layer=2, n_embd=32, n_head=2, vocab_size=512, steps=2, validation_windows=8)
-    run_demo(folder / "runs" / "demo", settings=settings, cache_dir=cache_dir, use_cpu=True)
+    small = {"config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}, "vocab_size": 512, **CUT}
+    run_study(Study.load(DEMO, changes=small), [0], folder / "runs" / "demo", cache_dir=cache_dir, use_cpu=True)
     return folder
 
 
@@ -65,6 +70,33 @@ def test_row_files_hold_the_published_setting(path):
     expected = paper_config(model.family, row, int(length), **model.overrides)
     assert model.config(data.context_length).to_dict() == expected.to_dict()
     assert "fp16: true" in path.with_name("_setting.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("scale", ["paper", "gpu", "cpu"])
+def test_study_files_hold_rows_at_every_scale(path, scale):
+    study = Study.load(path, scale, {"fp16": False})  # fp16 needs a GPU, and is the paper's own row's
+    for name, file in yaml.safe_load(path.read_text())["rows"].items():
+        model, data, training = study.arguments(name, 3, Path("cell"))
+        paper, paper_data, paper_training = parse_arguments([str(PAPER / file), "--fp16", "false"])
+        assert (model.family, model.row, training.seed) == (paper.family, paper.row, 3)
+        assert data.context_length == paper_data.context_length
+        assert training.slope_weight_decay == paper_training.slope_weight_decay
+        config, published = model.config(data.context_length), paper.config(data.context_length)
+        assert config.negative_slope == published.negative_slope
+        windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        if scale == "cpu":
+            assert (config.hidden_size, data.dataset, windows, training.max_steps) == (64, "stdlib", 8, 1200)
+        else:
+            assert config.to_dict() == published.to_dict()
+            assert (data.dataset, windows) == ("codeparrot-ds-train", 512)
+            tokens = training.max_steps * windows * data.context_length
+            assert tokens == pytest.approx(1e8, rel=1e-3) if scale == "gpu" else training.max_steps == -1
+
+
+def test_every_study_row_belongs_to_a_study():
+    in_studies = {row for path in STUDIES for row in re.findall(r": (.+\.yaml)$", path.read_text(), flags=re.M)}
+    assert in_studies == {path.name for path in ROWS}
 
 
 def test_every_row_of_the_paper_has_a_file():
@@ -128,11 +160,15 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
         assert main([*arguments, *SHORT, "--cache_dir", cache_dir]) == 0
     elif program == "hf-lnfree" and arguments[0] == "entropy":
         assert main([*arguments, "--windows", "4"]) == 0
+    elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):
+        assert main([*arguments, *SHORT_STUDY, "--cache-dir", cache_dir, "--output-dir", f"runs/{arguments[0]}"]) == 0
+    elif program == "hf-lnfree" and arguments[0] == "compare":
+        assert main(["compare", "runs/demo", "runs/demo"]) == 0
     elif program == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", *arguments, *SHORT, "--cache_dir", cache_dir]
         subprocess.run(command, check=True, capture_output=True)
     else:
-        known = ("git clone", "cd hf_lnfree", "pip install -e .", "hf-lnfree demo")
+        known = ("git clone", "cd hf_lnfree", "pip install -e .")
         assert line.startswith(known), f"the README has a command that nothing here runs: {line}"
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..analysis.report import Table, latex, markdown
-from ..training.study import Cell, Study, cells_of, run_study
+from ..training.study import Cell, Study, cells_of, is_first_process, run_study
 from ..training.study_report import compare_studies, write_study_report
 from .train import DIVERGED
 
@@ -33,21 +33,24 @@ def study_command(
     local = {key: value for key, value in local.items() if value}
 
     def announce(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if is_first_process():
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     if dry_run:
         for cell in cells_of(study, seeds, folder, rows):
             announce(f"{cell.name}: {cell.state}")
         return 0
     try:
-        cells = run_study(study, seeds, folder, rows, announce, **local)
+        run_study(study, seeds, folder, rows, announce, **local)
     finally:  # an interrupted study shows what it has
-        table = write_study_report(study, everything(study, seeds, folder), folder)
+        cells = everything(study, seeds, folder)
+        table = write_study_report(study, cells, folder) if is_first_process() else None
     if table is not None:
         console.print(rich_table(table))
         announce(table.note)
         announce(f"Report: {folder / 'report.html'}")
-    diverged = [cell for cell in cells if cell.results and cell.results["diverged_at"] is not None]
+    chosen = cells_of(study, seeds, folder, rows)
+    diverged = [cell for cell in chosen if cell.results and cell.results["diverged_at"] is not None]
     for cell in diverged:
         announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")
     return DIVERGED if diverged else 0

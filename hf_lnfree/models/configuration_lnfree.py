@@ -155,6 +155,8 @@ class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
     model_type = "lnfree_gpt2"
     activation_field: ClassVar[str] = "activation_function"
 
+    # The formula of the stock default, "gelu_new", in one kernel: a ninth of the time. Stock checkpoints name theirs.
+    activation_function: str = "gelu_pytorch_tanh"
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
 
 

@@ -1,6 +1,7 @@
 """A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def run_study(
 def keep_settings(study: Study, folder: Path) -> None:
     """Write the settings down; refuse those that differ from what cells in the folder were begun with."""
     path = folder / STUDY
-    rows = json.loads(json.dumps(study.rows))
+    rows: dict[str, Any] = json.loads(json.dumps(study.rows))
     if path.is_file():
         then: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"]
         begun = {row for row in then if any((folder / row).glob("seed-*"))}
@@ -184,5 +185,11 @@ def keep_settings(study: Study, folder: Path) -> None:
                 "change, or give another --output-dir."
             )
         rows = {**{row: then[row] for row in begun}, **rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_at_once(path, json.dumps({"title": study.title, "scale": study.scale, "rows": rows}, indent=1) + "\n")
+    if is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_at_once(path, json.dumps({"title": study.title, "scale": study.scale, "rows": rows}, indent=1) + "\n")
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun or accelerate launched; before they know each other."""
+    return os.environ.get("RANK", "0") == "0"

@@ -4,12 +4,14 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerState
@@ -88,19 +90,20 @@ class LNFreeTrainer(WholeCheckpoints):
                 f"{launched} processes were launched, but each would train alone into {self.args.output_dir}. "
                 "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
             )
-        if self.args.process_index != 0:
-            return self._train(*args, **kwargs)
         folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")  # released by the system when the process dies
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            raise RunInUse(
-                f"Another process is training into {folder}. Wait for it, or give another --output_dir."
-            ) from None
-        with held:
-            shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
+        with ExitStack() as stack:
+            held = [True]
+            if self.args.process_index == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    # Released by the system when the process dies.
+                    stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+                except Timeout:
+                    held = [False]
+            if not broadcast_object_list(held)[0]:
+                raise RunInUse(f"Another process is training into {folder}. Wait, or give another --output_dir.")
+            if self.args.process_index == 0:
+                shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
             return self._train(*args, **kwargs)
 
     def restore(self, checkpoint: str) -> None:

@@ -32,7 +32,9 @@ def yaml_file(corpus, cache_dir, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["train", "entropy", "demo"]),
+        ([], ["train", "study", "compare", "entropy", "demo"]),
+        (["study"], ["--scale", "--seeds", "--rows", "--dry-run", "--set", "--output-dir"]),
+        (["compare"], ["--out"]),
         (["train"], ["CONFIG.yaml", "--config_overrides", "--probe_steps", "--slope_weight_decay", "--windows"]),
         (["entropy"], ["models", "--context-length", "--method", "--maximum", "--out", "--trust-remote-code"]),
         (["demo"], ["--seeds", "--output-dir", "SM+LN+G"]),
@@ -114,6 +116,8 @@ def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
         (["demo", "--seeds", "one"], 1, "whole numbers with commas"),
         (["demo", "--seeds", "1,1"], 1, "names a seed twice"),
         (["demo", "--nonsense"], 2, "No such option"),
+        (["demo", "--set", "max_steps"], 1, "--set takes field=value"),
+        (["study", "nowhere.yaml"], 1, "There is no configuration file nowhere.yaml"),
         (["no-command"], 2, "No such command"),
     ],
 )

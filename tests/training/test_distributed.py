@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 
@@ -111,6 +112,23 @@ def test_fsdp2_trains_and_is_sampled_like_a_whole_model(told):
             assert sharded["losses"][-1] < sharded["losses"][0] - 1
             assert set(sharded["sample"]) == set(whole["sample"])
             assert sharded["sample"] == pytest.approx(whole["sample"], rel=2e-3, abs=1e-6)
+
+
+def test_a_study_in_two_processes_passes_over_a_busy_cell(corpus, cache_dir, tmp_path):
+    study = tmp_path / "study.yaml"
+    fields = f"dataset: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\ncontext_length: 32\nmax_steps: 2\n"
+    fields += f"per_device_train_batch_size: 2\nprobe_steps: 1\nconfig_overrides: {json.dumps(SIZES)}\n"
+    study.write_text(fields + "rows: {busy: {row: SM+G}, free: {row: SM+R}}\n")
+    out = tmp_path / "out"
+    (out / "busy" / "seed-0").mkdir(parents=True)
+    with FileLock(out / "busy" / "seed-0" / ".lock"):
+        done = run(2, "-m", "hf_lnfree.cli.main", "study", str(study), "--output-dir", str(out), "--use-cpu")
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.splitlines()
+    assert "[1/2] busy, seed 0: in another process" in said
+    assert said.count("[2/2] free, seed 0: finished") == 1
+    assert json.loads((out / "free" / "seed-0" / "results.json").read_text())["environment"]["processes"] == 2
+    assert (out / "report.html").is_file()
 
 
 def test_processes_that_would_train_alone_are_refused(train, tmp_path):

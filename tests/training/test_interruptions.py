@@ -37,10 +37,10 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
     shared += ["--use_cpu", "--disable_tqdm", "true", "--resume_from_checkpoint", "auto", "--seed", "5"]
 
     def job(at, name):
-        cache = folder / f"cache-{name}" if name == "tokenisation" else cache_dir
+        cache = folder / f"cache-{name}" if "tokenis" in name else cache_dir
         return {"at": at, "arguments": [*shared, "--output_dir", str(folder / name), "--cache_dir", str(cache)]}
 
-    points = ["step", "checkpoint", "rotation", "tokenisation", "results", "disk full"]
+    points = ["step", "checkpoint", "rotation", "tokenisation", "results", "disk full", "disk full, tokenising"]
     jobs = [job(None, "straight")]
     for point in points:
         jobs += [job(point, point), job(None, point)]
@@ -72,7 +72,10 @@ def test_a_killed_run_goes_on_to_the_bit(outcomes, point):
 def test_it_went_on_and_did_not_start_over(outcomes):
     folder, _ = outcomes
     resumed = {p: json.loads((folder / p / "results.json").read_text())["resumed_at"] for p in outcomes[1]}
-    assert resumed == {"step": 4, "checkpoint": 4, "rotation": 2, "tokenisation": 0, "results": 9, "disk full": 4}
+    assert resumed == {
+        **{"step": 4, "checkpoint": 4, "rotation": 2, "tokenisation": 0, "results": 9},
+        **{"disk full": 4, "disk full, tokenising": 0},
+    }
 
 
 def test_a_killed_tokenisation_leaves_no_cache_that_counts(outcomes):
@@ -90,6 +93,16 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(outcomes):
     assert "checkpoint-4 is whole: go on from it with --resume_from_checkpoint auto." in message
     assert again["code"] == 0, again["output"]
     assert measured(folder / "disk full") == measured(folder / "straight")
+
+
+def test_a_full_disk_while_tokenising_is_told_and_leaves_nothing(outcomes):
+    folder, codes = outcomes
+    failed, again = codes["disk full, tokenising"]
+    assert failed["code"] == 1
+    assert "error: " in failed["output"]
+    assert "File too large" in failed["output"]
+    assert again["code"] == 0, again["output"]
+    assert measured(folder / "disk full, tokenising") == measured(folder / "straight")
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(corpus, cache_dir):

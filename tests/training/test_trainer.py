@@ -139,6 +139,44 @@ def test_layernorm_mode_trains_like_stock_under_the_hosts_trainer(family, tmp_pa
     assert [key for key in our_weights if not torch.equal(our_weights[key], stock_weights[key])] == []
 
 
+def losses(folder):
+    return [entry["loss"] for entry in read_log(folder) if "loss" in entry]
+
+
+STEADY = {"row": "SM+R", "overrides": TINY | {"embd_pdrop": 0.0}, "logging_steps": 1, "save_strategy": "no"}
+
+
+def test_accumulated_gradients_equal_those_of_the_large_batch(arguments, tmp_path):
+    train(*arguments(folder="large", **STEADY))
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    train(*arguments(folder="halves", **{**STEADY, **halves}))
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "large"), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, 0.0),
+        ({"loss": "chunked"}, 1e-5),
+        ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, 1e-5),
+        ({"torch_compile": True, "torch_compile_backend": "aot_eager", "loss": "chunked"}, 1e-5),
+        ({"bf16": True}, 3e-2),
+    ],
+    ids=["checkpointing", "chunked", "compiled", "compiled, chunked", "bf16"],
+)
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo looks
+def test_what_makes_a_run_faster_or_smaller_keeps_its_losses(arguments, tmp_path, options, tolerance):
+    train(*arguments(folder="plain", **STEADY))
+    results = train(*arguments(folder="other", **STEADY, **options))
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), abs=tolerance)
+    assert results["choices"]["loss"] == options.get("loss", "plain")
+    assert results["choices"]["attn_implementation"] == ("eager" if "bf16" in options else "sdpa")
+    sampled = [entry for entry in read_log(tmp_path / "other") if "sparsity/layer_01" in entry]
+    assert [entry["step"] for entry in sampled] == [0, 4, 8, 12]
+    assert 0 < sampled[-1]["sparsity/layer_01"] < 1
+
+
 def test_divergence_is_nan_in_the_log_and_stops_the_run(arguments, tmp_path):
     results = train(*arguments(row="SM+G", learning_rate=1e4, max_grad_norm=0.0, max_steps=40))
     assert results["diverged_at"] is not None
