@@ -191,14 +191,14 @@ for _name, _dtype in FORMATS.items():
     BENCHMARKS[f"body-{_name}"] = (described(_body, functools.partial(body_candidates, _dtype)), 9)
     _step = f"Training step with loss, clipping and fused AdamW, {_name}: {SMALL}."
     BENCHMARKS[f"step-{_name}"] = (described(_step, functools.partial(step_candidates, _dtype)), 5)
-for _row, _length in (("SM+R", 128), ("SM+R", 256), ("SM+LearnableR-layer", 128)):
-    BENCHMARKS[f"recipe-{_row}-{_length}"] = (
-        described(
-            f"Training step, {_row}, T {_length}, float32, B 8; the peer returns attention maps in every step.",
-            functools.partial(recipe_candidates, _row, _length),
-        ),
-        5,
-    )
+    for _row, _length in (("SM+R", 128), ("SM+R", 256), ("SM+LearnableR-layer", 128)):
+        _recipe = (
+            f"Training step, {_row}, T {_length}, {_name}, B 8; the peer keeps attention maps, plain loss and AdamW."
+        )
+        BENCHMARKS[f"recipe-{_name}-{_row}-{_length}"] = (
+            described(_recipe, functools.partial(recipe_candidates, _dtype, _row, _length)),
+            5,
+        )
 GPU_ONLY = {
     f"compiled-{length}": (
         described(
