@@ -95,7 +95,7 @@ def test_study_files_hold_rows_at_every_scale(path, scale):
 
 
 def test_every_study_row_belongs_to_a_study():
-    in_studies = {row for path in STUDIES for row in re.findall(r": (.+\.yaml)$", path.read_text(), flags=re.M)}
+    in_studies = {file for path in STUDIES for file in yaml.safe_load(path.read_text())["rows"].values()}
     assert in_studies == {path.name for path in ROWS}
 
 
@@ -161,7 +161,10 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
     elif program == "hf-lnfree" and arguments[0] == "entropy":
         assert main([*arguments, "--windows", "4"]) == 0
     elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):
-        assert main([*arguments, *SHORT_STUDY, "--cache-dir", cache_dir, "--output-dir", f"runs/{arguments[0]}"]) == 0
+        assert (
+            main([*arguments, *SHORT_STUDY, "--cache-dir", cache_dir, "--output-dir", f"runs/{arguments[0]}-readme"])
+            == 0
+        )
     elif program == "hf-lnfree" and arguments[0] == "compare":
         assert main(["compare", "runs/demo", "runs/demo"]) == 0
     elif program == "torchrun":

@@ -4,6 +4,8 @@ from .arguments import LNFreeTrainingArguments, ModelArguments
 from .data import DataArguments, TextData, TokenWindows, load_data
 from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
 from .run import train
+from .study import Study, run_study
+from .study_report import compare_studies, write_study_report
 from .trainer import LNFreeTrainer
 
 __all__ = [
@@ -13,9 +15,13 @@ __all__ = [
     "LNFreeTrainer",
     "LNFreeTrainingArguments",
     "ModelArguments",
+    "Study",
     "TextData",
     "TokenWindows",
+    "compare_studies",
     "load_data",
     "paper_config",
+    "run_study",
     "train",
+    "write_study_report",
 ]

@@ -257,6 +257,11 @@ def cut(
     yield rest[:0].reshape(-1, length), len(rest)
 
 
+def usable_cores() -> int:
+    """Those this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def tokenised(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
@@ -276,7 +281,7 @@ def tokenised(
         return {"sha256": [document_hash(text) for text in texts], "ids": ids}
 
     if processes is None:
-        processes = min(len(os.sched_getaffinity(0)), len(corpus.rows) // DOCUMENTS_A_PROCESS)
+        processes = min(usable_cores(), len(corpus.rows) // DOCUMENTS_A_PROCESS)
     rows = corpus.rows.map(
         encode,
         batched=True,

@@ -189,9 +189,12 @@ def training_dynamics(rows: Rows) -> Section:
         figure = entropy_dynamics({row: c.log for row, c in probed.items()}, max(bounds, default=None))
         seed = next(iter(probed.values())).seed
         figures.append(Picture(figure, f"Entropy by layer, held-out windows in eval mode, seed {seed}."))
-        for key, label in (("residual_rms", "residual stream (RMS)"), ("sparsity", "activations that are 0")):
+        for key, label, caption in (
+            ("residual_rms", "residual stream (RMS)", "Size of the residual stream after each block"),
+            ("sparsity", "activations that are 0", "Share of the MLPs' activations that are exactly 0"),
+        ):
             panels = {row: layer_curves(cell.log, key) for row, cell in probed.items()}
-            figures.append(Picture(layer_dynamics(panels, label), f"{label.capitalize()} by layer, seed {seed}."))
+            figures.append(Picture(layer_dynamics(panels, label), f"{caption}, seed {seed}."))
     slopes = {
         cell.name: layer_curves(cell.log, "slope") or [cell.curve("slope/global")]
         for cells in rows.values()
