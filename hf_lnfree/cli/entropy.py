@@ -13,7 +13,8 @@ from ..analysis import AttentionEntropyAnalyzer, EntropyReport
 from ..analysis.capture import Method
 from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_page import comparable, write_entropy_page
-from ..training.data import DataArguments, load_validation
+from ..training.arguments import DataArguments
+from ..training.data import load_validation
 from ..training.run import window_batches
 
 

@@ -12,7 +12,8 @@ from rich.table import Table as RichTable
 
 from ..analysis.report import Table, latex, markdown
 from ..training.study import Cell, Study, cells_of, is_first_process, run_study
-from ..training.study_report import compare_studies, write_study_report
+from ..training.study_comparison import compare_studies
+from ..training.study_report import write_study_report
 from .train import DIVERGED
 
 DEMO = Path(str(files("hf_lnfree") / "training" / "studies" / "demo.yaml"))

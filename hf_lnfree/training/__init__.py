@@ -1,12 +1,14 @@
 """Data, the trainer, and runs that leave everything they rest on in one folder."""
 
-from .arguments import LNFreeTrainingArguments, ModelArguments
-from .data import DataArguments, TextData, TokenWindows, load_data
+from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
+from .data import TextData, load_data
 from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
 from .run import train
 from .study import Study, run_study
-from .study_report import compare_studies, write_study_report
+from .study_comparison import compare_studies
+from .study_report import write_study_report
 from .trainer import LNFreeTrainer
+from .windows import TokenWindows
 
 __all__ = [
     "PAPER_MODELS",

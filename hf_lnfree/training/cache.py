@@ -1,4 +1,4 @@
-"""Folders named by the hash of what went into them, that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, the folders named by the hash of what went into them."""
 
 import hashlib
 import os
@@ -29,3 +29,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """A file that holds all of it or is not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -54,6 +54,8 @@ class DivergenceGuard(TrainerCallback):
         self.good: dict[str, Tensor] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step:  # a resumed run keeps what happened before its checkpoint
+            self.events = [event for event in self.recorder.recorded_events() if event["step"] <= state.global_step]
         self.remember()
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:

@@ -20,6 +20,7 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
 from ..models import named_slopes
+from .cache import write_at_once
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer
@@ -136,9 +137,16 @@ class FlightRecorder(TrainerCallback):
         if not self.trainer.is_world_process_zero():
             return
         record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
-        path = Path(self.trainer.args.output_dir) / "flight_recorder.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, default=float, indent=1) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_at_once(self.path, json.dumps(record, default=float, indent=1) + "\n")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.trainer.args.output_dir) / "flight_recorder.json"
+
+    def recorded_events(self) -> list[dict[str, Any]]:
+        """Those of an earlier part of this run."""
+        return json.loads(self.path.read_text())["events"] if self.path.is_file() else []
 
 
 def slope_metrics(model: PreTrainedModel) -> Sample:

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -16,12 +15,14 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..provenance import command, environment
-from .arguments import LNFreeTrainingArguments, ModelArguments
+from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
+from .cache import write_at_once
 from .checkpoints import find_checkpoint, step_of
-from .data import DataArguments, TextData, TokenWindows, load_data
+from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
 from .trainer import LNFreeTrainer
+from .windows import TokenWindows
 
 RESULTS = "results.json"
 CHOICES = "choices.json"
@@ -111,8 +112,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         "environment": environment(),
         "command": command(),
     }
+    report = final_report(model, data.validation, args, model_args.row)  # on all processes: shards need each other
     if trainer.is_world_process_zero():
-        report = final_report(model, data.validation, args, model_args.row)
         if report is not None:
             report.save(folder / "entropy.json")
             save(heatmaps([report]), folder / "entropy.svg", [".svg"])
@@ -122,13 +123,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         write_at_once(folder / RESULTS, text)
     trainer.accelerator.wait_for_everyone()
     return results
-
-
-def write_at_once(path: Path, text: str) -> None:
-    """A file that holds all of it or is not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArguments) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .arguments import LNFreeTrainingArguments, ModelArguments
-from .data import DataArguments
+from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
 

@@ -136,7 +136,7 @@ def test_rows_without_a_key_are_left_out_and_counted():
 
 
 def test_texts_and_datasets(model, cache_dir, corpus):
-    from hf_lnfree.training.data import DataArguments, load_data
+    from hf_lnfree.training import DataArguments, load_data
 
     tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
     texts = ["def f(x):\n    return x", "", "import os"] * 5

@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 from hf_lnfree.cli.main import main
-from hf_lnfree.training import checkpoints, data, run
+from hf_lnfree.training import checkpoints, run, windows
 from hf_lnfree.training.trainer import LNFreeTrainer
 
 STEP = 5  # how many steps are done before
@@ -38,23 +38,23 @@ def after_four_documents(documents, *args):
         yield part
 
 
-cut, tokenised = data.cut, data.tokenised
+cut, tokenised = windows.cut, windows.tokenised
 # Where it happens: the owner and name of the function that is about to be called.
 POINTS = {
     "step": (LNFreeTrainer, "_get_grad_norm"),  # after the backward pass
     "checkpoint": (LNFreeTrainer, "_save_optimizer_and_scheduler"),  # the model is written, the optimiser is not
     "rotation": (checkpoints, "rotate_checkpoints"),
-    "results": (run, "write_at_once"),
+    "results": (run, "write_at_once"),  # training is over
     "disk full": (LNFreeTrainer, "training_step"),
 }
 
 
 def prepare(at):
     if at == "tokenisation":
-        data.cut = after_four_documents
+        windows.cut = after_four_documents
         return
     if at == "disk full, tokenising":
-        data.tokenised = with_little_room
+        windows.tokenised = with_little_room
         return
     owner, name = POINTS[at]
     function = getattr(owner, name)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from transformers import default_data_collator
 
+from hf_lnfree.training.arguments import DataArguments
 from hf_lnfree.training.corpus import Corpus, load_corpus, split_by_hash
-from hf_lnfree.training.data import DataArguments, TokenWindows, build_windows, cut, load_data
+from hf_lnfree.training.data import load_data
 from hf_lnfree.training.tokenization import train_bpe
+from hf_lnfree.training.windows import TokenWindows, build_windows, cut
 from tests.hub import Hub
 
 
@@ -71,7 +73,7 @@ def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr("hf_lnfree.training.data.tokenised", forbidden)
+    monkeypatch.setattr("hf_lnfree.training.windows.tokenised", forbidden)
     assert load_data(arguments).train.sha256 == first.train.sha256
     copy = tmp_path / "elsewhere"
     copy.mkdir()
@@ -91,7 +93,7 @@ def test_interrupted_tokenising_leaves_nothing_behind(arguments, corpus, tmp_pat
         yield b"", np.ones(16, np.uint16)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lnfree.training.data.tokenised", interrupted)
+    monkeypatch.setattr("hf_lnfree.training.windows.tokenised", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_windows(load_corpus(str(corpus)), tokenizer, replace(arguments, cache_dir=str(tmp_path)), "train")
     assert list((tmp_path / "windows").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -171,6 +172,16 @@ def test_skip_leaves_the_weights_and_goes_on(run, at_steps, tmp_path):
     assert "seen" in before
     assert (results["steps"], results["diverged_at"]) == (8, None)
     assert math.isfinite(results["eval_perplexity"])
+    assert [(e["step"], e["action"]) for e in results["nonfinite_events"]] == [(3, "skip")]
+
+
+def test_a_resumed_run_remembers_what_was_skipped(run, at_steps, tmp_path):
+    at_steps({3: spoil(1)})
+    run(on_nonfinite="skip")
+    for name in ("checkpoint-6", "checkpoint-8"):
+        shutil.rmtree(tmp_path / "run" / name)
+    results = run(on_nonfinite="skip", resume_from_checkpoint="last")
+    assert results["resumed_at"] == 4
     assert [(e["step"], e["action"]) for e in results["nonfinite_events"]] == [(3, "skip")]
 
 

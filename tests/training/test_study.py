@@ -15,7 +15,8 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.training.run import train
 from hf_lnfree.training.study import Study, cells_of, run_study
-from hf_lnfree.training.study_report import by_row, compare_studies, summary_table, write_study_report
+from hf_lnfree.training.study_comparison import compare_studies
+from hf_lnfree.training.study_report import by_row, summary_table, write_study_report
 
 TINY = {
     "config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2},
