@@ -81,7 +81,8 @@ def cell_size(reports: Sequence[EntropyReport]) -> tuple[float, float]:
     """Width and height of a panel that keeps its numbers legible."""
     layers, heads = (max(r.entropy.shape[i] for r in reports) for i in (0, 1))
     width, height = (0.42 * heads, 0.32 * layers) if heads <= LARGEST_ANNOTATED else (0.18 * heads, 0.18 * layers)
-    return max(2.6, width + 1.2), max(2.8, height + 0.9)  # room for the label of the colour bar
+    longest = 0.085 * max(len(title(report)) for report in reports)  # at font size 10
+    return max(2.6, longest, width + 1.2), max(2.8, height + 0.9)  # room for the label of the colour bar
 
 
 def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:

@@ -130,8 +130,7 @@ def data(done: Sequence[Cell]) -> dict[str, Any]:
 def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
     tokens = sorted({cell.results["tokens"] for cell in cells if cell.results and cell.results["diverged_at"] is None})
     trained = f"Tokens a run: {', '.join(f'{t / 1e6:.2f}M' for t in tokens)}." if tokens else ""
-    unfinished = [f"{cell.name}: {cell.state}" for cell in cells if cell.results is None]
-    paragraphs = [text for text in (study.about, trained, "; ".join(unfinished)) if text]
+    paragraphs = [text for text in (study.about, trained, unfinished(cells)) if text]
     tables = [table]
     diverged = [
         [cell.row, str(cell.seed), str(event["step"]), event["action"], event["verdict"], event["first"]]
@@ -144,6 +143,16 @@ def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
     if study.published is not None:
         tables.append(published_perplexities(study.published))
     return Section("What came out", paragraphs, tables)
+
+
+def unfinished(cells: Sequence[Cell]) -> str:
+    """Which cells have no results, and why; "" when all have."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.results is None:
+            seeds.setdefault((cell.row, cell.state), []).append(str(cell.seed))
+    found = [f"{row}, seed {', '.join(of_row)}: {state}" for (row, state), of_row in seeds.items()]
+    return f"Not in the tables: {'; '.join(found)}." if found else ""
 
 
 def published_perplexities(key: str) -> Table:

@@ -16,7 +16,7 @@ from hf_lnfree.cli.study import DEMO
 from hf_lnfree.training.run import train
 from hf_lnfree.training.study import Study, cells_of, run_study
 from hf_lnfree.training.study_comparison import compare_studies
-from hf_lnfree.training.study_report import by_row, summary_table, write_study_report
+from hf_lnfree.training.study_report import by_row, summary_table, unfinished, write_study_report
 
 TINY = {
     "config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2},
@@ -160,6 +160,7 @@ def test_a_cell_that_another_process_trains_is_passed_over(changes, local, tmp_p
     with FileLock(busy / ".lock"):
         cells = run_study(study, [0], tmp_path, ["SM+G", "SM+R"], announce=lambda text: None, **local)
     assert [c.state for c in cells] == ["in another process", "finished"]
+    assert unfinished(cells) == "Not in the tables: SM+G, seed 0: in another process."
 
 
 def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_path, capsys):
