@@ -178,9 +178,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def leave_process_group() -> None:
+    """Before the interpreter ends: a group that is taken down by it may abort the process."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    leave_process_group()
+    sys.exit(code)
