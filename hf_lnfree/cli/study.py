@@ -50,7 +50,7 @@ def study_command(
         console.print(rich_table(table))
         announce(table.note)
         announce(f"Report: {folder / 'report.html'}")
-    chosen = cells_of(study, seeds, folder, rows)
+    chosen = [cell for cell in cells if cell.seed in seeds and (rows is None or cell.row in rows)]
     diverged = [cell for cell in chosen if cell.results and cell.results["diverged_at"] is not None]
     for cell in diverged:
         announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")

@@ -21,7 +21,7 @@ from .checkpoints import find_checkpoint, step_of
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
-from .trainer import LNFreeTrainer
+from .trainer import LNFreeTrainer, perplexity
 from .windows import TokenWindows
 
 RESULTS = "results.json"
@@ -163,10 +163,6 @@ def planned_steps(args: LNFreeTrainingArguments, windows: int) -> int:
         return args.max_steps
     batches = math.ceil(windows / (args.train_batch_size * args.world_size))
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-
-
-def perplexity(loss: float) -> float:
-    return torch.tensor(loss).double().exp().item()
 
 
 def build_model(model_args: ModelArguments, data_args: DataArguments, data: TextData) -> PreTrainedModel:

@@ -148,14 +148,14 @@ def run_study(
     """
     cells = cells_of(study, seeds, folder, rows)
     keep_settings(study, folder)
-    to_do = [cell for cell in cells if cell.results is None]
+    to_do = sum(cell.results is None for cell in cells)
     started, trained = time.monotonic(), 0
-    for cell in cells:
-        number = f"[{cells.index(cell) + 1}/{len(cells)}] {cell.name}"
-        if cell not in to_do:
+    for index, cell in enumerate(cells, start=1):
+        number = f"[{index}/{len(cells)}] {cell.name}"
+        if cell.results is not None:
             announce(f"{number}: {cell.state}, found in {cell.folder}")
             continue
-        left = (time.monotonic() - started) / trained * (len(to_do) - trained) / 60 if trained else None
+        left = (time.monotonic() - started) / trained * (to_do - trained) / 60 if trained else None
         announce(f"{number}: {'goes on' if cell.state == 'interrupted' else 'starts'}"
                  + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
         try:

@@ -161,7 +161,12 @@ class LNFreeTrainer(WholeCheckpoints):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:
-            logs["eval_perplexity"] = torch.tensor(logs["eval_loss"]).double().exp().item()
+            logs["eval_perplexity"] = perplexity(logs["eval_loss"])
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run
         super().log(logs, start_time)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that overflows."""
+    return torch.tensor(loss).double().exp().item()
