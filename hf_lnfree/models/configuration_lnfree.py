@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPTNeoXConfig
 
 from .activations import activation_names
 
-NormName = Literal["none", "layernorm"]
+NormName = Literal["none", "layernorm", "rmspre", "removal"]
 
 # Words that mark an unknown keyword as a misspelt study field, however far from the real name it is.
 STUDY_WORDS = ("norm", "norms", "act", "activation", "activations", "slope", "slopes")
@@ -35,9 +35,11 @@ class LNFreeConfigMixin:
     Fields of the normalisation-free study (arXiv 2410.09637), the same for every family.
 
     Args:
-        norm (`"none"` or `"layernorm"`, defaults to `"none"`):
-            What stands where the stock block has its LayerNorms.
-        final_norm (`"none"` or `"layernorm"`, defaults to `"layernorm"`):
+        norm (`"none"`, `"layernorm"`, `"rmspre"` or `"removal"`, defaults to `"none"`):
+            What stands where the stock block has its LayerNorms. `"rmspre"` only divides by the root mean square: what
+            is left of a LayerNorm whose centring, gain and bias are folded into the weights. `"removal"` is a LayerNorm
+            on its way to a fixed scale ([`RemovalNorm`]).
+        final_norm (the same, defaults to `"layernorm"`):
             What stands after the last block. The paper's LayerNorm-free models keep this one.
         layer_norms (`list[str]`, *optional*):
             One entry per layer; overrides `norm`.
@@ -53,6 +55,8 @@ class LNFreeConfigMixin:
         residual_init (`"scaled"` or `"plain"`, defaults to the stock family's own scheme):
             `"scaled"` draws the projections that write into the residual stream with a standard deviation of
             `initializer_range / sqrt(2 * num_hidden_layers)`, `"plain"` with `initializer_range`.
+        lm_head_bias (`bool`, defaults to `False`):
+            Whether the language-model head has a bias. A final norm's bias, folded into the head, becomes one.
 
     Raises:
         ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown
@@ -69,6 +73,7 @@ class LNFreeConfigMixin:
     slope_scope: Literal["layer", "global"] = "layer"
     linear_bias: Literal["all", "query_key"] = "all"
     residual_init: Literal["scaled", "plain"] = "scaled"
+    lm_head_bias: bool = False
 
     # Checked here and not by @strict, whose error is no ValueError.
     def __setattr__(self, name: str, value: Any) -> None:
@@ -82,6 +87,8 @@ class LNFreeConfigMixin:
             _check_names(name, value, activation_names())
         elif name == "negative_slope" and not (_is_number(value) and math.isfinite(value)):
             raise ValueError(f"negative_slope must be a finite number, got {value!r}.")
+        elif name == "lm_head_bias" and not isinstance(value, bool):
+            raise ValueError(f"lm_head_bias must be true or false, got {value!r}.")
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ class Head:
 
 class CausalLMHead(Head):
     def add_head(self, config: PreTrainedConfig) -> None:
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
 
 
 class SequenceClassificationHead(Head):

@@ -17,8 +17,10 @@ from .normfree import DecoderSites, LNFreeMixin
 class LNFreeGPT2Mixin(LNFreeMixin):
     config_class = LNFreeGPT2Config
     sites = DecoderSites(
+        embeddings=("wte", "wpe"),
         blocks="h",
-        block_norms=("ln_1", "ln_2", "ln_cross_attn"),
+        block_norms={"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",), "ln_cross_attn": ("crossattention.q_attn",)},
+        residual_writers=("attn.c_proj", "mlp.c_proj", "crossattention.c_proj"),
         final_norm="ln_f",
         activation="mlp.act",
         query_key_value="attn.c_attn",

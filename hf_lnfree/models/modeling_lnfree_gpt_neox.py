@@ -18,8 +18,13 @@ from .normfree import DecoderSites, LNFreeMixin
 class LNFreeGPTNeoXMixin(LNFreeMixin):
     config_class = LNFreeGPTNeoXConfig
     sites = DecoderSites(
+        embeddings=("embed_in",),
         blocks="layers",
-        block_norms=("input_layernorm", "post_attention_layernorm"),
+        block_norms={
+            "input_layernorm": ("attention.query_key_value",),
+            "post_attention_layernorm": ("mlp.dense_h_to_4h",),
+        },
+        residual_writers=("attention.dense", "mlp.dense_4h_to_h"),
         final_norm="final_layer_norm",
         activation="mlp.act",
         query_key_value="attention.query_key_value",

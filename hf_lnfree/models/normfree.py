@@ -10,32 +10,42 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .activations import LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .normalizations import NORMALIZATIONS
+from .removal import FirstPosition, RemovalNorm
 
 
 @dataclass(frozen=True)
 class DecoderSites:
     """Where a decoder family keeps what the study changes. Paths are relative to a block unless said otherwise."""
 
+    embeddings: tuple[str, ...]
+    """What the residual stream begins with, in the base model."""
     blocks: str
     """The ModuleList of blocks, in the base model."""
-    block_norms: tuple[str, ...]
+    block_norms: Mapping[str, tuple[str, ...]]
+    """Norm -> the projections that read it."""
+    residual_writers: tuple[str, ...]
+    """The projections that write into the residual stream: of the attention, of the MLP, and any other."""
     final_norm: str
     """In the base model."""
     activation: str
-    query_key_value: str
-    """The fused projection."""
-    query_key_value_per_head: bool
+    query_key_value: str | None = None
+    """The fused projection, where there is one."""
+    query_key_value_per_head: bool = False
     """Whether its rows are ordered [head, (q, k, v)] and not [(q, k, v), head]."""
-    unbiased: tuple[str, ...]
+    unbiased: tuple[str, ...] = ()
     """The projections without a trained bias under `linear_bias="query_key"`."""
     residual_projections: Mapping[type[nn.Module], str] = field(default_factory=dict)
-    """Module type -> its child that writes into the residual stream."""
+    """Module type -> its child that writes into the residual stream, for the initialisation."""
+
+    def fused_groups(self, config: PreTrainedConfig) -> int:
+        """How many times (q, k, v) stands in the rows of the fused projection: once, or once a head."""
+        return config.num_attention_heads if self.query_key_value_per_head else 1
 
 
 def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
@@ -50,13 +60,30 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
         module.activation_name = activation
         block.set_submodule(sites.activation, module)
         if config.linear_bias == "query_key":
-            heads = config.num_attention_heads if sites.query_key_value_per_head else 1
             train_query_key_bias_only(
                 fused=block.get_submodule(sites.query_key_value),
-                value_size=config.hidden_size // heads,
+                value_size=config.hidden_size // sites.fused_groups(config),
                 others=[block.get_submodule(path) for path in sites.unbiased],
             )
-    setattr(model, sites.final_norm, NORMALIZATIONS[config.final_norm](getattr(model, sites.final_norm)))
+    final = model.get_submodule(sites.final_norm)
+    model.set_submodule(sites.final_norm, NORMALIZATIONS[config.final_norm](final))
+    connect_removal(model, sites)
+
+
+def connect_removal(model: PreTrainedModel, sites: DecoderSites) -> None:
+    """Tell the norms that are being removed where sequences begin, and which fused projection reads them."""
+    norms = [module for module in model.modules() if isinstance(module, RemovalNorm)]
+    if not norms:
+        return
+    first = FirstPosition()
+    model.register_forward_pre_hook(first.locate, with_kwargs=True)
+    for norm in norms:
+        norm.first = first
+    for block in model.get_submodule(sites.blocks):
+        for name, readers in sites.block_norms.items():
+            norm = getattr(block, name, None)
+            if isinstance(norm, RemovalNorm) and sites.query_key_value in readers:
+                norm.read_by(block, sites.query_key_value, sites.fused_groups(model.config))
 
 
 def named_slopes(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -105,6 +132,10 @@ class LNFreeMixin:
         elif hasattr(module, "activation_name"):
             fresh = build_activation(str(module.activation_name), self.config.negative_slope)
             for name, value in fresh.state_dict(keep_vars=True).items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, RemovalNorm):
+            super()._init_weights(module)
+            for name, value in RemovalNorm.fresh_state().items():
                 init.copy_(getattr(module, name), value)
         else:
             super()._init_weights(module)

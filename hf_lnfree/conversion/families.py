@@ -1,0 +1,75 @@
+"""Which class of ours stands for which class of transformers."""
+
+from dataclasses import dataclass
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .. import models
+from ..models import DecoderSites, LNFreeMixin
+
+HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A stock family and ours, by the first part of their class names."""
+
+    ours: str
+    stock: str
+    stock_causal_lm: str
+    eps_field: str
+    """The configuration field with the epsilon of every norm."""
+
+    @property
+    def config(self) -> type[PreTrainedConfig]:
+        return getattr(models, f"{self.ours}Config")
+
+    @property
+    def stock_config(self) -> type[PreTrainedConfig]:
+        return getattr(transformers, f"{self.stock}Config")
+
+    @property
+    def classes(self) -> dict[str, type[PreTrainedModel]]:
+        """Name of a stock class -> the class of ours with the same parameters."""
+        return {
+            self.stock_causal_lm if head == "ForCausalLM" else self.stock + head: getattr(models, self.ours + head)
+            for head in HEADS
+        }
+
+    def stock_class(self, ours: type) -> type[PreTrainedModel]:
+        return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
+
+    @property
+    def sites(self) -> DecoderSites:
+        return getattr(models, f"{self.ours}Model").sites
+
+
+# model_type of the stock configuration -> family
+FAMILIES = {
+    "gpt2": Family("LNFreeGPT2", "GPT2", "GPT2LMHeadModel", "layer_norm_epsilon"),
+    "gpt_neox": Family("LNFreeGPTNeoX", "GPTNeoX", "GPTNeoXForCausalLM", "layer_norm_eps"),
+}
+
+
+def family_of(model_type: str) -> Family:
+    """
+    Raises:
+        ValueError: neither a family of ours nor the stock one behind it.
+    """
+    for stock, family in FAMILIES.items():
+        if model_type in (stock, family.config.model_type):
+            return family
+    known = ", ".join(f"{family.stock} ({name})" for name, family in FAMILIES.items())
+    raise ValueError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
+
+
+def sites_of(model: PreTrainedModel) -> DecoderSites:
+    """
+    Where a model keeps its norms and projections: what its class declares, or the stock family of ours.
+
+    Raises:
+        ValueError: neither.
+    """
+    base = model.base_model
+    return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites

@@ -1,0 +1,221 @@
+r"""Gain, bias and mean-centring of LayerNorms folded into the matrices around them, so that only a division is left.
+
+With $P = I - \mathbf 1 \mathbf 1^\top / D$, a reader of a norm computes
+$W (g \odot P x / \sigma + b) + c = (W \mathrm{diag}(g)) (P x / \sigma) + (W b + c)$, and where every reader of the residual
+stream is behind a $P$, the stream may be replaced by $P x$: embeddings and projections into it are multiplied by $P$. A
+norm whose $\sigma$ is a constant $s$ disappears: its reader becomes $W \mathrm{diag}(g) P / s$.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from ..models import DecoderSites
+from ..models.removal import OTHERS, RemovalNorm
+from .families import sites_of
+
+# From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
+DISABLING_EPS = 1e6
+HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
+
+
+@dataclass
+class Folding:
+    """What became of the norms of a model."""
+
+    norms: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Name of a norm -> what stood there and what is left."""
+    untied: bool = False
+    """Whether the head had to get weights of its own."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def divisions(self) -> int:
+        """How many norms still divide by sigma."""
+        return sum(left != "none" for _, left in self.norms.values())
+
+
+@dataclass
+class NormSite:
+    """A norm and the projections that read it."""
+
+    name: str
+    norm: nn.Module
+    kind: str
+    readers: list[nn.Module]
+    takes_bias: bool = True
+    """Whether the readers have a bias or may be given one."""
+
+    @property
+    def fixed_scale(self) -> float | None:
+        """What it divides by, if that is the same for every token."""
+        if isinstance(self.norm, RemovalNorm):
+            return self.norm.sigma[OTHERS].item() if self.norm.finished else None
+        if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
+            return math.sqrt(self.norm.eps)
+        return None
+
+    @property
+    def foldable(self) -> bool:
+        return isinstance(self.norm, nn.LayerNorm) and bool(self.readers) and (self.takes_bias or not self.norm.bias.any())
+
+
+def norm_sites(model: PreTrainedModel) -> list[NormSite]:
+    """The norms of a model in the order of its blocks, the final one last."""
+    sites, config, base = sites_of(model), model.config, model.base_model
+    prefix = "" if base is model else f"{model.base_model_prefix}."
+    found = []
+    for index, (block, kind) in enumerate(zip(base.get_submodule(sites.blocks), config.block_norms, strict=True)):
+        for name, readers in sites.block_norms.items():
+            if hasattr(block, name):
+                modules = [block.get_submodule(path) for path in readers]
+                found.append(NormSite(f"{prefix}{sites.blocks}.{index}.{name}", getattr(block, name), kind, modules))
+    heads = [getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)]
+    takes_bias = hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
+    final = base.get_submodule(sites.final_norm)
+    return [*found, NormSite(f"{prefix}{sites.final_norm}", final, config.final_norm, heads, takes_bias)]
+
+
+def as_linear(projection: nn.Module) -> Tensor:
+    """The weight as [out, in], a view."""
+    assert isinstance(projection.weight, Tensor)
+    return projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
+    """
+    A model with equal outputs and as little left of its norms as is exact; computed in float64, rounded once.
+
+    - A LayerNorm leaves "rmspre" (a division by the root mean square), or a LayerNorm with gain 1 and bias 0 where a
+      part of the model reads the residual stream without a norm, so that its mean must stay.
+    - A LayerNorm disabled by its epsilon and a [`RemovalNorm`] whose removal is finished leave nothing.
+
+    Args:
+        model: of this package, any head. It stays as it is.
+
+    Returns:
+        The new model, and what was done.
+
+    Raises:
+        ValueError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled.
+    """
+    work = copy.deepcopy(model).to(torch.float64)
+    sites = norm_sites(work)
+    check(sites)
+    folding = Folding()
+    live = [site for site in sites if isinstance(site.norm, nn.LayerNorm) and site.fixed_scale is None]
+    reads_mean = [site.name for site in sites if not isinstance(site.norm, nn.LayerNorm)]
+    centre = bool(live) and not reads_mean
+    if live and reads_mean:
+        folding.notes.append(
+            f"{len(live)} norms still centre: the residual stream is read as it is at {len(reads_mean)} places, the "
+            f"first of them {reads_mean[0]}."
+        )
+    head = work.get_output_embeddings()
+    if head is not None and head.weight is work.get_input_embeddings().weight and (centre or sites[-1].foldable):
+        head.weight = nn.Parameter(head.weight.clone())
+        folding.untied = True
+        folding.notes.append("The head has weights of its own now; they were those of the token embedding.")
+    left = [fold_site(site, centre, folding) for site in sites]
+    if centre:
+        centre_stream(work)
+    return rebuilt(model, work, left, folding), folding
+
+
+def check(sites: Sequence[NormSite]) -> None:
+    for site in sites:
+        norm, scale = site.norm, site.fixed_scale
+        if isinstance(norm, RemovalNorm):
+            gates = [*norm.gate.tolist(), norm.first_gate.item()]
+            if any(gates) and not norm.finished:
+                raise ValueError(
+                    f"{site.name} is half removed (gates {gates}) and cannot be folded. Finish its schedule, with the "
+                    "first position."
+                )
+        elif scale is not None and isinstance(norm, nn.LayerNorm):
+            largest = norm.weight.abs().max().item()
+            if not largest > 1e-3 * scale:
+                raise ValueError(
+                    f"{site.name} is disabled by its epsilon ({norm.eps:g}), but its gain is at most {largest:.3g} and "
+                    f"would have to be of the size of {scale:.3g}: the checkpoint is half converted."
+                )
+
+
+def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
+    """Fold one norm into its readers, in place; returns what is left of it."""
+    norm, scale, left = site.norm, site.fixed_scale, site.kind
+    if isinstance(norm, nn.LayerNorm) and not site.foldable:
+        left = "layernorm"
+        folding.notes.append(f"{site.name} keeps its gain and bias: nothing after it can take them.")
+    elif isinstance(norm, nn.LayerNorm):
+        left = "none" if scale is not None else "rmspre" if centre else "layernorm"
+        for reader in site.readers:
+            weight = as_linear(reader)
+            if norm.bias.any():
+                shift = weight @ norm.bias
+                reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift)
+            weight *= norm.weight if scale is None else norm.weight / scale
+            if scale is not None:
+                weight -= weight.mean(1, keepdim=True)
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
+    disabled = scale is not None and not isinstance(norm, RemovalNorm)
+    folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
+    return left
+
+
+def centre_stream(model: PreTrainedModel) -> None:
+    """Take the mean out of everything that is written into the residual stream, in place."""
+    sites, base = sites_of(model), model.base_model
+    for name in sites.embeddings:
+        weight = base.get_submodule(name).weight  # V D
+        weight -= weight.mean(1, keepdim=True)  # type: ignore[operator, union-attr]
+    for block in base.get_submodule(sites.blocks):  # type: ignore[union-attr]
+        for writer in writers(block, sites):
+            weight = as_linear(writer)
+            weight -= weight.mean(0, keepdim=True)
+            if writer.bias is not None:
+                writer.bias -= writer.bias.mean()
+
+
+def writers(block: nn.Module, sites: DecoderSites) -> list[nn.Module]:
+    """The projections of a block that write into the residual stream."""
+    names = {name for name, _ in block.named_modules()}
+    return [block.get_submodule(path) for path in sites.residual_writers if path in names]
+
+
+def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
+    """`work` as a model whose configuration says what is left of the norms, in the dtype of `model`."""
+    config = copy.deepcopy(model.config)
+    *blocks, config.final_norm = left
+    a_block = len(blocks) // config.num_hidden_layers
+    by_layer = blocks[::a_block]
+    config.norm, config.layer_norms = by_layer[0], None if len(set(by_layer)) == 1 else by_layer
+    if folding.untied:
+        config.tie_word_embeddings = False
+    state = work.state_dict()
+    config.lm_head_bias = "lm_head.bias" in state
+    biases = {name for name in state if name.endswith(".bias")} - {name for name, _ in model.named_parameters()}
+    if biases - {"lm_head.bias"}:  # GPT-NeoX without biases in its attention
+        config.attention_bias = True
+    if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
+        config.linear_bias = "all"
+        folding.notes.append("Biases that were frozen at zero hold those of the norms now: linear_bias is 'all'.")
+    with no_init_weights():
+        new = type(model)(config)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    kept = new.state_dict()
+    missing = {name: torch.zeros_like(kept[name]) for name in kept if name not in state and name.endswith(".bias")}
+    state = {name: tensor.to(dtypes.get(name, model.dtype)) for name, tensor in state.items() if name in kept}
+    new.to(model.dtype).load_state_dict(state | missing)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
+    return new.to(model.device).train(model.training)

@@ -1,0 +1,137 @@
+r"""A LayerNorm on its way to a fixed scale, and what it must know of the model around it.
+
+Shapes: B batch, T tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FIRST, OTHERS = 0, 1  # entries of sigma
+MAIN, VALUE = 0, 1  # entries of gate
+MOMENTUM = 0.1  # of the running average, once it rests on 1 / MOMENTUM batches
+
+
+class FirstPosition:
+    """Which of the tokens that a model is given are the first of their sequence; one for all norms of a model."""
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None  # B or 1, T, 1
+
+    def locate(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook: padding on the left and tokens that stand in a cache already are counted."""
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+        length = tokens.shape[1]
+        padding, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if padding is not None and padding.dim() == 2:
+            seen = (padding != 0).cumsum(-1)
+            self.mask = ((seen == 1) & (padding != 0))[:, -length:, None]
+        elif positions is not None:
+            self.mask = (positions == 0)[..., None]
+        else:
+            cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            before = 0 if cache is None else cache.get_seq_length()
+            self.mask = (torch.arange(length, device=tokens.device) + before == 0)[None, :, None]
+
+
+class RemovalNorm(nn.LayerNorm):
+    r"""
+    $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
+    $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710; 2507.02559, section 3).
+
+    $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it over
+    the data; the first position has one of its own, since its residual stream is many times larger.
+
+    Buffers, saved with the model:
+        sigma: [2], $\sigma_0$ at the first position and at all others.
+        gate: [2], $\gamma$ of the input, and of that part of the input that makes values where the norm feeds attention.
+        first_gate: [], how much of its own $\sigma_0$ the first position has given up for that of the others; at 1 the
+            whole norm is one linear map.
+        batches: [], how many batches the average has seen; it moves only while `observing` is set.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for name, value in self.fresh_state().items():
+            self.register_buffer(name, value)
+        self.first = FirstPosition()
+        self.observing = False
+        self.deviation: Tensor | None = None
+        self.projection: tuple[str, int] | None = None
+        self.value_input: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: what a forward pass left behind belongs to its graph."""
+        return {**self.__dict__, "value_input": None, "deviation": None}
+
+    @staticmethod
+    def fresh_state() -> dict[str, Tensor]:
+        zero = torch.zeros(())
+        return {"sigma": torch.ones(2), "gate": torch.zeros(2), "first_gate": zero, "batches": zero.clone()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the norm is one linear map of its input."""
+        return bool((self.gate == 1).all() and self.first_gate == 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T D
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        live = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()  # B T 1
+        first = self.first_tokens(live)
+        if self.observing:
+            self.observe(live.detach(), first)
+        others = self.sigma[OTHERS].to(live.dtype)
+        fixed = others.lerp(self.sigma[FIRST].to(live.dtype), (1 - self.first_gate.to(live.dtype)) * first)
+        self.deviation = (live / fixed - 1).where(~first, 0.0) if self.observing else None
+
+        def normed(gate: Tensor) -> Tensor:
+            return (centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight + self.bias).to(x.dtype)
+
+        split = self.projection is not None and bool(self.gate[MAIN] != self.gate[VALUE])
+        self.value_input = normed(self.gate[VALUE]) if split else None
+        return normed(self.gate[MAIN])
+
+    def first_tokens(self, live: Tensor) -> Tensor:
+        mask = self.first.mask
+        if mask is None or mask.shape[1] != live.shape[1]:  # the norm is used by itself
+            return (torch.arange(live.shape[1], device=live.device) == 0)[:, None]
+        return mask
+
+    @torch.no_grad()
+    def observe(self, live: Tensor, first: Tensor) -> None:
+        """Move the running averages by one batch."""
+        first = first.expand_as(live)
+        rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)
+        for entry, here in ((FIRST, first), (OTHERS, ~first)):
+            mean = live.where(here, 0.0).sum() / here.sum()
+            self.sigma[entry] += torch.where(mean.isnan(), 0.0, rate * (mean - self.sigma[entry]))
+        self.batches += 1
+
+    def read_by(self, block: nn.Module, projection: str, groups: int) -> None:
+        """The norm feeds this fused projection of a block, whose rows are [`groups`, (q, k, v)]."""
+        self.projection = (projection, groups)
+        block.register_forward_pre_hook(self.follow)
+
+    def follow(self, block: nn.Module, args: Any) -> None:
+        """Stay at the fused projection also when an adapter was put around it."""
+        assert self.projection is not None
+        fused = block.get_submodule(self.projection[0])
+        if self.own_value not in fused._forward_hooks.values():
+            fused.register_forward_hook(self.own_value)
+
+    def own_value(self, fused: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Values are made of an input of their own while query and key are ahead of them on the schedule."""
+        if self.value_input is None:
+            return None
+        assert self.projection is not None
+        shape = (-1, (self.projection[1], 3, output.shape[-1] // (3 * self.projection[1])))
+        query_key, _ = output.unflatten(*shape).split((2, 1), dim=-2)
+        value = fused.forward(self.value_input).unflatten(*shape)[..., 2:, :]
+        return torch.cat((query_key, value), dim=-2).flatten(-3)
+
+    def extra_repr(self) -> str:
+        state = "meta" if self.gate.is_meta else f"gate={self.gate.tolist()}, sigma={self.sigma.tolist()}"
+        return f"{super().extra_repr()}, {state}"
