@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from .cache import atomic_folder, content_key
+from ..files import atomic_folder, content_key
 
 STDLIB = "stdlib"
 STDLIB_LEFT_OUT = {

@@ -20,7 +20,7 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
 from ..models import named_slopes
-from .cache import write_at_once
+from ..files import write_at_once
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer

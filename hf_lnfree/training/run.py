@@ -16,7 +16,7 @@ from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..provenance import command, environment
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
-from .cache import write_at_once
+from ..files import write_at_once
 from .checkpoints import find_checkpoint, step_of
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype

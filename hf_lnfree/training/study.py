@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
-from .cache import write_at_once
+from ..files import write_at_once
 from .run import RESULTS, train
 from .settings import RunArguments, merge, parse_settings, read_settings, with_base
 from .trainer import RunInUse

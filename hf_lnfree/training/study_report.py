@@ -11,7 +11,7 @@ from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_re
 from ..analysis.plots import curves, entropy_dynamics, heatmaps, layer_curves, layer_dynamics, save
 from ..analysis.report import Picture, Section, Table, latex, markdown, write_report
 from ..provenance import command, environment
-from .cache import write_at_once
+from ..files import write_at_once
 from .statistics import Estimate, estimate, relative_difference
 from .study import Cell, Study
 

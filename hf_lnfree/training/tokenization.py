@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .cache import atomic_folder, content_key
+from ..files import atomic_folder, content_key
 from .corpus import Corpus
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"

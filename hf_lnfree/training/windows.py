@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments
-from .cache import atomic_folder, content_key
+from ..files import atomic_folder, content_key
 from .corpus import Corpus, document_hash
 from .tokenization import tokenizer_hash
 

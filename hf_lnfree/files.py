@@ -22,6 +22,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     try:
         yield partial
+        partial.chmod(target.parent.stat().st_mode & 0o777)
         try:
             os.rename(partial, target)
         except OSError:

@@ -1,0 +1,92 @@
+"""Checkpoints of transformers, read a shard at a time, so that memory holds one of them."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+# What makes a checkpoint usable beside its weights.
+BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+BESIDE += ("chat_template*", "LICENSE*")
+
+
+class Checkpoint:
+    """
+    The weights of a folder or a Hub repository, of which one shard at a time is read.
+
+    Args:
+        source: a folder, or the name of a repository.
+        revision: of the repository.
+
+    Raises:
+        OSError: no configuration or no weights there, a shard that the index names and that is missing or damaged.
+    """
+
+    def __init__(self, source: str | Path, revision: str | None = None):
+        self.source = str(source)
+        weights = ("*.safetensors", "*.safetensors.index.json")
+        if not (folder := Path(source).expanduser()).is_dir():
+            patterns = ["config.json", *weights, *BESIDE]
+            folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+            if not any(folder.glob("*.safetensors")):
+                snapshot_download(str(source), revision=revision, allow_patterns=["pytorch_model*"])
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            adapter = (folder / "adapter_config.json").is_file()
+            hint = " It holds an adapter: merge it into its model and save that." if adapter else ""
+            raise OSError(f"{source} holds no config.json: it is no checkpoint of transformers.{hint}")
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.files = self._files()
+
+    def _files(self) -> list[str]:
+        for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+            if (self.folder / index).is_file():
+                names = sorted(set(json.loads((self.folder / index).read_text())["weight_map"].values()))
+                if missing := [name for name in names if not (self.folder / name).is_file()]:
+                    raise OSError(f"{self.source}: {index} names shards that are not there: {', '.join(missing)}.")
+                return names
+            if (self.folder / single).is_file():
+                return [single]
+        raise OSError(f"{self.source} holds no weights: no {SAFE_WEIGHTS_NAME}, no {WEIGHTS_NAME}, no index of shards.")
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor; with safetensors only the headers are read."""
+        return {name: shape for file in self.files for name, shape in self._shapes(file)}
+
+    def _shapes(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if not file.endswith(".safetensors"):
+            yield from ((name, tuple(tensor.shape)) for name, tensor in self.shard(file).items())
+            return
+        with self.opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                yield name, tuple(tensors.get_slice(name).get_shape())
+
+    def opened(self, file: str) -> Any:
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except SafetensorError as error:
+            raise OSError(f"{self.folder / file} is damaged: {error}.") from error
+
+    def shard(self, file: str) -> dict[str, Tensor]:
+        if file.endswith(".safetensors"):
+            with self.opened(file) as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        return torch.load(self.folder / file, map_location="cpu", weights_only=True, mmap=True)
+
+    def tensor(self, wanted: str) -> Tensor:
+        """One tensor by its name in the files."""
+        for file in self.files:
+            if wanted in dict(self._shapes(file)):
+                if file.endswith(".safetensors"):
+                    with self.opened(file) as tensors:
+                        return tensors.get_tensor(wanted)
+                return self.shard(file)[wanted]
+        raise KeyError(wanted)

@@ -1,0 +1,126 @@
+r"""A model of ours as a stock model that anyone loads without this package, where the stock class can hold it.
+
+Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{40}$ and the gain
+$\sqrt\epsilon = 2^{20}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
+precision while $\mathrm{var}(x) < 2^{16}$, and a power of two is exact in bfloat16 too. Its centring does nothing either
+where the mean of the stream is zero, or where nothing reads it. Stock heads have no bias $c$: with a final bias of ones,
+$(W + c \mathbf 1^\top / D)(P x + \mathbf 1) = W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
+"""
+
+import copy
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from ..models.configuration_lnfree import LNFreeConfigMixin
+from .families import Family, family_of
+from .folding import as_linear, fold, norm_sites, writers
+
+EPS, GAIN = 2.0**40, 2.0**20
+STOCK_SLOPE = 0.01  # of transformers' "leaky_relu"
+
+
+@torch.no_grad()
+def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """
+    The stock model with the outputs of one of ours.
+
+    Args:
+        model: with LayerNorm everywhere, folded norms everywhere, or none anywhere (a finished removal counts as none).
+        dtype: of the new weights; that of the model by default.
+
+    Raises:
+        ValueError: the stock class cannot hold the model; the message lists every reason.
+    """
+    if model.config.lm_head_bias or any(site.fixed_scale is not None for site in norm_sites(model)):
+        model, _ = fold(model)
+    dtype = dtype or model.dtype
+    family = family_of(model.config.model_type)
+    sites = norm_sites(model)
+    kinds = {site.kind for site in sites}
+    if reasons := obstacles(model, kinds, dtype):
+        listed = "".join(f"\n- {reason}" for reason in reasons)
+        raise ValueError(f"A stock {family.stock} cannot hold this model:{listed}")
+    config = stock_config(model, family)
+    if kinds == {"none"}:
+        setattr(config, family.eps_field, EPS)
+    state = model.state_dict()
+    for site in sites:
+        if site.kind in ("none", "rmspre"):
+            ones = torch.ones(config.hidden_size)
+            state |= {f"{site.name}.weight": ones * (GAIN if site.kind == "none" else 1.0), f"{site.name}.bias": 0 * ones}
+    if (bias := state.pop("lm_head.bias", None)) is not None:
+        config.tie_word_embeddings = False
+        weight = state["lm_head.weight"].double()
+        extra = bias.double()[:, None] / config.hidden_size - weight.mean(1, keepdim=True)
+        state["lm_head.weight"] = weight + extra
+        state[f"{sites[-1].name}.bias"] = torch.ones(config.hidden_size)
+    with no_init_weights():
+        stock = family.stock_class(type(model))(config)
+    stock.to(dtype).load_state_dict(state)
+    if model.can_generate():
+        stock.generation_config = copy.deepcopy(model.generation_config)
+    return stock.to(model.device).train(model.training)
+
+
+def stock_config(model: PreTrainedModel, family: Family):
+    """The fields of the stock configuration."""
+    ours = {f.name for f in fields(LNFreeConfigMixin)} | {"auto_map", "model_type", "architectures"}
+    values = {name: value for name, value in model.config.to_dict().items() if name not in ours}
+    values[model.config.activation_field] = model.config.block_activations[0]
+    return family.stock_config(**values)
+
+
+def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> list[str]:
+    """Every reason why the stock class cannot hold the model."""
+    config, reasons = model.config, []
+    activations = set(config.block_activations)
+    if len(activations) > 1:
+        reasons.append(f"its layers have different activations ({', '.join(sorted(activations))}); stock has one field")
+    if "learnable_leaky_relu" in activations:
+        reasons.append("learnable_leaky_relu is no activation of transformers")
+    if "leaky_relu" in activations and config.negative_slope != STOCK_SLOPE:
+        reasons.append(f"leaky_relu has slope {config.negative_slope} here and {STOCK_SLOPE} in transformers")
+    if len(kinds) > 1:
+        reasons.append(f"its norms differ ({', '.join(sorted(kinds))}); stock has one epsilon for all of them")
+    if kinds == {"removal"}:
+        reasons.append("the removal of its norms has begun and is not finished")
+    if kinds == {"rmspre"} and reads_mean(model, writers_only=True):
+        reasons.append("'rmspre' divides by the root mean square, stock by the deviation, and the stream has a mean")
+    if kinds == {"none"}:
+        if dtype == torch.float16:
+            reasons.append(
+                f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.0f}; take bfloat16 or "
+                "float32"
+            )
+        if reads_mean(model):
+            reasons.append(
+                "its projections read the mean of the residual stream, which a stock LayerNorm takes away even when it "
+                "does not divide (a model that was trained without norms; one whose norms were folded does not)"
+            )
+    return reasons
+
+
+def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
+    """Whether the outputs depend on the mean of the residual stream: it is not zero, and something reads it."""
+    sites = norm_sites(model)
+    readers = [as_linear(reader) for site in sites for reader in site.readers]
+    if not writers_only and all(no_mean(weight, dim=1) for weight in readers):
+        return False
+    base, places = model.base_model, model.base_model.sites
+    written = [base.get_submodule(name).weight.T for name in places.embeddings]
+    biases = []
+    for block in base.get_submodule(places.blocks):
+        for writer in writers(block, places):
+            written.append(as_linear(writer))
+            biases += [] if writer.bias is None else [writer.bias[:, None]]
+    return not all(no_mean(weight, dim=0) for weight in written + biases)
+
+
+def no_mean(weight: Tensor, dim: int) -> bool:
+    """Whether the sums are zero, but for rounding."""
+    sums, sizes = weight.double().sum(dim).abs(), weight.double().abs().sum(dim)
+    return bool((sums <= 16 * torch.finfo(weight.dtype).eps * sizes).all())

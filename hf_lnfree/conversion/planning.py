@@ -1,0 +1,129 @@
+"""What must be true of a stock checkpoint before it becomes a model of ours, and how it does."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .checkpoint import Checkpoint
+from .families import Family, family_of
+from .folding import DISABLING_EPS
+
+# Masks that old checkpoints hold and no class reads.
+BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
+SHOWN = 6  # names in an error
+
+
+@dataclass
+class Plan:
+    """How a stock checkpoint becomes one of ours."""
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    names: dict[str, str]
+    """Name in the files -> name in the model; what is left out is not here."""
+    disabled: bool = False
+    """Whether its LayerNorms are disabled by their epsilon and have to be folded."""
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """
+    Compare a stock checkpoint with the class of ours that has its parameters.
+
+    LayerNorms that the checkpoint has no parameters for are taken to be identities ("none"), and an epsilon from 1e6 on
+    to disable those that are there: the two forms in which GPT-2 without LayerNorm is published.
+
+    Raises:
+        ValueError: another architecture, missing or unknown tensors, shapes that do not fit the configuration.
+    """
+    model_class, config, eps = target(checkpoint)
+    with torch.device("meta"):
+        model = model_class(config)
+    parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: find_name(name, model.base_model_prefix, parameters) for name in checkpoint.shapes}
+    result = Plan(model_class, config, {stored: name for stored, name in found.items() if name is not None})
+    missing = set(parameters) - set(result.names.values())
+    missing -= absent_norms(model, missing, config)
+    for tied, source in model.all_tied_weights_keys.items():
+        if {tied, source} <= set(result.names.values()):
+            untie_unless_equal(checkpoint, result, tied, source)
+        else:
+            missing -= {tied}
+    unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
+    problems = [
+        f"{what} {len(names)} tensors: {', '.join(sorted(names)[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
+        for what, names in (("lacks", missing), ("has unknown", unknown))
+        if names
+    ]
+    for stored, name in result.names.items():
+        if checkpoint.shapes[stored] != parameters[name]:
+            problems.append(f"has {stored} as {list(checkpoint.shapes[stored])} instead of {list(parameters[name])}")
+    if problems:
+        raise ValueError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems[:SHOWN])}.")
+    if eps >= DISABLING_EPS:
+        result.disabled = True
+        result.notes.append(f"An epsilon of {eps:g} disables its LayerNorms: x / sqrt(var + eps) is taken as x / sqrt(eps).")
+    return result
+
+
+def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedConfig, float]:
+    """The class and configuration of ours for a stock checkpoint, with LayerNorm in every place, and its epsilon."""
+    stored = checkpoint.config
+    family = family_of(stored.get("model_type", ""))
+    if stored["model_type"] == family.config.model_type:
+        raise ValueError(f"{checkpoint.source} is a model of this package already.")
+    if "quantization_config" in stored:
+        raise ValueError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
+    architecture = (stored.get("architectures") or [f"{family.stock}Model"])[0]
+    if architecture not in family.classes:
+        raise ValueError(f"There is no class of ours for {architecture}, only for {', '.join(family.classes)}.")
+    config = our_config(family, stored)
+    return family.classes[architecture], config, getattr(config, family.eps_field)
+
+
+def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
+    """The stock configuration with LayerNorm in every place."""
+    stock = family.stock_config.from_dict(dict(stored)).to_dict()
+    fields = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
+    return family.config(**fields, norm="layernorm", final_norm="layernorm")
+
+
+def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | None:
+    """The parameter that a stored tensor belongs to: with or without the backbone's prefix, whatever the head's name."""
+    stored = {"embed_out.weight": "lm_head.weight"}.get(stored, stored)
+    candidates = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
+    return next((name for name in candidates if name in parameters), None)
+
+
+def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedConfig) -> set[str]:
+    """The parameters of norms that a checkpoint does not have at all; `config` gets "none" for these."""
+    sites = model.base_model.sites
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    absent: set[str] = set()
+    kinds = []
+    for index, block in enumerate(model.base_model.get_submodule(sites.blocks)):
+        norms = [name for name in sites.block_norms if hasattr(block, name)]
+        wanted = {f"{prefix}{sites.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+        gone = wanted <= missing
+        absent |= wanted if gone else set()
+        kinds.append("none" if gone else "layernorm")
+    config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
+    final = {f"{prefix}{sites.final_norm}.{part}" for part in ("weight", "bias")}
+    if final <= missing and kinds[-1] == "none":
+        absent |= final
+        config.final_norm = "none"
+    return absent
+
+
+def untie_unless_equal(checkpoint: Checkpoint, result: Plan, tied: str, source: str) -> None:
+    """A head that is stored beside the embedding it should share: left out when equal, else it stays its own."""
+    stored = {name: key for key, name in result.names.items()}
+    if torch.equal(checkpoint.tensor(stored[tied]), checkpoint.tensor(stored[source])):
+        del result.names[stored[tied]]
+    else:
+        result.config.tie_word_embeddings = False
+        result.notes.append(f"{tied} differs from {source}, which config.json ties it to: it is a weight of its own.")

@@ -1,0 +1,106 @@
+"""A stock checkpoint as a model of ours: written shard by shard, or loaded."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.initialization import no_init_weights
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .. import models
+from ..files import atomic_folder
+from .checkpoint import BESIDE, Checkpoint
+from .families import FAMILIES
+from .planning import Plan, plan
+
+
+def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False) -> Plan:
+    """
+    Write a stock checkpoint as one of ours: the same tensors, shard by shard, so that memory holds one of them.
+
+    Raises:
+        ValueError: as `plan`; or a tensor that is not finite. Nothing is written then.
+    """
+    result = plan(checkpoint)
+    with atomic_folder(out) as folder:
+        weight_map, total = {}, 0
+        for number, file in enumerate(tqdm(checkpoint.files, desc="shards", disable=not progress), start=1):
+            tensors = {}
+            for stored, tensor in checkpoint.shard(file).items():
+                if stored in result.names:
+                    require_finite(stored, tensor)
+                    tensors[result.names[stored]] = tensor.contiguous()
+            name = SAFE_WEIGHTS_NAME
+            if len(checkpoint.files) > 1:
+                name = f"model-{number:05d}-of-{len(checkpoint.files):05d}.safetensors"
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        if len(checkpoint.files) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        save_code_and_config(result.model_class, result.config, folder)
+        copy_beside(checkpoint.folder, folder)
+    return result
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or (bad := int((~tensor.isfinite()).sum())) == 0:
+        return
+    hint = ""
+    if tensor.dtype == torch.float16:
+        hint = " float16 ends at 65504, and gains that were scaled to disable LayerNorm lie beyond: take float32 weights."
+    raise ValueError(f"{name} holds {bad} values that are not finite ({tensor.dtype}).{hint}")
+
+
+def save_code_and_config(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights."""
+    config = copy.deepcopy(config)
+    config.architectures = [model_class.__name__]
+    with torch.device("meta"):
+        custom_object_save(model_class(config), folder, config=config)
+    config.save_pretrained(folder)
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Tokenizer, generation configuration and licence, as they are."""
+    for pattern in BESIDE:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+
+
+def is_ours(checkpoint: Checkpoint) -> bool:
+    return checkpoint.config.get("model_type") in {family.config.model_type for family in FAMILIES.values()}
+
+
+def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
+    """
+    The model of a checkpoint, of ours or stock, as one of ours in the dtype of its weights, and what is to be said of it.
+
+    Raises:
+        ValueError: as `convert_checkpoint`.
+    """
+    if is_ours(checkpoint):
+        architecture = checkpoint.config["architectures"][0]
+        return getattr(models, architecture).from_pretrained(checkpoint.folder), []
+    result = plan(checkpoint)
+    tensors = {}
+    for file in checkpoint.files:
+        for stored, tensor in checkpoint.shard(file).items():
+            if stored in result.names:
+                require_finite(stored, tensor)
+                tensors[result.names[stored]] = tensor
+    with no_init_weights():
+        model = result.model_class(result.config)
+    model.to(next(iter(tensors.values())).dtype)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    return model.eval(), result.notes
