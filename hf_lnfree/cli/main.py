@@ -1,4 +1,4 @@
-"""`hf-lnfree`: train, study, compare, entropy and demo."""
+"""`hf-lnfree`: every command, its arguments and its help."""
 
 import logging
 import sys
@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ..analysis.capture import Method
+from ..conversion.convert import Target
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -83,6 +84,32 @@ def entropy(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     if out is not None:
         console.print(f"Report: {out / 'report.html'}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub name of a GPT-2, GPT-NeoX (Pythia) or model of ours.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there.")],
+    to: Annotated[
+        Target,
+        typer.Option(help="lnfree: ours, equal bit for bit; folded: norms folded into weights; stock; onnx."),
+    ] = "lnfree",
+    dtype: Annotated[str | None, typer.Option(help="Of the new weights: float32, bfloat16, ...; as they are.")] = None,
+    cache: Annotated[bool, typer.Option(help="ONNX with keys and values of earlier tokens as inputs.")] = False,
+    check: Annotated[bool, typer.Option(help="Compare logits before and after; holds both models in memory.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repository.")] = None,
+) -> None:
+    """Convert a checkpoint, exactly: stock to ours, norms folded, ours to stock, to ONNX.
+
+    GPT-2s published without LayerNorm (disabled by eps = 1e12, or as identities) become models without any.
+
+    Example: hf-lnfree convert openai-community/gpt2 gpt2-folded --to folded
+    """
+    from .convert import convert_command, lines
+
+    report = convert_command(source, out, to, dtype, cache, check, revision)
+    for text in lines(report, out):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

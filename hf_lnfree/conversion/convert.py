@@ -1,0 +1,155 @@
+"""One conversion from a source to a folder: what `hf-lnfree convert` does, with a report and a comparison of logits."""
+
+import copy
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..files import atomic_folder
+from ..provenance import command, environment
+from .checkpoint import Checkpoint
+from .folding import Folding, fold
+from .onnx import export_onnx
+from .ours_to_stock import to_stock
+from .planning import plan
+from .stock_to_ours import convert_checkpoint, copy_beside, is_ours, load
+
+Target = Literal["lnfree", "folded", "stock", "onnx"]
+REPORT = "conversion.json"
+CHECKED_TOKENS = (2, 16)
+
+
+def convert(
+    source: str,
+    out: Path,
+    to: Target = "lnfree",
+    dtype: torch.dtype | None = None,
+    with_cache: bool = False,
+    check: bool = True,
+    progress: bool = False,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """
+    Convert a checkpoint, of transformers or of this package, into a folder that appears whole or not at all.
+
+    Args:
+        to: "lnfree" (a stock model as one of ours; with LayerNorms that its epsilon disables, one without any), "folded"
+            (its norms folded as far as is exact), "stock" (what anyone loads without this package), "onnx".
+        dtype: of the new weights; as they are by default. Not with a stock model that is copied shard by shard.
+        with_cache: whether an ONNX graph takes keys and values of earlier tokens.
+        check: compare logits before and after on random tokens; holds both models in memory.
+
+    Returns:
+        The report that is also written into the folder as conversion.json.
+
+    Raises:
+        ValueError: the source cannot be converted to that, or `out` is there already.
+    """
+    if to not in get_args(Target):
+        raise ValueError(f"--to {to!r} is not known. Allowed: {', '.join(get_args(Target))}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already. Give another folder, or remove it.")
+    checkpoint = Checkpoint(source, revision)
+    report: dict[str, Any] = {"source": str(source), "revision": revision, "to": to, "notes": []}
+    if to == "lnfree" and is_ours(checkpoint):
+        raise ValueError(f"{source} is a model of this package already. Choose --to folded, stock or onnx.")
+    if out.exists():
+        out.rmdir()  # empty; it comes back by renaming
+    if to == "lnfree" and not plan(checkpoint).disabled:
+        if dtype is not None:
+            raise ValueError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
+        result = convert_checkpoint(checkpoint, out, progress)
+        report |= {"notes": result.notes, "dtype": str(result.config.dtype)}
+        if check and result.model_class.__name__.endswith("ForCausalLM"):
+            before = reference(checkpoint, result.config)
+            report |= difference(before, result.model_class.from_pretrained(out))
+    else:
+        model, notes = load(checkpoint)
+        report["notes"] = notes
+        with atomic_folder(out) as folder:
+            report |= write(model, folder, to, dtype, with_cache, check)
+            copy_beside(checkpoint.folder, folder)
+            write_report(folder, report)
+        return report
+    write_report(out, report)
+    return report
+
+
+def reference(checkpoint: Checkpoint, config: Any) -> PreTrainedModel:
+    """The model that a stock checkpoint was; where norms are absent no stock class can hold it, and ours is loaded."""
+    if set(config.block_norms) | {config.final_norm} == {"layernorm"}:
+        return AutoModelForCausalLM.from_pretrained(checkpoint.folder).eval()
+    return load(checkpoint)[0]
+
+
+def write(
+    model: PreTrainedModel, folder: Path, to: Target, dtype: torch.dtype | None, with_cache: bool, check: bool
+) -> dict[str, Any]:
+    """Convert a loaded model and save it; returns what is to be reported."""
+    report: dict[str, Any] = {}
+    if to == "onnx":
+        model = model if dtype is None else model.to(dtype)
+        counts = export_onnx(model, folder / "model.onnx", with_cache)
+        report |= {"nonlinear_operators": dict(counts), "with_cache": with_cache}
+        if check:
+            report |= onnx_difference(model, folder / "model.onnx", with_cache)
+        model.config.save_pretrained(folder)
+        return report
+    if to == "stock":
+        new = to_stock(model, dtype)
+    else:
+        new, folding = fold(model)
+        report |= folding_report(folding)
+        new = new if dtype is None else new.to(dtype)
+    new.save_pretrained(folder)
+    report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
+    return report | (difference(model, new) if check and model.can_generate() else {})
+
+
+def folding_report(folding: Folding) -> dict[str, Any]:
+    became = Counter(f"{before} -> {after}" for before, after in folding.norms.values())
+    return {"norms": dict(became), "divisions_left": folding.divisions, "untied": folding.untied, "notes": folding.notes}
+
+
+def random_tokens(config: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
+    return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
+
+
+@torch.no_grad()
+def difference(before: PreTrainedModel, after: PreTrainedModel) -> dict[str, float]:
+    """The largest difference of logits on random tokens, and the size of the logits."""
+    ids = random_tokens(before.config)
+    wanted, found = (model.eval()(ids).logits.double() for model in (before, after))
+    return {"largest_difference": (wanted - found).abs().max().item(), "largest_logit": wanted.abs().max().item()}
+
+
+def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dict[str, float]:
+    """As `difference`, run by onnxruntime where that is there."""
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError:
+        return {}
+    model, ids = copy.deepcopy(model).float().eval(), random_tokens(model.config)
+    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]) + 0 * ids}
+    session = InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    if with_cache:
+        heads = model.config.num_attention_heads
+        empty = torch.zeros(len(ids), heads, 0, model.config.hidden_size // heads)
+        feed |= {given.name: empty for given in session.get_inputs() if given.name.startswith("past")}
+    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in feed.items()})
+    with torch.no_grad():
+        wanted = model(ids).logits
+    largest = (wanted - torch.from_numpy(logits)).abs().max().item()
+    return {"largest_difference": largest, "largest_logit": wanted.abs().max().item()}
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    full = report | {"environment": environment(), "command": command()}
+    (folder / REPORT).write_text(json.dumps(full, indent=1).replace(str(Path.home()), "~") + "\n")

@@ -1,0 +1,61 @@
+"""A model of ours inside TransformerLens (4 or newer; the extra `lens`): its hook points, equal logits."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .families import family_of
+from .folding import norm_sites
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# What TransformerLens calls them.
+NORMALIZATION_TYPES = {"none": None, "layernorm": "LN", "rmspre": "RMSPre"}
+
+
+def to_transformer_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "TransformerBridge":
+    """
+    A `TransformerBridge` around a copy of a causal language model.
+
+    Where a norm is gone its hook points stay and see the residual stream itself; `cfg.normalization_type` is that of
+    the blocks: None, "LN" or "RMSPre".
+
+    Raises:
+        ValueError: TransformerLens is not there, the blocks' norms differ, or a norm is half removed.
+    """
+    try:
+        from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    except ImportError as error:
+        raise ValueError(
+            f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error})."
+        ) from error
+    kinds = set(model.config.block_norms)
+    if len(kinds) > 1 or "removal" in kinds | {model.config.final_norm}:
+        raise ValueError(
+            f"TransformerLens has one normalization for all blocks, and no removal; these are {sorted(kinds)} and "
+            f"{model.config.final_norm} after the last block. A finished removal can be folded."
+        )
+    model = copy.deepcopy(model).eval()
+    names = {site.name.rpartition(".")[2] for site in norm_sites(model) if not isinstance(site.norm, nn.LayerNorm)}
+
+    def without_norms(adapter: Any) -> None:
+        """Components that pass on what the module of the model returns, in place of those that normalise."""
+        adapter.cfg.normalization_type = NORMALIZATION_TYPES[model.config.block_norms[0]]
+        blocks = adapter.component_mapping["blocks"].submodules
+        for components in (adapter.component_mapping, blocks):
+            for key, component in list(components.items()):
+                if (component.name or "").rpartition(".")[2] in names:
+                    components[key] = GeneralizedComponent(component.name, adapter.cfg)
+
+    return build_bridge_from_module(
+        model,
+        family_of(model.config.model_type).stock_causal_lm,
+        hf_config=model.config,
+        tokenizer=tokenizer,
+        post_adapter_hook=without_norms,
+        model_name=model.config.model_type,
+    )
