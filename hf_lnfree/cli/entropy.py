@@ -15,7 +15,7 @@ from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_page import comparable, write_entropy_page
 from ..training.arguments import DataArguments
 from ..training.data import load_validation
-from ..training.run import window_batches
+from ..training.windows import window_batches
 
 
 def entropy_command(

@@ -86,6 +86,18 @@ def entropy(
         console.print(f"Report: {out / 'report.html'}")
 
 
+@app.command(
+    name="remove-norms",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def remove_norms(context: typer.Context) -> None:
+    """Remove LayerNorms by fine-tuning: hf-lnfree remove-norms MODEL [CONFIG.yaml] [--field value ...]."""
+    from .removal import removal_command
+
+    raise typer.Exit(removal_command(context.args, console))
+
+
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or Hub name of a GPT-2, GPT-NeoX (Pythia) or model of ours.")],

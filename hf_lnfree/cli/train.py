@@ -20,7 +20,7 @@ For example:
 """
 
 
-class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter): ...
+class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter): ...
 
 
 def parse_arguments(arguments: list[str]) -> RunArguments:
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str]) -> RunArguments:
         prog="hf-lnfree train",
         description=DESCRIPTION,
         usage="hf-lnfree train [CONFIG.yaml] [--field value ...]",
-        formatter_class=_Help,
+        formatter_class=Help,
     )
 
 

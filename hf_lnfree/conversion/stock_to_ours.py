@@ -16,9 +16,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models
 from ..files import atomic_folder
+from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES
-from .planning import Plan, plan
+from .families import FAMILIES, family_of
+from .planning import Plan, our_config, plan
 
 
 def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False) -> Plan:
@@ -75,6 +76,26 @@ def copy_beside(source: Path, folder: Path) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
+
+
+def ours(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    A stock model in memory as one of ours, a model of this package as it is.
+
+    Raises:
+        ValueError: another family, or a head that no class of ours has.
+    """
+    if isinstance(model.base_model, LNFreeMixin):
+        return model
+    family = family_of(model.config.model_type)
+    if type(model).__name__ not in family.classes:
+        raise ValueError(f"There is no class of ours for {type(model).__name__}, only for {', '.join(family.classes)}.")
+    config = our_config(family, model.config.to_dict())
+    with no_init_weights():
+        new = family.classes[type(model).__name__](config).to(model.dtype)
+    new.load_state_dict(model.state_dict())
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new.to(model.device).train(model.training)
 
 
 def is_ours(checkpoint: Checkpoint) -> bool:

@@ -102,7 +102,9 @@ class RemovalNorm(nn.LayerNorm):
 
     @torch.no_grad()
     def observe(self, live: Tensor, first: Tensor) -> None:
-        """Move the running averages by one batch."""
+        """Move the running averages by one batch, until the norm begins to be removed."""
+        if self.gate.any():
+            return
         first = first.expand_as(live)
         rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)
         for entry, here in ((FIRST, first), (OTHERS, ~first)):

@@ -21,8 +21,9 @@ from .checkpoints import find_checkpoint, step_of
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
+from .procedure import Procedure
 from .trainer import LNFreeTrainer, perplexity
-from .windows import TokenWindows
+from .windows import TokenWindows, window_batches
 
 RESULTS = "results.json"
 CHOICES = "choices.json"
@@ -31,9 +32,17 @@ CHECKPOINT_BYTES_A_PARAMETER = 12  # weights and two moments, in float32
 logger = logging.getLogger(__name__)
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrainingArguments) -> dict[str, Any]:
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: LNFreeTrainingArguments,
+    procedure: Procedure | None = None,
+) -> dict[str, Any]:
     """
     Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` comes last.
+
+    Args:
+        procedure: what is done to the model besides; nothing by default.
 
     Returns:
         What `results.json` holds: perplexity, tokens, data hash, settings, versions, and `diverged_at` (step or None).
@@ -43,17 +52,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
         OSError: no room for a checkpoint, or a folder that cannot be written.
     """
+    procedure = procedure or Procedure()
     folder = Path(args.output_dir)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
     model_args.config(data_args.context_length)  # a wrong field is refused before the corpus is read
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args)
     set_seed(args.seed)
-    model = build_model(model_args, data_args, data)
+    model = procedure.prepare(build_model(model_args, data_args, data))
     require_room(folder, model, args)
     use_cache = model.config.use_cache
     trainer = LNFreeTrainer(
-        model=model,
+        model=procedure.adapt(model),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.validation,
@@ -62,6 +72,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         probe=window_batches(data.validation, args.probe_sequences),
     )
     planned = planned_steps(args, len(data.train))
+    procedure.attach(trainer, planned)
     with args.main_process_first(desc="choosing attention and loss"):
         if args.local_process_index == 0:
             recorded = Choices.load(folder / CHOICES) if checkpoint and (folder / CHOICES).is_file() else None
@@ -80,6 +91,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     diverged = trainer.guard.diverged_at is not None
+    trained = trainer.recorder.model
+    trainable = trained.num_parameters(only_trainable=True)
+    model = procedure.finish(trained)
+    if model is not trained:
+        trainer.model = trainer.model_wrapped = model
     loss = math.nan if diverged else trainer.evaluate()["eval_loss"]
     model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
     trainer.save_model()
@@ -100,7 +116,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         "resumed_at": resumed_at,
         "seed": args.seed,
         "parameters": model.num_parameters(),
-        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "trainable_parameters": trainable,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
         "model": model.config.to_dict(),
         "choices": vars(choices),
@@ -111,6 +127,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrai
         },
         "environment": environment(),
         "command": command(),
+        **procedure.report(),
     }
     report = final_report(model, data.validation, args, model_args.row)  # on all processes: shards need each other
     if trainer.is_world_process_zero():
@@ -188,13 +205,6 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
     if model_args.model_name_or_path is not None:
         return AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, config=config)
     return AutoModelForCausalLM.from_config(config)
-
-
-def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> list[torch.Tensor]:
-    """`count` windows spread evenly over a split, as `input_ids` batches [B, T]."""
-    chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).long().unique().tolist()
-    ids = [windows[i]["input_ids"] for i in chosen]
-    return [torch.stack(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
 
 
 def final_report(

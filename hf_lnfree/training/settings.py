@@ -58,21 +58,21 @@ def as_mapping(overrides: Any) -> dict[str, Any]:
 
 
 def parse_settings(
-    values: Mapping[str, Any], source: str, flags: Sequence[str] = (), **parser_options: Any
-) -> RunArguments:
+    values: Mapping[str, Any],
+    source: str,
+    flags: Sequence[str] = (),
+    dataclasses: Sequence[type] = (ModelArguments, DataArguments, LNFreeTrainingArguments),
+    **parser_options: Any,
+) -> Any:
     """
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
 
     Raises:
         ValueError: a field that no dataclass has, or a value that one refuses.
     """
-    parser = HfArgumentParser(
-        [ModelArguments, DataArguments, LNFreeTrainingArguments],  # type: ignore[list-item]
-        allow_abbrev=False,
-        **parser_options,
-    )
+    parser = HfArgumentParser(list(dataclasses), allow_abbrev=False, **parser_options)  # type: ignore[arg-type]
     known = {action.dest for action in parser._actions}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{source} has unknown fields: {', '.join(unknown)}. `hf-lnfree train --help` lists all.")
     parser.set_defaults(**values)  # argparse converts those that are text, as PyYAML reads 1e-3
-    return parser.parse_args_into_dataclasses(list(flags), look_for_args_file=False)  # type: ignore[return-value]
+    return parser.parse_args_into_dataclasses(list(flags), look_for_args_file=False)

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class LNFreeTrainer(WholeCheckpoints):
     - A loss or gradient that is not finite is diagnosed and stops the run, or what `args.on_nonfinite` says
       (`DivergenceGuard`).
     - `eval_perplexity` stands beside `eval_loss`; each log entry is a line of `log.jsonl`.
+    - What is in `penalties` is added to the training loss.
     - A checkpoint appears whole or not at all (`WholeCheckpoints`).
 
     Args:
@@ -60,6 +61,7 @@ class LNFreeTrainer(WholeCheckpoints):
                 "FSDP shards each block by itself, and slope_scope='global' is one parameter of all blocks. Use DDP "
                 "(drop the fsdp settings), or slope_scope='layer'."
             )
+        self.penalties: list[Callable[[], Tensor]] = []
         self.grad_norm: float = 0.0
         self.micro_batches: list[tuple[dict[str, Any], Tensor]] = []
         self.recorder = FlightRecorder(self, probe or [])
@@ -71,6 +73,19 @@ class LNFreeTrainer(WholeCheckpoints):
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The host's loss, in training with what `penalties` add to it; each is a mean over the forward pass."""
+        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.penalties or not model.training:
+            return computed
+        loss, *outputs = computed if return_outputs else (computed,)
+        # A loss over the items of the whole step is summed over its batches, any other averaged by the host.
+        batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        loss = loss + sum(penalty() for penalty in self.penalties) / batches
+        return (loss, *outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         inputs = self._prepare_inputs(inputs)

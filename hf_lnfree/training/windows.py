@@ -62,6 +62,13 @@ class TokenWindows(Dataset):
         return self.meta["sha256"]
 
 
+def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> list[torch.Tensor]:
+    """`count` windows spread evenly over a split, as `input_ids` batches [B, T]."""
+    chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).long().unique().tolist()
+    ids = [windows[i]["input_ids"] for i in chosen]
+    return [torch.stack(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+
+
 def cache_folder(args: DataArguments) -> Path:
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 

@@ -1,0 +1,47 @@
+"""What a run does to its model besides training it: before the first step, at the steps, and after the last."""
+
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from .trainer import LNFreeTrainer
+
+
+class Procedure:
+    """
+    Plain training of all weights, or of LoRA adapters that are merged at the end.
+
+    Args:
+        lora_rank: rank of the adapters at every projection of the blocks; None to train all weights.
+        lora_alpha: their scale; twice the rank by default.
+    """
+
+    def __init__(self, lora_rank: int | None = None, lora_alpha: int | None = None):
+        self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model to build the trainer around."""
+        return model
+
+    def adapt(self, model: PreTrainedModel) -> PreTrainedModel | PeftModel:
+        """The prepared model with adapters, if any."""
+        if self.lora_rank is None:
+            return model
+        alpha = self.lora_alpha or 2 * self.lora_rank
+        config = LoraConfig(
+            r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, config)
+
+    def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
+        """Add callbacks and penalties to the trainer, before it trains that many steps."""
+
+    def finish(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+        """The model that is evaluated and saved, from the one that was trained."""
+        return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+    def report(self) -> dict[str, Any]:
+        """What is added to results.json."""
+        return {} if self.lora_rank is None else {"lora_rank": self.lora_rank}

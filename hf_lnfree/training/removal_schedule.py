@@ -1,0 +1,145 @@
+"""When which LayerNorm is removed: stages as data, expanded over the norms that a model has."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import PreTrainedModel
+
+from ..conversion.folding import norm_sites
+from ..models.removal import RemovalNorm
+
+Part = Literal["all", "query_key", "value", "first"]
+GROUPS = ("mlp", "attention", "query_key", "value", "final", "first")
+# Of arXiv 2507.02559 for GPT-2 small: steps of 300, one norm after the other, and the rest to recover.
+AUTO = {"mlp": (20, 42), "query_key": (44, 66), "value": (68, 101), "final": (104, 104), "first": (116, 116)}
+AUTO_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One norm, or a part of it, that begins to be removed at a step."""
+
+    step: int
+    norm: str
+    """Its name; "*" for all norms at once, at the first position."""
+    part: Part
+
+
+def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
+    """
+    "auto", a YAML file, or YAML itself: a list of stages like `{norms: mlp, start: 20, every: 2}`.
+
+    `norms` is one of "mlp", "attention", "query_key", "value", "final", "first" (the first position gives up the scale
+    of its own), or the name of a norm, where `*` stands for anything. A stage removes its norms from the first layer to
+    the last, the first of them at step `start`, each `every` (1) steps after the one before.
+
+    Raises:
+        ValueError: no such file, or something else in it.
+    """
+    if text == "auto":
+        return "auto"
+    if "\n" not in text and not text.lstrip().startswith(("[", "{", "-")):
+        if not Path(text).is_file():
+            raise ValueError(f"The schedule {text!r} is neither 'auto' nor a file nor a list like '[{{norms: mlp, ...}}]'.")
+        text = Path(text).read_text()
+    try:
+        stages = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The schedule is not YAML: {error}") from error
+    stages = stages.get("stages") if isinstance(stages, dict) else stages
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"A schedule is a list of stages like {{norms: mlp, start: 20, every: 2}}, got {stages!r}.")
+    for stage in stages:
+        check_stage(stage)
+    return stages
+
+
+def check_stage(stage: Mapping[str, Any]) -> None:
+    if unknown := set(stage) - {"norms", "start", "every"}:
+        raise ValueError(f"A stage has norms, start and every; {sorted(unknown)} is not known.")
+    if not isinstance(stage.get("norms"), str):
+        raise ValueError(f"A stage names its norms ({', '.join(GROUPS)}, or the name of a norm), got {dict(stage)}.")
+    for key, least in (("start", 0), ("every", 0)):
+        value = stage.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least or (key == "start" and key not in stage):
+            raise ValueError(f"{key} of a stage is a whole number of steps from {least} on, got {stage.get(key)!r}.")
+
+
+def expand(schedule: Sequence[Mapping[str, Any]] | Literal["auto"], model: PreTrainedModel, steps: int) -> list[Removal]:
+    """
+    What is removed at which step, earliest first.
+
+    Args:
+        model: its norms are [`RemovalNorm`]s.
+        steps: of the whole training.
+
+    Raises:
+        ValueError: a norm that does not exist, is named twice, or whose step lies beyond the training.
+    """
+    groups = norm_groups(model)
+    if schedule == "auto":
+        removals = list(automatic(groups, steps))
+    else:
+        removals = []
+        for stage in schedule:
+            for index, (norm, part) in enumerate(chosen(stage["norms"], groups)):
+                removals.append(Removal(stage["start"] + index * stage.get("every", 1), norm, part))
+    gone: dict[tuple[str, str], str] = {}
+    for removal in removals:
+        for half in ("query_key", "value") if removal.part == "all" else (removal.part,):
+            if (removal.norm, half) in gone:
+                raise ValueError(f"The schedule removes {removal.norm} ({half}) twice.")
+            gone[removal.norm, half] = removal.norm
+        if removal.step >= steps:
+            raise ValueError(
+                f"The schedule removes {removal.norm} at step {removal.step}, and training ends after {steps}. Raise "
+                "--max_steps, or let the stage start earlier."
+            )
+    return sorted(removals, key=lambda removal: removal.step)
+
+
+def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
+    """Every name that a stage may use for several norms -> these norms, first layer to last."""
+    *blocks, final = norm_sites(model)
+    living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
+    attention = [site.name for site in living if site.norm.projection is not None]
+    others = [site.name for site in living if site.norm.projection is None]
+    return {
+        "mlp": [(name, "all") for name in others],
+        "attention": [(name, "all") for name in attention],
+        "query_key": [(name, "query_key") for name in attention],
+        "value": [(name, "value") for name in attention],
+        "final": [(final.name, "all")] if isinstance(final.norm, RemovalNorm) else [],
+        "first": [("*", "first")],
+    }
+
+
+def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tuple[str, Part]]:
+    """
+    Raises:
+        ValueError: nothing has that name.
+    """
+    norms = [norm for group in ("attention", "mlp", "final") for norm, _ in groups[group]]
+    if name in groups:
+        found = groups[name]
+    else:
+        found = [(norm, "all") for norm in norms if fnmatchcase(norm, name)]
+    if not found:
+        raise ValueError(
+            f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}, "
+            f"{', '.join(norms[:3])} ... {norms[-1] if norms else ''}."
+        )
+    return found
+
+
+def automatic(groups: Mapping[str, list[tuple[str, Part]]], steps: int) -> Iterator[Removal]:
+    """The published pace: every group spread over the share of the training that it has there."""
+    for group, (start, end) in AUTO.items():
+        names = groups[group]
+        for index, (norm, part) in enumerate(names):
+            at = start if len(names) < 2 else start + (end - start) * index / (len(names) - 1)
+            yield Removal(round(at * steps / AUTO_STEPS), norm, part)
