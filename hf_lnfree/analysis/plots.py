@@ -113,6 +113,17 @@ def difference_heatmaps(comparisons: Sequence[EntropyComparison], columns: int =
         return figure
 
 
+def attribution_grid(values: Any, columns: Sequence[str], name: str) -> Figure:
+    """What every head, MLP and bias adds to a logit, layers from top to bottom."""
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = panels(1, 1, max(3.6, 0.5 * len(columns) + 1.4), max(2.6, 0.34 * len(values) + 1.0))
+        largest = float(values.abs().nan_to_num().max()) or 1.0
+        image = cells(ax, values, ~values.isnan(), "PuOr", -largest, largest, "+.2f")
+        ax.set(xlabel="head, and the rest of the layer", xticks=range(len(columns)), xticklabels=columns, title=name)
+        figure.colorbar(image, ax=ax, label="added to the logit", shrink=0.8)
+        return figure
+
+
 def bucket_bars(reports: Sequence[EntropyReport]) -> Figure:
     """Shares of heads by quarter of each of three maxima, with 95 % bootstrap intervals."""
     with matplotlib.rc_context(STYLE):

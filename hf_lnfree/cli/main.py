@@ -125,6 +125,32 @@ def convert(
 
 
 @app.command()
+def attribute(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a GPT-2, GPT-NeoX (Pythia) or model of ours.")],
+    prompt: Annotated[str, typer.Option(help="The text before the token that is explained.")],
+    target: Annotated[str | None, typer.Option(help="That token; the one that the model predicts.")] = None,
+    top: Annotated[int, typer.Option(help="Components to show.", min=1)] = 12,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, picture and JSON.")] = None,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+) -> None:
+    """Attribute the logit of a token to embeddings, heads, MLPs and biases, and certify how exact that is.
+
+    Example: hf-lnfree attribute runs/without-norms --prompt "import os" --out attribution
+    """
+    from ..analysis.linearity_page import attribution_table, certificate
+    from .attribute import attribute_command
+    from .study import rich_table
+
+    found, text = attribute_command(model, prompt, target, top, out, dtype)
+    console.print(f"Logit of {text!r} after {prompt!r}:", highlight=False, markup=False)
+    console.print(rich_table(attribution_table(found, top)))
+    for sentence in certificate(found):
+        console.print(sentence, highlight=False, markup=False)
+    if out is not None:
+        console.print(f"Report: {out / 'report.html'}")
+
+
+@app.command()
 def demo(
     output_dir: Annotated[Path, FOLDER] = Path("runs/demo"),
     seeds: Seeds = "0",

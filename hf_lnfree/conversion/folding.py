@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from ..models import DecoderSites
 from ..models.removal import OTHERS, RemovalNorm
 from .families import sites_of
 
@@ -179,17 +178,11 @@ def centre_stream(model: PreTrainedModel) -> None:
         weight = base.get_submodule(name).weight  # V D
         weight -= weight.mean(1, keepdim=True)  # type: ignore[operator, union-attr]
     for block in base.get_submodule(sites.blocks):  # type: ignore[union-attr]
-        for writer in writers(block, sites):
+        for writer in sites.writers(block).values():
             weight = as_linear(writer)
             weight -= weight.mean(0, keepdim=True)
             if writer.bias is not None:
                 writer.bias -= writer.bias.mean()
-
-
-def writers(block: nn.Module, sites: DecoderSites) -> list[nn.Module]:
-    """The projections of a block that write into the residual stream."""
-    names = {name for name, _ in block.named_modules()}
-    return [block.get_submodule(path) for path in sites.residual_writers if path in names]
 
 
 def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, family_of
-from .folding import as_linear, fold, norm_sites, writers
+from .folding import as_linear, fold, norm_sites
 
 EPS, GAIN = 2.0**40, 2.0**20
 STOCK_SLOPE = 0.01  # of transformers' "leaky_relu"
@@ -114,7 +114,7 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
     written = [base.get_submodule(name).weight.T for name in places.embeddings]
     biases = []
     for block in base.get_submodule(places.blocks):
-        for writer in writers(block, places):
+        for writer in places.writers(block).values():
             written.append(as_linear(writer))
             biases += [] if writer.bias is None else [writer.bias[:, None]]
     return not all(no_mean(weight, dim=0) for weight in written + biases)

@@ -47,6 +47,11 @@ class DecoderSites:
         """How many times (q, k, v) stands in the rows of the fused projection: once, or once a head."""
         return config.num_attention_heads if self.query_key_value_per_head else 1
 
+    def writers(self, block: nn.Module) -> dict[str, nn.Module]:
+        """Those of the residual writers that a block has, by path."""
+        modules = dict(block.named_modules())
+        return {path: modules[path] for path in self.residual_writers if path in modules}
+
 
 def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
     """Give a stock decoder the norms, activations and biases of `model.config`, in place."""
