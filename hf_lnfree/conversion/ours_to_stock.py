@@ -1,8 +1,8 @@
 r"""A model of ours as a stock model that anyone loads without this package, where the stock class can hold it.
 
-Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{40}$ and the gain
-$\sqrt\epsilon = 2^{20}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
-precision while $\mathrm{var}(x) < 2^{16}$, and a power of two is exact in bfloat16 too. Its centring does nothing either
+Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{60}$ and the gain
+$\sqrt\epsilon = 2^{30}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
+precision while $\mathrm{var}(x) < 2^{36}$, and a power of two is exact in bfloat16 too. Its centring does nothing either
 where the mean of the stream is zero, or where nothing reads it. Stock heads have no bias $c$: with a final bias of ones,
 $(W + c \mathbf 1^\top / D)(P x + \mathbf 1) = W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 """
@@ -19,7 +19,7 @@ from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, family_of
 from .folding import as_linear, fold, norm_sites
 
-EPS, GAIN = 2.0**40, 2.0**20
+EPS, GAIN = 2.0**60, 2.0**30
 STOCK_SLOPE = 0.01  # of transformers' "leaky_relu"
 
 
@@ -93,7 +93,7 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
     if kinds == {"none"}:
         if dtype == torch.float16:
             reasons.append(
-                f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.0f}; take bfloat16 or "
+                f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.2g}; take bfloat16 or "
                 "float32"
             )
         if reads_mean(model):
@@ -121,6 +121,7 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
 
 
 def no_mean(weight: Tensor, dim: int) -> bool:
-    """Whether the sums are zero, but for rounding."""
+    """Whether the sums are zero, but for rounding to float32, or to what the weights are in."""
     sums, sizes = weight.double().sum(dim).abs(), weight.double().abs().sum(dim)
-    return bool((sums <= 16 * torch.finfo(weight.dtype).eps * sizes).all())
+    rounding = 16 * max(torch.finfo(dtype).eps for dtype in (weight.dtype, torch.float32))
+    return bool((sums <= rounding * sizes).all())

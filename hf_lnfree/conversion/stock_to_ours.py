@@ -33,23 +33,29 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     with atomic_folder(out) as folder:
         weight_map, total = {}, 0
         for number, file in enumerate(tqdm(checkpoint.files, desc="shards", disable=not progress), start=1):
-            tensors = {}
-            for stored, tensor in checkpoint.shard(file).items():
-                if stored in result.names:
-                    require_finite(stored, tensor)
-                    tensors[result.names[stored]] = tensor.contiguous()
             name = SAFE_WEIGHTS_NAME
             if len(checkpoint.files) > 1:
                 name = f"model-{number:05d}-of-{len(checkpoint.files):05d}.safetensors"
-            save_file(tensors, folder / name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+            sizes = write_shard(checkpoint, file, result, folder / name)
+            weight_map |= dict.fromkeys(sizes, name)
+            total += sum(sizes.values())
         if len(checkpoint.files) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         save_code_and_config(result.model_class, result.config, folder)
         copy_beside(checkpoint.folder, folder)
     return result
+
+
+def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> dict[str, int]:
+    """One shard under our names; returns the bytes of its tensors. Nothing of it is in memory afterwards."""
+    tensors = {}
+    for stored, tensor in checkpoint.shard(file).items():
+        if stored in result.names:
+            require_finite(stored, tensor)
+            tensors[result.names[stored]] = tensor.contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
