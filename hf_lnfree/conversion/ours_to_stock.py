@@ -3,7 +3,7 @@ r"""A model of ours as a stock model that anyone loads without this package, whe
 Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{60}$ and the gain
 $\sqrt\epsilon = 2^{30}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
 precision while $\mathrm{var}(x) < 2^{36}$, and a power of two is exact in bfloat16 too. Its centring does nothing either
-where the mean of the stream is zero, or where nothing reads it. Stock heads have no bias $c$: with a final bias of ones,
+where the mean of the stream is zero, or where nothing reads it; any other model is widened first. Stock heads have no bias $c$: with a final bias of ones,
 $(W + c \mathbf 1^\top / D)(P x + \mathbf 1) = W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 """
 
@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, family_of
 from .folding import as_linear, fold, norm_sites
+from .widening import without_mean
 
 EPS, GAIN = 2.0**60, 2.0**30
 STOCK_SLOPE = 0.01  # of transformers' "leaky_relu"
@@ -30,6 +31,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
 
     Args:
         model: with LayerNorm everywhere, folded norms everywhere, or none anywhere (a finished removal counts as none).
+            One that was trained without norms becomes wider by one dimension a head (`without_mean`).
         dtype: of the new weights; that of the model by default.
 
     Raises:
@@ -37,6 +39,8 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     """
     if model.config.lm_head_bias or any(site.fixed_scale is not None for site in norm_sites(model)):
         model, _ = fold(model)
+    if {site.kind for site in norm_sites(model)} == {"none"} and reads_mean(model):
+        model = without_mean(model)
     dtype = dtype or model.dtype
     family = family_of(model.config.model_type)
     sites = norm_sites(model)
@@ -95,11 +99,6 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
             reasons.append(
                 f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.2g}; take bfloat16 or "
                 "float32"
-            )
-        if reads_mean(model):
-            reasons.append(
-                "its projections read the mean of the residual stream, which a stock LayerNorm takes away even when it "
-                "does not divide (a model that was trained without norms; one whose norms were folded does not)"
             )
     return reasons
 

@@ -39,8 +39,15 @@ def number(value: float | None) -> str:
 def write_removal_report(folder: Path, summary: Mapping[str, Any]) -> None:
     """`report.html` and `loss.svg`, `loss.png` in the folder of the run."""
     lines = {CURVES[name]: points for name, points in summary["curves"].items()}
-    after = [(event["step"], event["loss_after"]) for event in summary["events"] if event["loss_after"] is not None]
-    figure = curves(lines | {"after each removal": after}, "step", "held-out loss (nats a token)")
+    windows = summary["arguments"]["removal_windows"]
+    around = [
+        (event["step"], event[key])
+        for event in summary["events"]
+        for key in ("loss_before", "loss_after")
+        if event[key] is not None
+    ]
+    named = lines | {f"before and after each removal ({windows} windows)": around}
+    figure = curves(named, "step", "held-out loss (nats a token)")
     save(figure, folder / "loss")
     sections = [
         Section("Losses", tables=[loss_table(summary)], figures=[Picture(figure, "Held-out loss over fine-tuning.")]),
