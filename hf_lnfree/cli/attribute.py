@@ -24,7 +24,9 @@ def attribute_command(
     if not ids.numel():
         raise ValueError("The prompt holds no token.")
     if ids.shape[1] > loaded.config.max_position_embeddings:
-        raise ValueError(f"The prompt has {ids.shape[1]} tokens; {model} takes {loaded.config.max_position_embeddings}.")
+        raise ValueError(
+            f"The prompt has {ids.shape[1]} tokens; {model} takes {loaded.config.max_position_embeddings}."
+        )
     wanted = None if target is None else torch.full_like(ids, one_token(tokenizer, target))
     found = attribute(loaded.to(DTYPES[dtype]), ids, wanted)
     text = tokenizer.decode(found.targets[0, -1:])

@@ -113,7 +113,12 @@ def write(
 
 def folding_report(folding: Folding) -> dict[str, Any]:
     became = Counter(f"{before} -> {after}" for before, after in folding.norms.values())
-    return {"norms": dict(became), "divisions_left": folding.divisions, "untied": folding.untied, "notes": folding.notes}
+    return {
+        "norms": dict(became),
+        "divisions_left": folding.divisions,
+        "untied": folding.untied,
+        "notes": folding.notes,
+    }
 
 
 def random_tokens(config: Any) -> torch.Tensor:
@@ -137,7 +142,11 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
     except ImportError:
         return {}
     model, ids = copy.deepcopy(model).float().eval(), random_tokens(model.config)
-    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]) + 0 * ids}
+    feed = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(ids.shape[1]) + 0 * ids,
+    }
     session = InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     if with_cache:
         heads = model.config.num_attention_heads

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from .. import models
 from ..models import DecoderSites, LNFreeMixin
@@ -73,3 +75,11 @@ def sites_of(model: PreTrainedModel) -> DecoderSites:
     """
     base = model.base_model
     return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
+
+
+def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
+    with no_init_weights():
+        model = model_class(config)
+    model.tie_weights()
+    return model.to(dtype)

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from ..models.removal import OTHERS, RemovalNorm
-from .families import sites_of
+from .families import blank, sites_of
 
 # From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
@@ -63,7 +62,9 @@ class NormSite:
 
     @property
     def foldable(self) -> bool:
-        return isinstance(self.norm, nn.LayerNorm) and bool(self.readers) and (self.takes_bias or not self.norm.bias.any())
+        return (
+            isinstance(self.norm, nn.LayerNorm) and bool(self.readers) and (self.takes_bias or not self.norm.bias.any())
+        )
 
 
 def norm_sites(model: PreTrainedModel) -> list[NormSite]:
@@ -202,13 +203,15 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"
         folding.notes.append("Biases that were frozen at zero hold those of the norms now: linear_bias is 'all'.")
-    with no_init_weights():
-        new = type(model)(config)
+    new = blank(type(model), config, model.dtype)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     kept = new.state_dict()
+    lost = {name for name in set(state) - set(kept) if name.rpartition(".")[0] not in folding.norms}
+    if lost:
+        raise ValueError(f"{type(model).__name__} has no place for {', '.join(sorted(lost))}, which folding made.")
     missing = {name: torch.zeros_like(kept[name]) for name in kept if name not in state and name.endswith(".bias")}
     state = {name: tensor.to(dtypes.get(name, model.dtype)) for name, tensor in state.items() if name in kept}
-    new.to(model.dtype).load_state_dict(state | missing)
+    new.load_state_dict(state | missing)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     return new.to(model.device).train(model.training)

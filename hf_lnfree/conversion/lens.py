@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 NORMALIZATION_TYPES = {"none": None, "layernorm": "LN", "rmspre": "RMSPre"}
 
 
-def to_transformer_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "TransformerBridge":
+def to_transformer_lens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> "TransformerBridge":
     """
     A `TransformerBridge` around a copy of a causal language model.
 
@@ -30,9 +32,7 @@ def to_transformer_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:
-        raise ValueError(
-            f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error})."
-        ) from error
+        raise ValueError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
     kinds = set(model.config.block_norms)
     if len(kinds) > 1 or "removal" in kinds | {model.config.final_norm}:
         raise ValueError(

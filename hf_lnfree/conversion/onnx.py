@@ -73,7 +73,9 @@ def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = Fal
     except ImportError as error:
         raise ValueError(f"ONNX needs packages of its own: pip install 'hf_lnfree[onnx]' ({error}).") from error
     if removed := [site.name for site in norm_sites(model) if site.kind == "removal"]:
-        raise ValueError(f"{removed[0]} is being removed: finish its schedule and fold the model before it is exported.")
+        raise ValueError(
+            f"{removed[0]} is being removed: finish its schedule and fold the model before it is exported."
+        )
     model = copy.deepcopy(model).eval()
     if model.dtype in (torch.float16, torch.bfloat16):
         model.float()
@@ -102,7 +104,11 @@ def inputs(model: PreTrainedModel, with_cache: bool) -> tuple[tuple, list[str], 
     batch, length, past, total = Dim("batch"), Dim("length"), Dim("past"), Dim("total")
     config = model.config
     before, ids = 5 if with_cache else 0, torch.ones(2, 4, dtype=torch.long)
-    arguments: list[Any] = [ids, torch.ones(2, before + 4, dtype=torch.long), torch.arange(before, before + 4) + 0 * ids]
+    arguments: list[Any] = [
+        ids,
+        torch.ones(2, before + 4, dtype=torch.long),
+        torch.arange(before, before + 4) + 0 * ids,
+    ]
     names = ["input_ids", "attention_mask", "position_ids"]
     axes: dict[str, Any] = {name: {0: batch, 1: length} for name in names}
     if with_cache:
@@ -120,5 +126,7 @@ def nonlinear_operators(graph: Any) -> Counter[str]:
     nodes = graph.graph.node
     constant = {tensor.name for tensor in graph.graph.initializer}
     constant |= {name for node in nodes if node.op_type == "Constant" for name in node.output}
-    counted = (n.op_type for n in nodes if n.op_type in NONLINEAR or (n.op_type == "Div" and n.input[1] not in constant))
+    counted = (
+        n.op_type for n in nodes if n.op_type in NONLINEAR or (n.op_type == "Div" and n.input[1] not in constant)
+    )
     return Counter(sorted(counted))

@@ -13,10 +13,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, family_of
+from .families import Family, blank, family_of
 from .folding import as_linear, fold, norm_sites
 from .widening import without_mean
 
@@ -55,16 +54,18 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     for site in sites:
         if site.kind in ("none", "rmspre"):
             ones = torch.ones(config.hidden_size)
-            state |= {f"{site.name}.weight": ones * (GAIN if site.kind == "none" else 1.0), f"{site.name}.bias": 0 * ones}
+            state |= {
+                f"{site.name}.weight": ones * (GAIN if site.kind == "none" else 1.0),
+                f"{site.name}.bias": 0 * ones,
+            }
     if (bias := state.pop("lm_head.bias", None)) is not None:
         config.tie_word_embeddings = False
         weight = state["lm_head.weight"].double()
         extra = bias.double()[:, None] / config.hidden_size - weight.mean(1, keepdim=True)
         state["lm_head.weight"] = weight + extra
         state[f"{sites[-1].name}.bias"] = torch.ones(config.hidden_size)
-    with no_init_weights():
-        stock = family.stock_class(type(model))(config)
-    stock.to(dtype).load_state_dict(state)
+    stock = blank(family.stock_class(type(model)), config, dtype)
+    stock.load_state_dict(state)
     if model.can_generate():
         stock.generation_config = copy.deepcopy(model.generation_config)
     return stock.to(model.device).train(model.training)

@@ -66,7 +66,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
         raise ValueError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems[:SHOWN])}.")
     if eps >= DISABLING_EPS:
         result.disabled = True
-        result.notes.append(f"An epsilon of {eps:g} disables its LayerNorms: x / sqrt(var + eps) is taken as x / sqrt(eps).")
+        result.notes.append(
+            f"An epsilon of {eps:g} disables its LayerNorms: x / sqrt(var + eps) is taken as x / sqrt(eps)."
+        )
     return result
 
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models
 from ..files import atomic_folder
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES, family_of
+from .families import FAMILIES, blank, family_of
 from .planning import Plan, our_config, plan
 
 
@@ -63,7 +62,9 @@ def require_finite(name: str, tensor: Tensor) -> None:
         return
     hint = ""
     if tensor.dtype == torch.float16:
-        hint = " float16 ends at 65504, and gains that were scaled to disable LayerNorm lie beyond: take float32 weights."
+        hint = (
+            " float16 ends at 65504, and gains that were scaled to disable LayerNorm lie beyond: take float32 weights."
+        )
     raise ValueError(f"{name} holds {bad} values that are not finite ({tensor.dtype}).{hint}")
 
 
@@ -97,8 +98,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     if type(model).__name__ not in family.classes:
         raise ValueError(f"There is no class of ours for {type(model).__name__}, only for {', '.join(family.classes)}.")
     config = our_config(family, model.config.to_dict())
-    with no_init_weights():
-        new = family.classes[type(model).__name__](config).to(model.dtype)
+    new = blank(family.classes[type(model).__name__], config, model.dtype)
     new.load_state_dict(model.state_dict())
     new.generation_config = copy.deepcopy(model.generation_config)
     return new.to(model.device).train(model.training)
@@ -125,9 +125,6 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
             if stored in result.names:
                 require_finite(stored, tensor)
                 tensors[result.names[stored]] = tensor
-    with no_init_weights():
-        model = result.model_class(result.config)
-    model.to(next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
+    model = blank(result.model_class, result.config, next(iter(tensors.values())).dtype)
+    model.load_state_dict(tensors, strict=False)  # a tied head is not there, and norms that are none
     return model.eval(), result.notes

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
+from .families import blank
 from .folding import as_linear, norm_sites
 
 
@@ -29,19 +29,21 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: it has cross-attention, whose keys are read from another stream.
     """
     if getattr(model.config, "add_cross_attention", False):
-        raise ValueError("A model with cross-attention that was trained without norms cannot be made one with a centred stream.")
+        raise ValueError(
+            "A model with cross-attention that was trained without norms cannot be made one with a centred stream."
+        )
     sites, config = model.base_model.sites, copy.deepcopy(model.config)
     heads, width = config.num_attention_heads, config.hidden_size
     size = width // heads
     config.hidden_size = width + heads
+    config.tie_word_embeddings = False  # the embedding has sums, the head zeros
     config.linear_bias = "all"  # the others hold sums now
     if hasattr(config, "n_inner"):
         config.n_inner = config.n_inner or 4 * width
     if getattr(config, "rope_parameters", None):
         rotated = int(size * config.rope_parameters.get("partial_rotary_factor", 1.0))
         config.rope_parameters["partial_rotary_factor"] = (rotated + 0.5) / (size + 1)  # rounded down
-    with no_init_weights():
-        new = type(model)(config).to(model.dtype)
+    new = blank(type(model), config, model.dtype)
 
     def closed(x: Tensor) -> Tensor:
         """[..., D] -> [..., D + heads], minus the sum behind what was there."""

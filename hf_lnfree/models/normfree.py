@@ -47,6 +47,12 @@ class DecoderSites:
         """How many times (q, k, v) stands in the rows of the fused projection: once, or once a head."""
         return config.num_attention_heads if self.query_key_value_per_head else 1
 
+    @property
+    def attention_norms(self) -> set[str]:
+        """The norms that feed the module of the first residual writer."""
+        attention = self.residual_writers[0].split(".")[0]
+        return {norm for norm, readers in self.block_norms.items() if readers[0].split(".")[0] == attention}
+
     def writers(self, block: nn.Module) -> dict[str, nn.Module]:
         """Those of the residual writers that a block has, by path."""
         modules = dict(block.named_modules())

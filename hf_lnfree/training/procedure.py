@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer
@@ -30,13 +30,14 @@ class Procedure:
         if self.lora_rank is None:
             return model
         alpha = self.lora_alpha or 2 * self.lora_rank
-        config = LoraConfig(
-            r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+        config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
     def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
         """Add callbacks and penalties to the trainer, before it trains that many steps."""
+
+    def resume(self, state: TrainerState) -> None:
+        """The state of a checkpoint at which nothing is left to train."""
 
     def finish(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         """The model that is evaluated and saved, from the one that was trained."""

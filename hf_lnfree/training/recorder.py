@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
-from ..models import named_slopes
 from ..files import write_at_once
+from ..models import named_slopes
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer

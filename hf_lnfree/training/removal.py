@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from ..conversion.families import blank
 from ..conversion.folding import fold, norm_sites
 from ..conversion.stock_to_ours import ours
 from ..models.removal import MAIN, VALUE, RemovalNorm
@@ -36,19 +37,26 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: it has no LayerNorm, or is no model that can become one of ours.
     """
     model = ours(model)
+    if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
+        raise ValueError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
     config = copy.deepcopy(model.config)
     kinds = ["removal" if kind == "layernorm" else kind for kind in config.block_norms]
     config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
     config.final_norm = "removal" if config.final_norm == "layernorm" else config.final_norm
     if "removal" not in {*kinds, config.final_norm}:
         raise ValueError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")
-    new = type(model)(config).to(model.dtype)
+    new = blank(type(model), config, model.dtype)
     _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
     assert not unexpected, unexpected
-    if disabled := [site.name for site in norm_sites(new) if site.fixed_scale is not None and not site.norm.gate.any()]:
-        raise ValueError(f"{disabled[0]} is disabled by its epsilon already: hf-lnfree convert takes it out exactly.")
     new.generation_config = copy.deepcopy(model.generation_config)
     return new
+
+
+class PlainFineTuning(Procedure):
+    """What a removal is compared with: the same model with its norms, as one of ours, so that losses mean the same."""
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        return ours(model)
 
 
 class NormRemoval(Procedure, TrainerCallback, ExportableState):
@@ -101,7 +109,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         merged = super().finish(model)
         left = [name for name, norm in self.norms.items() if not norm.finished]
         if left:
-            logger.warning("%d norms are not removed to the end (%s, ...): the model is not folded.", len(left), left[0])
+            logger.warning(
+                "%d norms are not removed to the end (%s, ...): the model is not folded.", len(left), left[0]
+            )
             return merged
         folded, _ = fold(merged)
         return folded
@@ -126,7 +136,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 0:
             self.calibrate()
-            return
+        else:
+            self.resume(state)
+
+    def resume(self, state: TrainerState) -> None:
         stored = state.stateful_callbacks[type(self).__name__]["attributes"]
         self.events[:] = stored["events"]
         for name, (first, others, batches) in stored["norms"].items():
@@ -172,7 +185,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         left = sum(not norm.gate.eq(1).all() for norm in self.norms.values())
         # Logging clears should_log, and the host's own entry may still be due.
         should_log = self.trainer.control.should_log
-        self.trainer.log({f"removal/{key}": event[key] for key in ("loss_before", "loss_after")} | {"removal/norms": left})
+        self.trainer.log(
+            {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")} | {"removal/norms": left}
+        )
         self.trainer.control.should_log = should_log
 
     def agree(self, removal: Removal) -> None:

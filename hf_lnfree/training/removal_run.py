@@ -13,7 +13,7 @@ import yaml
 from ..files import write_at_once
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .procedure import Procedure
-from .removal import NormRemoval
+from .removal import NormRemoval, PlainFineTuning
 from .removal_report import write_removal_report
 from .removal_schedule import read_schedule
 from .run import RESULTS, train
@@ -85,7 +85,7 @@ def remove_norms(
     procedure = NormRemoval(schedule, removal.gate_steps, removal.residual_norm_weight, removal.removal_windows, *lora)
     results = {"removal": run(model, data, args, folder, procedure)}
     if removal.baseline:
-        results["plain"] = run(model, data, args, folder / "plain", Procedure(*lora))
+        results["plain"] = run(model, data, args, folder / "plain", PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
         write_at_once(folder / SUMMARY, json.dumps(summary, indent=1).replace(str(Path.home()), "~"))
@@ -127,7 +127,9 @@ def summarise(results: Mapping[str, Mapping[str, Any]], folder: Path, arguments:
         "loss_after": removed["eval_loss"],
         "loss_plain": results["plain"]["eval_loss"] if "plain" in results else None,
         "gap": removed["eval_loss"] - results["plain"]["eval_loss"] if "plain" in results else None,
-        "norms_left": removed["model"]["norm"] if removed["model"]["norm"] == removed["model"]["final_norm"] else "mixed",
+        "norms_left": removed["model"]["norm"]
+        if removed["model"]["norm"] == removed["model"]["final_norm"]
+        else "mixed",
         "events": events,
         "curves": curves,
         "steps": removed["steps"],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedModel
 
+from ..conversion.families import sites_of
 from ..conversion.folding import norm_sites
 from ..models.removal import RemovalNorm
 
@@ -17,6 +18,7 @@ GROUPS = ("mlp", "attention", "query_key", "value", "final", "first")
 # Of arXiv 2507.02559 for GPT-2 small: steps of 300, one norm after the other, and the rest to recover.
 AUTO = {"mlp": (20, 42), "query_key": (44, 66), "value": (68, 101), "final": (104, 104), "first": (116, 116)}
 AUTO_STEPS = 300
+UNFUSED = {"attention": (44, 101)}  # where query, key and value are projections of their own
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
         return "auto"
     if "\n" not in text and not text.lstrip().startswith(("[", "{", "-")):
         if not Path(text).is_file():
-            raise ValueError(f"The schedule {text!r} is neither 'auto' nor a file nor a list like '[{{norms: mlp, ...}}]'.")
+            raise ValueError(
+                f"The schedule {text!r} is neither 'auto' nor a file nor a list like '[{{norms: mlp, ...}}]'."
+            )
         text = Path(text).read_text()
     try:
         stages = yaml.safe_load(text)
@@ -65,11 +69,18 @@ def check_stage(stage: Mapping[str, Any]) -> None:
         raise ValueError(f"A stage names its norms ({', '.join(GROUPS)}, or the name of a norm), got {dict(stage)}.")
     for key, least in (("start", 0), ("every", 0)):
         value = stage.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least or (key == "start" and key not in stage):
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or value < least
+            or (key == "start" and key not in stage)
+        ):
             raise ValueError(f"{key} of a stage is a whole number of steps from {least} on, got {stage.get(key)!r}.")
 
 
-def expand(schedule: Sequence[Mapping[str, Any]] | Literal["auto"], model: PreTrainedModel, steps: int) -> list[Removal]:
+def expand(
+    schedule: Sequence[Mapping[str, Any]] | Literal["auto"], model: PreTrainedModel, steps: int
+) -> list[Removal]:
     """
     What is removed at which step, earliest first.
 
@@ -106,13 +117,14 @@ def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
     """Every name that a stage may use for several norms -> these norms, first layer to last."""
     *blocks, final = norm_sites(model)
     living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
-    attention = [site.name for site in living if site.norm.projection is not None]
-    others = [site.name for site in living if site.norm.projection is None]
+    feeds = sites_of(model).attention_norms
+    attention = [site for site in living if site.name.rpartition(".")[2] in feeds]
+    fused = [site.name for site in attention if site.norm.projection is not None]
     return {
-        "mlp": [(name, "all") for name in others],
-        "attention": [(name, "all") for name in attention],
-        "query_key": [(name, "query_key") for name in attention],
-        "value": [(name, "value") for name in attention],
+        "mlp": [(site.name, "all") for site in living if site not in attention],
+        "attention": [(site.name, "all") for site in attention],
+        "query_key": [(name, "query_key") for name in fused],
+        "value": [(name, "value") for name in fused],
         "final": [(final.name, "all")] if isinstance(final.norm, RemovalNorm) else [],
         "first": [("*", "first")],
     }
@@ -138,7 +150,7 @@ def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tupl
 
 def automatic(groups: Mapping[str, list[tuple[str, Part]]], steps: int) -> Iterator[Removal]:
     """The published pace: every group spread over the share of the training that it has there."""
-    for group, (start, end) in AUTO.items():
+    for group, (start, end) in (AUTO if groups["query_key"] else AUTO | UNFUSED).items():
         names = groups[group]
         for index, (norm, part) in enumerate(names):
             at = start if len(names) < 2 else start + (end - start) * index / (len(names) - 1)

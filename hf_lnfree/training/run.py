@@ -8,15 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, default_data_collator, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
+from ..files import write_at_once
 from ..provenance import command, environment
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
-from ..files import write_at_once
 from .checkpoints import find_checkpoint, step_of
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
@@ -87,6 +86,7 @@ def train(
     started = time.perf_counter()
     if checkpoint and resumed_at >= planned:
         trainer.restore(checkpoint)
+        procedure.resume(trainer.state)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started

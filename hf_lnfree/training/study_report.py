@@ -10,8 +10,8 @@ from ..analysis.entropy_page import bucket_table
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
 from ..analysis.plots import curves, entropy_dynamics, heatmaps, layer_curves, layer_dynamics, save
 from ..analysis.report import Picture, Section, Table, latex, markdown, write_report
-from ..provenance import command, environment
 from ..files import write_at_once
+from ..provenance import command, environment
 from .statistics import Estimate, estimate, relative_difference
 from .study import Cell, Study
 

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import DataArguments
 from ..files import atomic_folder, content_key
+from .arguments import DataArguments
 from .corpus import Corpus, document_hash
 from .tokenization import tokenizer_hash
 

@@ -135,7 +135,9 @@ def test_norms_disabled_by_epsilon_become_no_norms(family, form, input_ids, tmp_
     assert set(report["norms"]) == {"disabled layernorm -> none"}
     converted = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert not [m for m in converted.modules() if isinstance(m, nn.LayerNorm)]
-    torch.testing.assert_close(logits(converted, input_ids), logits(model, input_ids), rtol=1e-7, atol=1e-8)  # var / 2 eps
+    torch.testing.assert_close(
+        logits(converted, input_ids), logits(model, input_ids), rtol=1e-7, atol=1e-8
+    )  # var / 2 eps
 
 
 @pytest.mark.parametrize("final", ["layernorm", "disabled"])

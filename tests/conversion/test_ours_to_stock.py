@@ -96,7 +96,9 @@ def test_a_norm_free_model_loads_where_the_package_is_not(family, input_ids, tmp
     command = [sys.executable, "-c", WITHOUT_US, str(tmp_path / "stock")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr[-2000:]
-    torch.testing.assert_close(torch.load(tmp_path / "stock" / "logits.pt"), logits(model, input_ids), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        torch.load(tmp_path / "stock" / "logits.pt"), logits(model, input_ids), rtol=1e-5, atol=1e-4
+    )
     convert(str(tmp_path / "stock"), tmp_path / "back")  # the encoding is recognised
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     assert (back.config.norm, back.config.final_norm) == ("none", "none")
@@ -119,7 +121,11 @@ def test_a_model_trained_without_norms_becomes_wider(family, input_ids):
     ("fields", "dtype", "reasons"),
     [
         ({"norm": "none"}, None, ["norms differ (layernorm, none)"]),
-        ({"norm": "layernorm", "layer_activations": ["relu", "gelu", "relu"]}, None, ["different activations (gelu, relu)"]),
+        (
+            {"norm": "layernorm", "layer_activations": ["relu", "gelu", "relu"]},
+            None,
+            ["different activations (gelu, relu)"],
+        ),
         ({"norm": "layernorm", "activation": "learnable_leaky_relu"}, None, ["learnable_leaky_relu is no activation"]),
         ({"norm": "layernorm", "activation": "leaky_relu", "negative_slope": 0.1}, None, ["slope 0.1 here and 0.01"]),
         ({"norm": "rmspre", "final_norm": "rmspre"}, None, ["'rmspre' divides by the root mean square"]),

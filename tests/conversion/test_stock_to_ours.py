@@ -100,7 +100,9 @@ def test_tokenizer_and_generation_settings_come_along(family, stock, tmp_path):
 
     _, folder = stock
     vocabulary = {letter: index for index, letter in enumerate("abcdefgh")}
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a"))).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a"))).save_pretrained(
+        folder
+    )
     convert(str(folder), tmp_path / "ours")
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")("c")["input_ids"] == [2]
     assert (tmp_path / "ours" / "generation_config.json").is_file()
@@ -126,7 +128,9 @@ def damage_extra(folder):
 
 
 def damage_half_a_norm(folder):
-    edit_weights(folder, lambda t: t.pop(next(name for name in t if "ln_1.weight" in name or "input_layernorm.w" in name)))
+    edit_weights(
+        folder, lambda t: t.pop(next(name for name in t if "ln_1.weight" in name or "input_layernorm.w" in name))
+    )
 
 
 def damage_shape(folder):

@@ -105,7 +105,6 @@ def test_first_positions_are_found_with_padding_and_caches(family, gate, input_i
     assert torch.equal(generated, step)
 
 
-
 def split(model):
     """Query and key on a fixed scale, values still on sigma."""
     for norm in norms(model):

@@ -16,8 +16,7 @@ from transformers import default_data_collator
 
 from hf_lnfree.training import DataArguments, LNFreeTrainer, LNFreeTrainingArguments, load_data
 from hf_lnfree.training.recorder import FlightRecorder
-from hf_lnfree.training.windows import window_batches
-from hf_lnfree.training.windows import TokenWindows
+from hf_lnfree.training.windows import TokenWindows, window_batches
 from tests.conftest import GPT2, GPT_NEOX
 
 

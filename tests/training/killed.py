@@ -1,6 +1,6 @@
 """Runs to which something happens at a chosen point, each in a fork of a process that has only imported things.
 
-Usage: python -m tests.training.killed '[{"at": "step", "arguments": [...]}, ...]'; prints exit codes as JSON.
+Usage: python -m tests.training.killed '[{"at": "step", "step": 5, "arguments": [...]}, ...]'; prints exit codes as JSON.
 """
 
 import json
@@ -14,7 +14,7 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.training import checkpoints, run, windows
 from hf_lnfree.training.trainer import LNFreeTrainer
 
-STEP = 5  # how many steps are done before
+STEP = 5  # how many steps are done before, where a job does not say
 
 
 def die():
@@ -49,7 +49,7 @@ POINTS = {
 }
 
 
-def prepare(at):
+def prepare(at, step):
     if at == "tokenisation":
         windows.cut = after_four_documents
         return
@@ -62,7 +62,7 @@ def prepare(at):
 
     def wrapped(*args, **kwargs):
         state = getattr(args[0], "state", None) if args else None
-        if state is None or state.global_step >= STEP:
+        if state is None or state.global_step >= step:
             action()
         return function(*args, **kwargs)
 
@@ -76,7 +76,7 @@ def in_a_fork(job):
             os.dup2(errors.fileno(), 1)
             os.dup2(errors.fileno(), 2)
             if job["at"]:
-                prepare(job["at"])
+                prepare(job["at"], job.get("step", STEP))
             os._exit(main(job["arguments"]))
         _, status = os.waitpid(child, 0)
         errors.seek(0)
