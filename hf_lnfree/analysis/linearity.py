@@ -2,8 +2,8 @@ r"""Direct logit attribution, and a certificate of how exact it is.
 
 The residual stream after the last block is a sum of components $c_k$: embeddings, heads, MLPs, biases. Without a final
 norm the logits are $\sum_k W c_k$, exactly. With one, the usual attribution freezes it at its $\sigma$,
-$a_k = W (g \odot P c_k / \sigma(x))$, which adds up but is not what a component does: taking it away changes the logits by
-$e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B batch, T tokens, D width, V vocabulary.
+$a_k = W (g \odot P c_k / \sigma(x))$, which adds up but is not what a component does: taking it away changes the logits
+by $e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B batch, T tokens, D width, V vocabulary.
 """
 
 from contextlib import ExitStack
@@ -80,8 +80,8 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
     What every component adds to the logit of a token, and how exact that is.
 
     Args:
-        model: causal language model of this package (`conversion.load` makes one of a stock GPT-2 or Pythia). In float64
-            the sum is exact to about 1e-12.
+        model: causal language model of this package (`conversion.load` makes one of a stock GPT-2 or Pythia). In
+            float64 the sum is exact to about 1e-12.
         input_ids: [B, T].
         targets: [B, T] tokens; those that the model predicts by default.
         inputs: more arguments of the model, like an attention mask.
@@ -92,8 +92,8 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
     head = model.get_output_embeddings()
     if not isinstance(model.base_model, LNFreeMixin) or not isinstance(head, nn.Linear):
         raise ValueError(
-            f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads a stock "
-            "GPT-2 or Pythia as one."
+            f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads a "
+            "stock GPT-2 or Pythia as one."
         )
     norm = model.base_model.get_submodule(model.base_model.sites.final_norm)
     training = model.training
@@ -163,7 +163,8 @@ def decompose(
 
         for name in sites.embeddings:
             watch(base.get_submodule(name), embedded(name))
-        for layer, block in enumerate(base.get_submodule(sites.blocks)):
+        for layer in range(model.config.num_hidden_layers):
+            block = base.get_submodule(f"{sites.blocks}.{layer}")
             for path, module in sites.writers(block).items():
                 heads = model.config.num_attention_heads if path == sites.residual_writers[0] else None
                 watch(module, written(layer, path.split(".")[0], heads))

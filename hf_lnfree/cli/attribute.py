@@ -28,8 +28,9 @@ def attribute_command(
             f"The prompt has {ids.shape[1]} tokens; {model} takes {loaded.config.max_position_embeddings}."
         )
     wanted = None if target is None else torch.full_like(ids, one_token(tokenizer, target))
-    found = attribute(loaded.to(DTYPES[dtype]), ids, wanted)
-    text = tokenizer.decode(found.targets[0, -1:])
+    loaded.to(DTYPES[dtype])  # type: ignore[arg-type, call-arg]
+    found = attribute(loaded, ids, wanted)
+    text = str(tokenizer.decode(found.targets[0, -1:]))
     if out is not None:
         write_attribution(out, found, model, prompt, text, top)
     return found, text

@@ -13,15 +13,8 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 # What makes a checkpoint usable beside its weights.
-BESIDE = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
-BESIDE += ("chat_template*", "LICENSE*")
+BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+BESIDE += ["generation_config.json", "LICENSE*"]
 
 
 class Checkpoint:

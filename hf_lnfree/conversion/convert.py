@@ -38,8 +38,8 @@ def convert(
     Convert a checkpoint, of transformers or of this package, into a folder that appears whole or not at all.
 
     Args:
-        to: "lnfree" (a stock model as one of ours; with LayerNorms that its epsilon disables, one without any), "folded"
-            (its norms folded as far as is exact), "stock" (what anyone loads without this package), "onnx".
+        to: "lnfree" (a stock model as one of ours; with LayerNorms that its epsilon disables, one without any),
+            "folded" (its norms folded as far as is exact), "stock" (what anyone loads without this package), "onnx".
         dtype: of the new weights; as they are by default. Not with a stock model that is copied shard by shard.
         with_cache: whether an ONNX graph takes keys and values of earlier tokens.
         check: compare logits before and after on random tokens; holds both models in memory.
@@ -93,7 +93,7 @@ def write(
     """Convert a loaded model and save it; returns what is to be reported."""
     report: dict[str, Any] = {}
     if to == "onnx":
-        model = model if dtype is None else model.to(dtype)
+        model = model if dtype is None else model.to(dtype)  # type: ignore[call-arg]
         counts = export_onnx(model, folder / "model.onnx", with_cache)
         report |= {"nonlinear_operators": dict(counts), "with_cache": with_cache}
         if check:
@@ -105,7 +105,7 @@ def write(
     else:
         new, folding = fold(model)
         report |= folding_report(folding)
-        new = new if dtype is None else new.to(dtype)
+        new = new if dtype is None else new.to(dtype)  # type: ignore[call-arg]
     new.save_pretrained(folder)
     report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
     return report | (difference(model, new) if check and model.can_generate() else {})
@@ -142,11 +142,8 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
     except ImportError:
         return {}
     model, ids = copy.deepcopy(model).float().eval(), random_tokens(model.config)
-    feed = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(ids.shape[1]) + 0 * ids,
-    }
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
     session = InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     if with_cache:
         heads = model.config.num_attention_heads

@@ -1,9 +1,9 @@
 r"""Gain, bias and mean-centring of LayerNorms folded into the matrices around them, so that only a division is left.
 
 With $P = I - \mathbf 1 \mathbf 1^\top / D$, a reader of a norm computes
-$W (g \odot P x / \sigma + b) + c = (W \mathrm{diag}(g)) (P x / \sigma) + (W b + c)$, and where every reader of the residual
-stream is behind a $P$, the stream may be replaced by $P x$: embeddings and projections into it are multiplied by $P$. A
-norm whose $\sigma$ is a constant $s$ disappears: its reader becomes $W \mathrm{diag}(g) P / s$.
+$W (g \odot P x / \sigma + b) + c = (W \mathrm{diag}(g)) (P x / \sigma) + (W b + c)$, and where every reader of the
+residual stream is behind a $P$, the stream may be replaced by $P x$: embeddings and projections into it are multiplied
+by $P$. A norm whose $\sigma$ is a constant $s$ disappears: its reader becomes $W \mathrm{diag}(g) P / s$.
 """
 
 import copy
@@ -72,7 +72,8 @@ def norm_sites(model: PreTrainedModel) -> list[NormSite]:
     sites, config, base = sites_of(model), model.config, model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
     found = []
-    for index, (block, kind) in enumerate(zip(base.get_submodule(sites.blocks), config.block_norms, strict=True)):
+    for index, kind in enumerate(config.block_norms):
+        block = base.get_submodule(f"{sites.blocks}.{index}")
         for name, readers in sites.block_norms.items():
             if hasattr(block, name):
                 modules = [block.get_submodule(path) for path in readers]

@@ -1,10 +1,11 @@
 r"""A model of ours as a stock model that anyone loads without this package, where the stock class can hold it.
 
 Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{60}$ and the gain
-$\sqrt\epsilon = 2^{30}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
-precision while $\mathrm{var}(x) < 2^{36}$, and a power of two is exact in bfloat16 too. Its centring does nothing either
-where the mean of the stream is zero, or where nothing reads it; any other model is widened first. Stock heads have no bias $c$: with a final bias of ones,
-$(W + c \mathbf 1^\top / D)(P x + \mathbf 1) = W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
+$\sqrt\epsilon = 2^{30}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to
+float32's precision while $\mathrm{var}(x) < 2^{36}$, and a power of two is exact in bfloat16 too. Its centring does
+nothing either where the mean of the stream is zero, or where nothing reads it; any other model is widened first. Stock
+heads have no bias $c$: with a final bias of ones, $(W + c \mathbf 1^\top / D)(P x + \mathbf 1)$ is
+$W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 """
 
 import copy
@@ -95,12 +96,10 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append("the removal of its norms has begun and is not finished")
     if kinds == {"rmspre"} and reads_mean(model, writers_only=True):
         reasons.append("'rmspre' divides by the root mean square, stock by the deviation, and the stream has a mean")
-    if kinds == {"none"}:
-        if dtype == torch.float16:
-            reasons.append(
-                f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.2g}; take bfloat16 or "
-                "float32"
-            )
+    if kinds == {"none"} and dtype == torch.float16:
+        reasons.append(
+            f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.2g}: take bfloat16"
+        )
     return reasons
 
 

@@ -91,11 +91,11 @@ def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
     """The stock configuration with LayerNorm in every place."""
     stock = family.stock_config.from_dict(dict(stored)).to_dict()
     fields = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
-    return family.config(**fields, norm="layernorm", final_norm="layernorm")
+    return family.config(**fields | {"norm": "layernorm", "final_norm": "layernorm"})
 
 
 def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | None:
-    """The parameter that a stored tensor belongs to: with or without the backbone's prefix, whatever the head's name."""
+    """The parameter that a stored tensor belongs to, with the backbone's prefix or without, whatever its head is."""
     stored = {"embed_out.weight": "lm_head.weight"}.get(stored, stored)
     candidates = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
     return next((name for name in candidates if name in parameters), None)
@@ -107,7 +107,8 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent: set[str] = set()
     kinds = []
-    for index, block in enumerate(model.base_model.get_submodule(sites.blocks)):
+    for index in range(config.num_hidden_layers):
+        block = model.base_model.get_submodule(f"{sites.blocks}.{index}")
         norms = [name for name in sites.block_norms if hasattr(block, name)]
         wanted = {f"{prefix}{sites.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
         gone = wanted <= missing

@@ -30,7 +30,8 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     """
     result = plan(checkpoint)
     with atomic_folder(out) as folder:
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for number, file in enumerate(tqdm(checkpoint.files, desc="shards", disable=not progress), start=1):
             name = SAFE_WEIGHTS_NAME
             if len(checkpoint.files) > 1:
@@ -110,7 +111,7 @@ def is_ours(checkpoint: Checkpoint) -> bool:
 
 def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
     """
-    The model of a checkpoint, of ours or stock, as one of ours in the dtype of its weights, and what is to be said of it.
+    The model of a checkpoint, of ours or stock, as one of ours in the dtype of its weights, and what is to be said.
 
     Raises:
         ValueError: as `convert_checkpoint`.

@@ -1,8 +1,8 @@
 r"""A norm-free model whose residual stream has no mean, at the price of one dimension a head.
 
-A stock LayerNorm always centres. A model that was trained without norms reads the mean of its stream, so the stream gets
-a coordinate that holds $-\sum_i x_i$: its mean is zero then, centring does nothing, and no projection reads the new
-coordinate. Width is a multiple of the number of heads, hence one dimension more for each of them; those stay zero.
+A stock LayerNorm always centres. A model that was trained without norms reads the mean of its stream, so the stream
+gets a coordinate that holds $-\sum_i x_i$: its mean is zero then, centring does nothing, and no projection reads the
+new coordinate. Width is a multiple of the number of heads, hence one dimension more for each of them; those stay zero.
 """
 
 import copy
@@ -74,8 +74,8 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
             if names[reader].endswith(str(sites.query_key_value)):
                 weight, bias = with_room(weight), None if bias is None else with_room(bias)
             put(names[reader], pad(weight, (0, heads)), bias)
-    for block in model.base_model.get_submodule(sites.blocks):
-        for path, writer in sites.writers(block).items():
+    for index in range(config.num_hidden_layers):
+        for path, writer in sites.writers(model.base_model.get_submodule(f"{sites.blocks}.{index}")).items():
             weight, bias = as_linear(writer).double(), None if writer.bias is None else closed(writer.bias.double())
             if path == sites.residual_writers[0]:
                 weight = pad(weight.unflatten(1, (heads, size)), (0, 1)).flatten(1)

@@ -10,7 +10,7 @@ from .removal import RemovalNorm
 NORMALIZATIONS: dict[str, Callable[[nn.LayerNorm], nn.Module]] = {
     "none": lambda stock: nn.Identity(),
     "layernorm": lambda stock: stock,
-    # x / sqrt(mean(x^2) + eps), "RMSPre" in TransformerLens: of a LayerNorm on a centred stream only this cannot be folded
+    # x / sqrt(mean(x^2) + eps), "RMSPre" in TransformerLens: what cannot be folded of a LayerNorm on a centred stream
     "rmspre": lambda stock: nn.RMSNorm(stock.normalized_shape, eps=stock.eps, elementwise_affine=False),
     "removal": lambda stock: RemovalNorm(stock.normalized_shape, eps=stock.eps),
 }

@@ -41,16 +41,21 @@ class RemovalNorm(nn.LayerNorm):
     $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
     $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710; 2507.02559, section 3).
 
-    $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it over
-    the data; the first position has one of its own, since its residual stream is many times larger.
+    $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it
+    over the data; the first position has one of its own, since its residual stream is many times larger.
 
     Buffers, saved with the model:
         sigma: [2], $\sigma_0$ at the first position and at all others.
-        gate: [2], $\gamma$ of the input, and of that part of the input that makes values where the norm feeds attention.
+        gate: [2], $\gamma$ of the output, and of the output that values are made of where the norm feeds attention.
         first_gate: [], how much of its own $\sigma_0$ the first position has given up for that of the others; at 1 the
             whole norm is one linear map.
         batches: [], how many batches the average has seen; it moves only while `observing` is set.
     """
+
+    sigma: Tensor
+    gate: Tensor
+    first_gate: Tensor
+    batches: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -19,7 +19,7 @@ from ..conversion.stock_to_ours import ours
 from ..models.removal import MAIN, VALUE, RemovalNorm
 from .procedure import Procedure
 from .removal_schedule import Removal, expand
-from .windows import TokenWindows, window_batches
+from .windows import window_batches
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer
@@ -140,7 +140,8 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
             self.resume(state)
 
     def resume(self, state: TrainerState) -> None:
-        stored = state.stateful_callbacks[type(self).__name__]["attributes"]
+        callbacks: Any = state.stateful_callbacks
+        stored = callbacks[type(self).__name__]["attributes"]
         self.events[:] = stored["events"]
         for name, (first, others, batches) in stored["norms"].items():
             self.norms[name].sigma.copy_(torch.tensor([first, others]))
@@ -213,7 +214,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         return self.run(self.trainer.eval_dataset)
 
     @torch.no_grad()
-    def run(self, windows: TokenWindows) -> float:
+    def run(self, windows: Any) -> float:
         """The loss on windows spread over a split, in eval mode."""
         model = self.trainer.recorder.model
         training = model.training

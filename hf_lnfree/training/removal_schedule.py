@@ -136,10 +136,8 @@ def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tupl
         ValueError: nothing has that name.
     """
     norms = [norm for group in ("attention", "mlp", "final") for norm, _ in groups[group]]
-    if name in groups:
-        found = groups[name]
-    else:
-        found = [(norm, "all") for norm in norms if fnmatchcase(norm, name)]
+    matching: list[tuple[str, Part]] = [(norm, "all") for norm in norms if fnmatchcase(norm, name)]
+    found = groups.get(name, matching)
     if not found:
         raise ValueError(
             f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}, "

@@ -78,13 +78,13 @@ class LNFreeTrainer(WholeCheckpoints):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The host's loss, in training with what `penalties` add to it; each is a mean over the forward pass."""
-        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        computed: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.penalties or not model.training:
             return computed
         loss, *outputs = computed if return_outputs else (computed,)
         # A loss over the items of the whole step is summed over its batches, any other averaged by the host.
         batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-        loss = loss + sum(penalty() for penalty in self.penalties) / batches
+        loss = loss + torch.stack([penalty() for penalty in self.penalties]).sum() / batches
         return (loss, *outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

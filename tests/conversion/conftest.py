@@ -13,7 +13,7 @@ def trained(model, seed=1):
     """The model as if it had been trained: gains around 1, biases around 0, no two alike."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
     return model.eval()

@@ -111,7 +111,7 @@ def test_a_finished_removal_folds_to_nothing(family, form, input_ids):
 
 
 def test_half_a_removal_is_refused(family):
-    with pytest.raises(ValueError, match="half removed.*first position"):
+    with pytest.raises(ValueError, match=r"half removed.*first position"):
         fold(removed(family.model(norm="removal"), finished=False))
 
 

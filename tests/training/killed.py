@@ -1,6 +1,6 @@
 """Runs to which something happens at a chosen point, each in a fork of a process that has only imported things.
 
-Usage: python -m tests.training.killed '[{"at": "step", "step": 5, "arguments": [...]}, ...]'; prints exit codes as JSON.
+Usage: python -m tests.training.killed '[{"at": "step", "step": 5, "arguments": [...]}, ...]'; prints JSON.
 """
 
 import json
