@@ -16,8 +16,15 @@ from hf_lnfree import paper_config
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.training import DataArguments, LNFreeTrainingArguments
 from hf_lnfree.training.recipes import MAIN_ROWS
+from hf_lnfree.training.removal import removable
+from hf_lnfree.training.removal_run import RemovalArguments
+from hf_lnfree.training.removal_schedule import expand, read_schedule
+from hf_lnfree.training.settings import parse_settings, read_settings
 from hf_lnfree.training.study import Study, run_study
+
+from .conftest import GPT2
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +44,9 @@ SHORT_STUDY = ["--use-cpu", *(part for name, value in CUT.items() for part in ("
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+REMOVAL = ROOT / "examples" / "remove_norms"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,22 @@ def test_study_files_hold_rows_at_every_scale(path, scale):
             assert (data.dataset, windows) == ("codeparrot-ds-train", 512)
             tokens = training.max_steps * windows * data.context_length
             assert tokens == pytest.approx(1e8, rel=1e-3) if scale == "gpu" else training.max_steps == -1
+
+
+def test_removal_files_hold_one_pace():
+    def settings(name):
+        dataclasses = (RemovalArguments, DataArguments, LNFreeTrainingArguments)
+        return parse_settings(read_settings(REMOVAL / name), name, ["--bf16", "false", "--use_cpu"], dataclasses)
+
+    removal, data, training = settings("gpt2-small.yaml")
+    windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert (training.max_steps, windows * data.context_length) == (300, 2**19)
+    model = removable(GPT2.stock_model(n_layer=12))
+    written = expand(read_schedule(removal.schedule), model, 300)
+    assert len(written) == 12 * 3 + 2
+    assert written == expand("auto", model, 300)
+    removal, _, training = settings("removal.yaml")
+    assert (removal.schedule, training.max_steps) == ("auto", 600)
 
 
 def test_every_study_row_belongs_to_a_study():

@@ -32,7 +32,13 @@ def yaml_file(corpus, cache_dir, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["train", "study", "compare", "entropy", "demo"]),
+        ([], ["train", "study", "compare", "entropy", "demo", "convert", "remove-norms", "attribute"]),
+        (["convert"], ["--to", "--dtype", "--cache", "--no-check", "--revision"]),
+        (
+            ["remove-norms"],
+            ["MODEL", "--schedule", "--gate_steps", "--lora_rank", "--residual_norm_weight", "--baseline"],
+        ),
+        (["attribute"], ["--prompt", "--target", "--top", "--out", "--dtype"]),
         (["study"], ["--scale", "--seeds", "--rows", "--dry-run", "--set", "--output-dir"]),
         (["compare"], ["--out"]),
         (["train"], ["CONFIG.yaml", "--config_overrides", "--probe_steps", "--slope_weight_decay", "--windows"]),
@@ -99,6 +105,45 @@ def test_entropy_of_other_families(corpus, tmp_path, yaml_file, capsys):
     assert "--maximum must be one of" in capsys.readouterr().err
 
 
+def test_norms_out_of_a_trained_model_and_what_it_becomes(yaml_file, corpus, cache_dir, tmp_path, capsys):
+    """The way of a user: train with LayerNorm, remove it, attribute a logit, hand the model on."""
+    norms, free = tmp_path / "norms", tmp_path / "free"
+    assert main(["train", str(yaml_file), "--row", "SM+LN+R", "--output_dir", str(norms)]) == 0
+    settings = tmp_path / "removal.yaml"
+    settings.write_text(
+        f"dataset: {corpus}\ncache_dir: {cache_dir}\ncontext_length: 32\nmax_steps: 20\nlearning_rate: 1e-3\n"
+        "probe_steps: 0\nuse_cpu: true\ndisable_tqdm: true\nsave_strategy: 'no'\nattention_report_windows: 0\n"
+        "schedule:\n- {norms: mlp, start: 1}\n- {norms: attention, start: 3}\n- {norms: final, start: 6}\n"
+        "- {norms: first, start: 7}\n"
+    )
+    assert main(["remove-norms", str(norms), str(settings), "--output_dir", str(free)]) == 0
+    assert "gap" in capsys.readouterr().out
+    assert {"report.html", "removal.json", "loss.svg", "results.json", "plain"} <= {p.name for p in free.iterdir()}
+
+    attribute = ["attribute", "--prompt", "def function(first", "--out", str(tmp_path / "attribution")]
+    assert main([*attribute, str(free)]) == 0
+    out = capsys.readouterr().out
+    assert "No norm divides before the logits" in out
+    record = json.loads((tmp_path / "attribution" / "attribution.json").read_text())
+    assert record["largest_error"] < 1e-9
+    total = sum(component["direct"] for component in record["components"])
+    assert total == pytest.approx(record["logit"], abs=1e-9)
+    assert {"report.html", "attribution.svg", "attribution.png"} <= {
+        p.name for p in (tmp_path / "attribution").iterdir()
+    }
+    assert main([*attribute, str(norms), "--target", "("]) == 0
+    assert "frozen attributions are off by" in " ".join(capsys.readouterr().out.split())
+    assert main([*attribute, str(norms), "--target", "function first"]) == 1
+    assert "--target must be one token of the model" in capsys.readouterr().err
+
+    for to, words in {"stock": "Logits on random tokens", "onnx": "2 Relu, 2 Softmax"}.items():
+        assert main(["convert", str(free), str(tmp_path / to), "--to", to]) == 0
+        assert words in capsys.readouterr().out
+    assert json.loads((tmp_path / "stock" / "config.json").read_text())["model_type"] == "gpt2"
+    assert main(["convert", str(norms), str(tmp_path / "folded"), "--to", "folded", "--dtype", "float64"]) == 0
+    assert "5 norms: layernorm -> rmspre" in capsys.readouterr().out
+
+
 def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
     flags = ["--learning_rate", "1e4", "--max_grad_norm", "0", "--max_steps", "40"]
     assert main(["train", str(yaml_file), "--output_dir", str(tmp_path / "out"), *flags]) == 3
@@ -118,6 +163,13 @@ def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
         (["demo", "--nonsense"], 2, "No such option"),
         (["demo", "--set", "max_steps"], 1, "--set takes field=value"),
         (["study", "nowhere.yaml"], 1, "There is no configuration file nowhere.yaml"),
+        (["convert", "./nowhere", "out"], 1, "nowhere"),
+        (["convert", ".", "out", "--to", "tensorflow"], 2, "Invalid value for '--to'"),
+        (["convert", ".", "out", "--dtype", "int8"], 1, "--dtype 'int8' is not known"),
+        (["remove-norms"], 1, "remove-norms takes MODEL"),
+        (["remove-norms", "./nowhere", "--schedule", "slowly"], 1, "neither 'auto' nor a file"),
+        (["remove-norms", "./nowhere", "--gate_steps", "-1"], 1, "gate_steps must be at least 0"),
+        (["attribute", ".", "--prompt", "x", "--dtype", "float16"], 1, "--dtype 'float16' is not known"),
         (["no-command"], 2, "No such command"),
     ],
 )

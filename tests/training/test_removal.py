@@ -233,7 +233,7 @@ def test_schedules_that_make_no_sense(start, schedule, message):
         expand(read_schedule(schedule), removable(AutoModelForCausalLM.from_pretrained(start)), 10)
 
 
-def test_the_automatic_schedule_keeps_the_published_order(family):
+def test_the_automatic_schedule_keeps_its_order(family):
     model = removable(family.stock_model())
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == (family.name == "gpt2")
     removals = expand("auto", model, 300)
