@@ -20,6 +20,8 @@ from .checkpoint import BESIDE, Checkpoint
 from .families import FAMILIES, blank, family_of
 from .planning import Plan, our_config, plan
 
+FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
+
 
 def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False) -> Plan:
     """
@@ -59,7 +61,10 @@ def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> 
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point() or (bad := int((~tensor.isfinite()).sum())) == 0:
+    if not tensor.is_floating_point():
+        return
+    bad = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(FINITE_AT_A_TIME))
+    if not bad:
         return
     hint = ""
     if tensor.dtype == torch.float16:

@@ -30,8 +30,9 @@ class RemovalArguments:
     schedule: str = field(
         default="auto",
         metadata={
-            "help": "'auto' (MLPs, queries and keys, values, final norm, first position in the first 39 % of max_steps), a YAML file, or YAML like "
-            "'[{norms: mlp, start: 20, every: 2}]'; norms: mlp, attention, query_key, value, final, first, or a name"
+            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, in the first 39 % of "
+            "max_steps), a YAML file, or YAML like '[{norms: mlp, start: 20, every: 2}]'; norms: mlp, attention, "
+            "query_key, value, final, first, or the name of a norm"
         },
     )
     gate_steps: int = field(default=0, metadata={"help": "steps from sigma to the fixed scale; 0 for a switch"})

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +14,7 @@ import yaml
 from torch import nn
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, OPTModel
 
+from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.models import DecoderSites, LNFreeMixin
 from hf_lnfree.models.configuration_lnfree import LNFreeConfigMixin
@@ -196,6 +200,24 @@ def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, t
         }
         for name, value in AutoModelForCausalLM.from_pretrained(folder).state_dict().items():
             assert torch.equal(value, weights[name]), (point, name)
+
+
+def test_two_processes_remove_what_one_does(start, corpus, cache_dir, tmp_path):
+    shared = ["remove-norms", start, "--dataset", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
+    shared += ["--max_steps", "10", "--learning_rate", "1e-3", "--seed", "5", "--use_cpu", "--disable_tqdm", "true"]
+    shared += ["--removal_windows", "4", "--max_validation_windows", "8", "--save_strategy", "no"]
+    shared += ["--baseline", "false", "--probe_steps", "0", "--schedule", yaml.safe_dump(STAGES)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "hf_lnfree.cli.main", *shared, "--output_dir", str(tmp_path / "two")]
+    command += ["--per_device_train_batch_size", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = ["--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "8"]
+    assert main([*shared, *one]) == 0
+    two, one = (json.loads((tmp_path / name / "removal.json").read_text()) for name in ("two", "one"))
+    assert two["norms_left"] == "none"
+    assert [event["norm"] for event in two["events"]] == [event["norm"] for event in one["events"]]
+    assert two["loss_after"] == pytest.approx(one["loss_after"], abs=0.05)  # averages over half a batch and a whole one
 
 
 def test_a_finished_run_is_read_and_the_plain_one_gone_on_with(start, arguments, tmp_path):

@@ -1,0 +1,27 @@
+"""The removal.json of several seeds as one result with its intervals.
+
+Usage: python benchmarks/removal.py runs/without-norms-0 runs/without-norms-1 ... > benchmarks/results/remove-norms-cpu.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from hf_lnfree.training.statistics import estimate
+
+LOSSES = ("loss_before", "loss_after", "loss_plain", "gap")
+
+
+def gather(folders):
+    runs = [json.loads((Path(folder) / "removal.json").read_text()) for folder in folders]
+    estimates = {key: estimate([run[key] for run in runs]) for key in LOSSES}
+    return {
+        "nats_a_token": {key: {"mean": e.mean, "half_width_95": e.half_width} for key, e in estimates.items()},
+        "runs": [{key: value for key, value in run.items() if key != "sigma"} for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    print(json.dumps(gather(sys.argv[1:]), indent=1))
