@@ -1,6 +1,6 @@
 """The removal.json of several seeds as one result with its intervals.
 
-Usage: python benchmarks/removal.py runs/without-norms-0 runs/without-norms-1 ... > benchmarks/results/remove-norms-cpu.json
+Usage: python benchmarks/removal.py runs/without-norms-* > benchmarks/results/remove-norms-cpu.json
 """
 
 import json

@@ -184,6 +184,10 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "hf-lnfree" and arguments[0] == "train":
         assert main([*arguments, *SHORT, "--cache_dir", cache_dir]) == 0
+    elif program == "hf-lnfree" and arguments[0] == "remove-norms":
+        assert main([*arguments, *SHORT, "--removal_windows", "4", "--cache_dir", cache_dir]) == 0
+    elif program == "hf-lnfree" and arguments[0] in ("attribute", "convert"):
+        assert main(arguments) == 0
     elif program == "hf-lnfree" and arguments[0] == "entropy":
         assert main([*arguments, "--windows", "4"]) == 0
     elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):

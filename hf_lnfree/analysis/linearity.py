@@ -42,16 +42,17 @@ class Attribution:
     largest_error: float
     linear: bool
 
-    @property
-    def frozen_error(self) -> dict[str, float]:
+    def frozen_error(self, position: int | None = None) -> dict[str, float]:
         r"""
-        How far frozen attributions $a$ are from the true direct effects $e$: `relative` $\|a - e\| / \|e\|$ over all
-        components and positions, and the `largest` difference of a logit.
+        How far frozen attributions $a$ are from the true direct effects $e$, at one position or at all of them:
+        `relative` $\|a - e\| / \|e\|$ over the components, and the `largest` difference of a logit.
         """
-        there = ~self.removed.isnan()
-        difference = (self.direct - self.removed)[there]
+        places = slice(None) if position is None else [position]
+        direct, removed = self.direct[..., places], self.removed[..., places]
+        there = ~removed.isnan()
+        difference = (direct - removed)[there]
         return {
-            "relative": (difference.norm() / self.removed[there].norm()).item(),
+            "relative": (difference.norm() / removed[there].norm()).item(),
             "largest": difference.abs().max().item(),
         }
 

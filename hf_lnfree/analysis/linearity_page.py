@@ -18,12 +18,12 @@ def certificate(attribution: Attribution) -> list[str]:
     ]
     if attribution.linear:
         return [*sentences, "No norm divides before the logits: these are the direct effects themselves."]
-    error = attribution.frozen_error
+    here, everywhere = attribution.frozen_error(-1), attribution.frozen_error()
     return [
         *sentences,
-        f"The final norm was frozen at its scale. Against the logits without a component, where the norm is computed "
-        f"anew, frozen attributions are off by {100 * error['relative']:.1f} % (root mean square) and by up to "
-        f"{error['largest']:.2g}.",
+        "The final norm was frozen at its scale. Against the logits without a component, where the norm is computed "
+        f"anew, frozen attributions are off by {100 * here['relative']:.1f} % here (root mean square over the "
+        f"components; up to {here['largest']:.2g}) and by {100 * everywhere['relative']:.1f} % over all positions.",
     ]
 
 
@@ -47,7 +47,7 @@ def write_attribution(folder: Path, attribution: Attribution, model: str, prompt
         "logit": attribution.logits[0, -1].item(),
         "largest_error": attribution.largest_error,
         "linear": attribution.linear,
-        "frozen_error": attribution.frozen_error,
+        "frozen_error": {"here": attribution.frozen_error(-1), "everywhere": attribution.frozen_error()},
         "components": [
             {"name": name, "direct": direct, "removed": None if removed != removed else removed}
             for name, direct, removed in attribution.at()

@@ -22,63 +22,75 @@ CHUNK_BYTES = 2**26  # of one chunk of float32 logits
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """
-    Sum of the cross entropies of `hidden @ weight.T`, a chunk of rows at a time: gradients are made beside the loss, so
-    no [N, V] logits are kept and no product is computed twice. `torch.nn.functional.linear_cross_entropy` rounds the
+    Sum of the cross entropies of `hidden @ weight.T + bias`, a chunk of rows at a time: gradients are made beside the
+    loss, so no [N, V] logits are kept and no product is computed twice. `torch.nn.functional.linear_cross_entropy` rounds the
     loss itself to half precision under autocast.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         matrix = weight.to(hidden.dtype)  # V D
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None  # type: ignore[arg-type]
         total = hidden.new_zeros((), dtype=torch.float32)
         rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         for h, y, start in zip(hidden.split(rows), labels.split(rows), range(0, len(labels), rows), strict=True):
             logits = (h @ matrix.mT).float()  # C V
+            if bias is not None:
+                logits += bias
             kept = y != IGNORED
             target = y.where(kept, 0)[:, None]
             lse = logits.logsumexp(-1, keepdim=True)
             total += (lse - logits.gather(-1, target)).squeeze(-1).where(kept, 0.0).sum()
-            if needs_hidden or needs_weight:
+            if needs_hidden or needs_weight or needs_bias:
                 grad = logits.sub_(lse).exp_()  # softmax, minus one at the target
                 grad.scatter_add_(-1, target, grad.new_full((), -1.0).expand_as(target))
-                grad = grad.masked_fill_(~kept[:, None], 0.0).to(hidden.dtype)
+                grad = grad.masked_fill_(~kept[:, None], 0.0)
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                grad = grad.to(hidden.dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + len(h)] = grad @ matrix
                 if grad_weight is not None:
                     grad_weight += grad.mT @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None if grad_bias is None else (grad_bias * grad).to(ctx.weight_dtype),
             None,
         )
 
 
 def chunked_causal_lm_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """
     The loss without [B, T, V] logits. Once differentiable.
 
     Args:
         hidden: [B, T, D] last hidden states.
-        weight: [V, D] of the head, which has no bias.
+        weight: [V, D] of the head.
         labels: [B, T], unshifted; -100 is left out.
         num_items_in_batch: what the sum is divided by; the number of predictions by default.
+        bias: [V] of the head, if it has one.
     """
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     with torch.autocast(hidden.device.type, enabled=False):
-        total = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, shifted)
+        total = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, shifted)
     return total / ((shifted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -94,7 +106,7 @@ def use_loss(model: PreTrainedModel, form: LossForm) -> None:
     In the chunked form the output has no logits in training mode.
 
     Raises:
-        ValueError: the chunked form is asked of a model whose head is not one matrix.
+        ValueError: the chunked form is asked of a model whose head is not one linear map.
     """
     if form == "plain":
         return
@@ -107,8 +119,8 @@ def use_loss(model: PreTrainedModel, form: LossForm) -> None:
         model.loss_function = loss
         return
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ValueError(f"The chunked loss needs a head that is one matrix; {type(model).__name__} has {head}.")
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"The chunked loss needs a head that is one linear map; {type(model).__name__} has {head}.")
     stock = model.forward
 
     @functools.wraps(stock)
@@ -121,7 +133,7 @@ def use_loss(model: PreTrainedModel, form: LossForm) -> None:
         hidden = outputs[0]
         if torch.is_autocast_enabled(hidden.device.type):  # as the head would take it
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        loss = chunked_causal_lm_loss(hidden, head.weight, labels, num_items_in_batch)
+        loss = chunked_causal_lm_loss(hidden, head.weight, labels, num_items_in_batch, head.bias)
         return CausalLMOutputWithPast(loss=cast(Any, loss))
 
     model.forward = forward  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ class RemovalArguments:
     schedule: str = field(
         default="auto",
         metadata={
-            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, in the first 39 % of "
+            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, in the first 39 %% of "
             "max_steps), a YAML file, or YAML like '[{norms: mlp, start: 20, every: 2}]'; norms: mlp, attention, "
             "query_key, value, final, first, or the name of a norm"
         },

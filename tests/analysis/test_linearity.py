@@ -32,9 +32,9 @@ def test_components_add_up_to_the_logits(family, fields, input_ids):
     assert found.names[: len(embeddings)] == embeddings
     linear = fields.get("final_norm") == "none"
     assert found.linear == linear
-    assert (found.frozen_error["relative"] < 1e-9) == linear
+    assert (found.frozen_error()["relative"] < 1e-9) == linear
     if not linear:
-        assert found.frozen_error["relative"] > 0.01
+        assert found.frozen_error()["relative"] > 0.01
 
 
 @pytest.mark.parametrize("fields", KINDS)
@@ -91,7 +91,7 @@ def test_a_finished_removal_is_linear(family, input_ids):
     found = attribute(model, input_ids)
     assert found.linear
     assert found.largest_error <= 1e-9
-    assert found.frozen_error["relative"] < 1e-9
+    assert found.frozen_error()["relative"] < 1e-9
 
 
 def test_stock_models_are_told_what_to_do(input_ids):

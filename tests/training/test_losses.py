@@ -22,12 +22,13 @@ def test_chunked_equals_autograd(items):
     weight = torch.randn(50, 8, generator=g, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 50, (3, 9), generator=g)
     labels[1, 4:] = -100
-    logits = (hidden @ weight.T)[:, :-1].flatten(0, 1)
+    bias = torch.randn(50, generator=g, dtype=torch.float64, requires_grad=True)
+    logits = (hidden @ weight.T + bias)[:, :-1].flatten(0, 1)
     reference = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="mean" if items is None else "sum")
     reference = reference if items is None else reference / items
-    expected = torch.autograd.grad(3.0 * reference, (hidden, weight))
-    loss = chunked_causal_lm_loss(hidden, weight, labels, items)
-    found = torch.autograd.grad(3.0 * loss, (hidden, weight))
+    expected = torch.autograd.grad(3.0 * reference, (hidden, weight, bias))
+    loss = chunked_causal_lm_loss(hidden, weight, labels, items, bias)
+    found = torch.autograd.grad(3.0 * loss, (hidden, weight, bias))
     torch.testing.assert_close(loss, reference.float())
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # logits are float32, as in transformers
@@ -51,7 +52,7 @@ def test_chunked_keeps_nan_and_a_batch_without_labels():
 def test_models_get_the_same_loss_and_gradients(family, input_ids, form, dtype):
     outcomes = []
     for chosen in ("plain", form):
-        model = family.model().train()
+        model = family.model(lm_head_bias=True).train()
         use_loss(model, chosen)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             output = model(input_ids, labels=input_ids, num_items_in_batch=torch.tensor(22))
@@ -78,5 +79,5 @@ def test_stock_models_take_it_and_generate_as_before(input_ids):
 
 def test_a_head_that_is_more_than_a_matrix_is_refused(family):
     model = family.model(head="SequenceClassification")
-    with pytest.raises(ValueError, match="needs a head that is one matrix"):
+    with pytest.raises(ValueError, match="needs a head that is one linear map"):
         use_loss(model, "chunked")
