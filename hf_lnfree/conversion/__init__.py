@@ -6,7 +6,7 @@ from .folding import Folding, fold
 from .lens import to_transformer_lens
 from .onnx import export_onnx
 from .ours_to_stock import to_stock
-from .stock_to_ours import convert_checkpoint, load
+from .stock_to_ours import convert_checkpoint, load, ours
 
 __all__ = [
     "Checkpoint",
@@ -16,6 +16,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "load",
+    "ours",
     "to_stock",
     "to_transformer_lens",
 ]

@@ -23,8 +23,8 @@ CHUNK_BYTES = 2**26  # of one chunk of float32 logits
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """
     Sum of the cross entropies of `hidden @ weight.T + bias`, a chunk of rows at a time: gradients are made beside the
-    loss, so no [N, V] logits are kept and no product is computed twice. `torch.nn.functional.linear_cross_entropy` rounds the
-    loss itself to half precision under autocast.
+    loss, so no [N, V] logits are kept and no product is computed twice. `torch.nn.functional.linear_cross_entropy`
+    rounds the loss itself to half precision under autocast.
     """
 
     @staticmethod

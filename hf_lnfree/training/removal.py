@@ -100,7 +100,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         if trainer.is_fsdp_enabled:
             raise ValueError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
         self.trainer = trainer
-        self.removals = expand(self.schedule, self.removed_model, steps)
+        self.removals = expand(self.schedule, self.removed_model, steps, self.gate_steps)
         trainer.add_callback(self)
         if self.weight:
             trainer.penalties.append(self.penalty)
@@ -119,19 +119,22 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     def report(self) -> dict[str, Any]:
         return super().report() | {
             "removal": {
-                "schedule": [asdict(removal) for removal in self.removals],
-                "gate_steps": self.gate_steps,
-                "residual_norm_weight": self.weight,
+                **self.plan,
                 "events": self.events,
                 "sigma": {name: norm.sigma.tolist() for name, norm in self.norms.items()},
             }
         }
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        schedule = [asdict(removal) for removal in self.removals]
+        return {"schedule": schedule, "gate_steps": self.gate_steps, "residual_norm_weight": self.weight}
+
     # What Trainer asks for
 
     def state(self) -> dict[str, Any]:
         norms = {name: [*norm.sigma.tolist(), norm.batches.item()] for name, norm in self.norms.items()}
-        return {"args": {}, "attributes": {"events": self.events, "norms": norms}}
+        return {"args": {}, "attributes": {"plan": self.plan, "events": self.events, "norms": norms}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 0:
@@ -141,7 +144,12 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     def resume(self, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
-        stored = callbacks[type(self).__name__]["attributes"]
+        stored = callbacks.get(type(self).__name__, {}).get("attributes")
+        if stored is None or stored["plan"] != self.plan:
+            raise ValueError(
+                "The checkpoint is of a run with another schedule, or of none that removes norms. Give the schedule, "
+                "gate_steps, residual_norm_weight and max_steps of that run, or another --output_dir."
+            )
         self.events[:] = stored["events"]
         for name, (first, others, batches) in stored["norms"].items():
             self.norms[name].sigma.copy_(torch.tensor([first, others]))
@@ -156,10 +164,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
             if removal.step == step:
                 self.agree(removal)
                 self.events.append({**asdict(removal), "loss_before": self.loss(), "loss_after": None})
-            if gate != self.gate(removal, step - 1):
-                self.set_gate(removal, gate)
-                if gate == 1:
-                    self.removed(removal)
+            self.set_gate(removal, gate)  # at every step: a rollback takes gates back
+            if gate == 1 and self.gate(removal, step - 1) < 1:
+                self.removed(removal)
         self.observe(True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -173,10 +180,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     @torch.no_grad()
     def set_gate(self, removal: Removal, gate: float) -> None:
-        if removal.part == "first":
+        if gate and removal.part == "first":
             for norm in self.norms.values():
                 norm.first_gate.fill_(gate)
-        else:
+        elif gate:
             self.norms[removal.norm].gate[list(GATES[removal.part])] = gate
 
     def removed(self, removal: Removal) -> None:

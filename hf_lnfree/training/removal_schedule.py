@@ -80,7 +80,7 @@ def check_stage(stage: Mapping[str, Any]) -> None:
 
 
 def expand(
-    schedule: Sequence[Mapping[str, Any]] | Literal["auto"], model: PreTrainedModel, steps: int
+    schedule: Sequence[Mapping[str, Any]] | Literal["auto"], model: PreTrainedModel, steps: int, gate_steps: int = 0
 ) -> list[Removal]:
     """
     What is removed at which step, earliest first.
@@ -88,9 +88,10 @@ def expand(
     Args:
         model: its norms are [`RemovalNorm`]s.
         steps: of the whole training.
+        gate_steps: that one removal takes.
 
     Raises:
-        ValueError: a norm that does not exist, is named twice, or whose step lies beyond the training.
+        ValueError: a norm that does not exist, is named twice, or is not gone before the training ends.
     """
     groups = norm_groups(model)
     if schedule == "auto":
@@ -106,10 +107,11 @@ def expand(
             if (removal.norm, half) in gone:
                 raise ValueError(f"The schedule removes {removal.norm} ({half}) twice.")
             gone[removal.norm, half] = removal.norm
-        if removal.step >= steps:
+        if removal.step + max(1, gate_steps) > steps:
+            over = f" over {gate_steps} steps" if gate_steps > 1 else ""
             raise ValueError(
-                f"The schedule removes {removal.norm} at step {removal.step}, and training ends after {steps}. Raise "
-                "--max_steps, or let the stage start earlier."
+                f"The schedule removes {removal.norm} at step {removal.step}{over}, and training ends after {steps}. "
+                "Raise --max_steps, or let the stage start earlier."
             )
     return sorted(removals, key=lambda removal: removal.step)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -253,6 +254,23 @@ def test_a_finished_run_is_read_and_the_plain_one_gone_on_with(start, arguments,
 def test_schedules_that_make_no_sense(start, schedule, message):
     with pytest.raises(ValueError, match=message):
         expand(read_schedule(schedule), removable(AutoModelForCausalLM.from_pretrained(start)), 10)
+
+
+def test_a_gradual_removal_must_end_before_the_training(start):
+    model = removable(AutoModelForCausalLM.from_pretrained(start))
+    assert expand([{"norms": "final", "start": 6}], model, 10, gate_steps=4)
+    with pytest.raises(ValueError, match="at step 7 over 4 steps, and training ends after 10"):
+        expand([{"norms": "final", "start": 7}], model, 10, gate_steps=4)
+
+
+def test_another_schedule_does_not_go_on(start, arguments):
+    data, training = arguments
+    options = {"removal_windows": 4, "baseline": False}
+    remove_norms(start, RemovalArguments(schedule=str(STAGES), **options), data, training)
+    (Path(training.output_dir) / "results.json").unlink()
+    training.resume_from_checkpoint = "auto"
+    with pytest.raises(ValueError, match="of a run with another schedule"):
+        remove_norms(start, RemovalArguments(schedule=str(STAGES[:3]), **options), data, training)
 
 
 def test_the_automatic_schedule_keeps_its_order(family):
