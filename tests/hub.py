@@ -1,4 +1,4 @@
-"""A small Hub on 127.0.0.1: dataset repositories that are folders, read by the real clients."""
+"""A small Hub on 127.0.0.1: repositories of models and datasets that are folders, read by the real clients."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `root`/NAMESPACE/NAME as dataset NAMESPACE/NAME; `requests` lists what was asked for."""
+    """Serves `root`/NAMESPACE/NAME as NAMESPACE/NAME, whether model or dataset; `requests` lists what was asked for."""
 
     daemon_threads = True
 
@@ -47,10 +47,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.requests.append(path)
         kind, *rest = path.split("/")
-        if kind == "api" and rest[0] == "datasets":
+        if kind == "api" and rest[0] in ("datasets", "models"):
             self.api("/".join(rest[1:3]), rest[3:], posted, form)
         elif kind == "datasets" and rest[2] == "resolve":
             self.send_path(self.server.root.joinpath(*rest[:2], *rest[4:]))
+        elif rest[1:2] == ["resolve"]:
+            self.send_path(self.server.root.joinpath(kind, rest[0], *rest[3:]))
         else:
             self.send_error(404)
 

@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -14,6 +17,7 @@ from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, load
 from hf_lnfree.conversion.stock_to_ours import ours
 
 from ..conftest import HEADS
+from ..hub import Hub
 from .conftest import logits, trained
 
 
@@ -185,6 +189,31 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(stock, damage, m
     with pytest.raises((ValueError, OSError), match=message):
         convert_checkpoint(Checkpoint(folder), tmp_path / "ours")
     assert {path.name for path in tmp_path.iterdir()} == {"stock"}
+
+
+def test_from_the_hub(family, input_ids, tmp_path):
+    """In a process of its own, since the libraries read where the Hub is when they are imported."""
+    folder = tmp_path / "hub" / "someone" / "tiny"
+    model = trained(family.stock_model())
+    model.save_pretrained(folder, max_shard_size="20KB")
+    hub = Hub(tmp_path / "hub")
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hf_lnfree.cli.main", "convert"]
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+
+    done = run("someone/tiny", str(tmp_path / "ours"), "--revision", "main")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "largest difference 0.0e+00" in done.stdout
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert torch.equal(logits(converted, input_ids), logits(model, input_ids))
+    done = run("someone/nothing", str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert "someone/nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    hub.shutdown()
+    hub.server_close()
 
 
 def test_other_families_are_refused(tmp_path):

@@ -13,7 +13,15 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, OPTModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    OPTModel,
+)
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
@@ -109,6 +117,23 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "plain")
     assert (plain.config.model_type, plain.config.norm) == ("lnfree_gpt2", "layernorm")
     to_stock(model)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_pythia_too(start, arguments, parallel, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "use_parallel_residual": parallel}
+    torch.manual_seed(0)
+    model = trained(GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, initializer_range=0.2, eos_token_id=0, bos_token_id=0)))
+    model.save_pretrained(tmp_path / "pythia")
+    tokenizer.save_pretrained(tmp_path / "pythia")
+    options = RemovalArguments(schedule="auto", removal_windows=4, baseline=False)
+    summary = remove_norms(str(tmp_path / "pythia"), options, *arguments)
+    assert summary["norms_left"] == "none"
+    assert [event["part"] for event in summary["events"]].count("query_key") == 2
+    removed = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert not [m for m in removed.modules() if isinstance(m, nn.LayerNorm)]
 
 
 def test_before_the_first_removal_training_is_that_of_layernorm(start, arguments, tmp_path):
