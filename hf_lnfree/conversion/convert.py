@@ -70,9 +70,9 @@ def convert(
             report |= difference(before, result.model_class.from_pretrained(out))
     else:
         model, notes = load(checkpoint)
-        report["notes"] = notes
         with atomic_folder(out) as folder:
             report |= write(model, folder, to, dtype, with_cache, check)
+            report["notes"] = notes + report.pop("folding_notes", [])
             copy_beside(checkpoint.folder, folder)
             write_report(folder, report)
         return report
@@ -117,7 +117,7 @@ def folding_report(folding: Folding) -> dict[str, Any]:
         "norms": dict(became),
         "divisions_left": folding.divisions,
         "untied": folding.untied,
-        "notes": folding.notes,
+        "folding_notes": folding.notes,
     }
 
 

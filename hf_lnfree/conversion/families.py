@@ -77,6 +77,11 @@ def sites_of(model: PreTrainedModel) -> DecoderSites:
     return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
 
 
+def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:
+    """The norm of every block, said once where all are alike."""
+    config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
+
+
 def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
     with no_init_weights():

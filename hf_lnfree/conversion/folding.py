@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..models.removal import OTHERS, RemovalNorm
-from .families import blank, sites_of
+from .families import blank, family_of, set_block_norms, sites_of
 
 # From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
@@ -192,8 +192,16 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     config = copy.deepcopy(model.config)
     *blocks, config.final_norm = left
     a_block = len(blocks) // config.num_hidden_layers
-    by_layer = blocks[::a_block]
-    config.norm, config.layer_norms = by_layer[0], None if len(set(by_layer)) == 1 else by_layer
+    by_layer = [set(blocks[start : start + a_block]) for start in range(0, len(blocks), a_block)]
+    if mixed := [index for index, kinds in enumerate(by_layer) if len(kinds) > 1]:
+        raise ValueError(
+            f"Layer {mixed[0]} has norms that are removed and others that are not, and a configuration has one kind of "
+            "norm a layer. Remove the others too."
+        )
+    set_block_norms(config, [kinds.pop() for kinds in by_layer])
+    if ("disabled layernorm", "none") in folding.norms.values() and "layernorm" not in left:
+        eps_field = family_of(config.model_type).eps_field
+        setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for whoever adds some
     if folding.untied:
         config.tie_word_embeddings = False
     state = work.state_dict()

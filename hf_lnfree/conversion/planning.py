@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import Checkpoint
-from .families import Family, family_of
+from .families import Family, family_of, set_block_norms
 from .folding import DISABLING_EPS
 
 # Masks that old checkpoints hold and no class reads.
@@ -114,7 +114,7 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
         gone = wanted <= missing
         absent |= wanted if gone else set()
         kinds.append("none" if gone else "layernorm")
-    config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
+    set_block_norms(config, kinds)
     final = {f"{prefix}{sites.final_norm}.{part}" for part in ("weight", "bias")}
     if final <= missing and kinds[-1] == "none":
         absent |= final

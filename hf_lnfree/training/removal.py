@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from ..conversion.families import blank
+from ..conversion.families import blank, set_block_norms
 from ..conversion.folding import fold, norm_sites
 from ..conversion.stock_to_ours import ours
 from ..models.removal import MAIN, VALUE, RemovalNorm
@@ -41,7 +41,7 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
     config = copy.deepcopy(model.config)
     kinds = ["removal" if kind == "layernorm" else kind for kind in config.block_norms]
-    config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
+    set_block_norms(config, kinds)
     config.final_norm = "removal" if config.final_norm == "layernorm" else config.final_norm
     if "removal" not in {*kinds, config.final_norm}:
         raise ValueError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")

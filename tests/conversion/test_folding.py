@@ -115,6 +115,15 @@ def test_half_a_removal_is_refused(family):
         fold(removed(family.model(norm="removal"), finished=False))
 
 
+def test_a_layer_with_one_norm_removed_is_refused(family):
+    model = trained(family.model(norm="removal"))
+    norm = next(m for m in model.modules() if isinstance(m, RemovalNorm))
+    norm.gate.fill_(1.0)
+    norm.first_gate.fill_(1.0)
+    with pytest.raises(ValueError, match="Layer 0 has norms that are removed and others that are not"):
+        fold(model)
+
+
 def disabled(model):
     """The published encoding: LayerNorm stays, eps = 1e12, gains a million times what they should be."""
     for module in model.modules():
@@ -133,8 +142,11 @@ def test_norms_disabled_by_epsilon_become_no_norms(family, form, input_ids, tmp_
     model.save_pretrained(tmp_path / "published")
     report = convert(str(tmp_path / "published"), tmp_path / "ours")
     assert set(report["norms"]) == {"disabled layernorm -> none"}
+    assert any("1e+12 disables its LayerNorms" in note for note in report["notes"])
+    assert any("weights of its own" in note for note in report["notes"]) == report["untied"]
     converted = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert not [m for m in converted.modules() if isinstance(m, nn.LayerNorm)]
+    assert 1e-5 in (getattr(converted.config, name, None) for name in ("layer_norm_epsilon", "layer_norm_eps"))
     torch.testing.assert_close(
         logits(converted, input_ids), logits(model, input_ids), rtol=1e-7, atol=1e-8
     )  # var / 2 eps
