@@ -39,7 +39,7 @@ class FirstPosition:
 class RemovalNorm(nn.LayerNorm):
     r"""
     $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
-    $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710; 2507.02559, section 3).
+    $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559).
 
     $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it
     over the data; the first position has one of its own, since its residual stream is many times larger.
