@@ -1,9 +1,10 @@
 """Language models without LayerNorm for Hugging Face Transformers, and an analyzer of attention entropy.
 
-Importing the package registers the models with transformers' Auto classes.
+Importing the package registers the models with transformers' Auto classes and with PEFT.
 """
 
 from . import models
+from . import peft as _peft  # noqa: F401
 from .analysis import (
     AttentionEntropyAnalyzer,
     EntropyReport,

@@ -1,4 +1,4 @@
-"""Imports run one way: models <- analysis <- conversion <- training <- cli, and models travels alone."""
+"""Imports run one way: models <- analysis <- conversion <- training <- evaluation <- cli, and models travels alone."""
 
 import ast
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_lnfree"
-FLOORS = ["models", "analysis", "conversion", "training", "cli"]
+FLOORS = ["models", "analysis", "conversion", "training", "evaluation", "cli"]
 ONLY_IN = {"matplotlib": {"analysis/plots.py", "analysis/report.py"}, "jinja2": {"analysis/report.py"}}
 
 

@@ -151,6 +151,44 @@ def attribute(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of any causal language model.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A file (text, or .jsonl with a text a line); or the held-out part of 'stdlib', a folder, a Hub set."
+        ),
+    ] = "stdlib",
+    metrics: Annotated[str, typer.Option(help="perplexity, bits_per_byte, entropy, sparsity; with commas.")] = (
+        "perplexity,bits_per_byte"
+    ),
+    context_length: Annotated[int | None, typer.Option(help="Tokens a window; the model's positions, to 1024.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Between windows of a long document; half a window.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows a forward pass.", min=1)] = 8,
+    first_token: Annotated[
+        bool, typer.Option(help="Put BOS (or EOS) before each document, to predict all of it.")
+    ] = False,
+    max_documents: Annotated[int | None, typer.Option(help="Stop after so many.", min=1)] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of a .jsonl file or a Hub dataset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the results.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run modeling code that comes with the checkpoint.")] = False,
+) -> None:
+    """Perplexity, bits per byte, attention entropy and sparsity of a model, with intervals over documents.
+
+    Each document counts by itself and every token of it but the first is scored once. With torchrun each process takes
+    its share. Example: hf-lnfree evaluate runs/demo/SM+R/seed-0 --data stdlib --out results.json
+    """
+    from .evaluate import evaluate_command, lines
+
+    asked = [name.strip() for name in metrics.split(",") if name.strip()]
+    options = {"context_length": context_length, "stride": stride, "batch_size": batch_size}
+    options |= {"first_token": first_token, "trust_remote_code": trust_remote_code}
+    results = evaluate_command(model, data, asked, max_documents, text_column, out, options)
+    for text in lines(results):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
 def demo(
     output_dir: Annotated[Path, FOLDER] = Path("runs/demo"),
     seeds: Seeds = "0",

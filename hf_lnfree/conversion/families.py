@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -75,6 +77,12 @@ def sites_of(model: PreTrainedModel) -> DecoderSites:
     """
     base = model.base_model
     return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
+
+
+def require_no_adapters(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model with adapters: they stand between its norms and its weights."""
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError("The model has adapters: merge them first (merge_and_unload), and adapt what comes out anew.")
 
 
 def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..models.removal import OTHERS, RemovalNorm
-from .families import blank, family_of, set_block_norms, sites_of
+from .families import blank, family_of, require_no_adapters, set_block_norms, sites_of
 
 # From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
@@ -68,7 +68,13 @@ class NormSite:
 
 
 def norm_sites(model: PreTrainedModel) -> list[NormSite]:
-    """The norms of a model in the order of its blocks, the final one last."""
+    """
+    The norms of a model in the order of its blocks, the final one last.
+
+    Raises:
+        ValueError: a model whose places are not declared, or one with adapters.
+    """
+    require_no_adapters(model)
     sites, config, base = sites_of(model), model.config, model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
     found = []

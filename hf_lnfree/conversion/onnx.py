@@ -84,7 +84,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = Fal
     parts = [(index, part) for index in layers for part in ("key", "value")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+        for name in ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
             (_Cached if with_cache else _Plain)(model).eval(),
             arguments,

@@ -17,7 +17,7 @@ from .. import models
 from ..files import atomic_folder
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES, blank, family_of
+from .families import FAMILIES, blank, family_of, require_no_adapters
 from .planning import Plan, our_config, plan
 
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
@@ -98,6 +98,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: another family, or a head that no class of ours has.
     """
+    require_no_adapters(model)
     if isinstance(model.base_model, LNFreeMixin):
         return model
     family = family_of(model.config.model_type)

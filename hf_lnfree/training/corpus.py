@@ -15,7 +15,7 @@ from typing import Literal
 
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.arrow_writer import ArrowWriter
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
@@ -37,6 +37,7 @@ STDLIB_LEFT_OUT = {
 }
 TEXT_SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".json", ".jsonl"}
 TEXT_COLUMNS = ("content", "text", "code")
+TABLES = {".jsonl": "json", ".parquet": "parquet"}
 HUB_ALIASES = {"codeparrot-ds-": "huggingface-course/codeparrot-ds-"}
 
 
@@ -100,10 +101,11 @@ def load_corpus(
     Find every document of a corpus.
 
     Args:
-        dataset: "stdlib", a file or folder, or the name of a Hub dataset with its split ("name" or "name:split").
+        dataset: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, or the name of a Hub
+            dataset with its split ("name" or "name:split").
         max_files: keep the first N documents, after shuffling.
         shuffle_seed: shuffle documents first (Hub datasets only; local files are sorted by path).
-        text_column: column of a Hub dataset; found by itself among `content`, `text`, `code`.
+        text_column: column of a table or a Hub dataset; found by itself among `content`, `text`, `code`.
         streaming_cache: stream a Hub dataset and keep no more than the documents asked for, in this folder, instead of
             downloading all of it. A stream is shuffled in a buffer of 10,000, so its order is another one.
 
@@ -111,7 +113,9 @@ def load_corpus(
         ValueError: nothing was found, or nothing of it could be decoded.
     """
     path = Path(dataset).expanduser()
-    if dataset == STDLIB or path.exists():
+    if path.suffix in TABLES and path.is_file():
+        corpus = _table(path, max_files, text_column)
+    elif dataset == STDLIB or path.exists():
         root = Path(sysconfig.get_paths()["stdlib"]) if dataset == STDLIB else path
         corpus = Corpus.from_texts(dataset, list(_read_files(_local_files(dataset, root)[:max_files], root)))
     else:
@@ -185,14 +189,7 @@ def _hub_corpus(
             f"{dataset!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
             f"reached ({type(error).__name__})."
         ) from error
-    names = rows.column_names or list(next(iter(rows)))  # a stream may not know
-    columns = [text_column] if text_column else [c for c in TEXT_COLUMNS if c in names]
-    if not columns or columns[0] not in names:
-        raise ValueError(
-            f"{dataset!r} has no text column {text_column or TEXT_COLUMNS}; its columns are {names}. "
-            "Name one with --text_column."
-        )
-    column = columns[0]
+    column = _text_column(dataset, rows.column_names or list(next(iter(rows))), text_column)  # a stream may not know
     if streaming_cache is not None:
         if shuffle_seed is not None:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
@@ -204,6 +201,30 @@ def _hub_corpus(
     if max_files is not None:
         rows = rows.select(range(min(max_files, len(rows))))
     return Corpus(dataset, rows, column, content_key(rows._fingerprint, column))
+
+
+def _table(path: Path, max_files: int | None, text_column: str | None) -> Corpus:
+    try:
+        rows = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+    column = _text_column(str(path), rows.column_names, text_column)
+    rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
+    if max_files is not None:
+        rows = rows.select(range(min(max_files, len(rows))))
+    return Corpus(
+        str(path), rows, column, content_key(hashlib.sha256(path.read_bytes()).hexdigest(), column, max_files)
+    )
+
+
+def _text_column(dataset: str, names: list[str], wanted: str | None) -> str:
+    columns = [wanted] if wanted else [column for column in TEXT_COLUMNS if column in names]
+    if not columns or columns[0] not in names:
+        raise ValueError(
+            f"{dataset!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
+            "Name one with --text_column."
+        )
+    return columns[0]
 
 
 def _kept(folder: Path, stream: Iterable[dict], column: str) -> Dataset:

@@ -56,10 +56,17 @@ class LNFreeTrainer(WholeCheckpoints):
 
     def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled and getattr(getattr(self.model, "config", None), "slope_scope", None) == "global":
+        one_slope = getattr(getattr(self.model, "config", None), "slope_scope", None) == "global"
+        if self.is_fsdp_enabled and one_slope:
             raise ValueError(
                 "FSDP shards each block by itself, and slope_scope='global' is one parameter of all blocks. Use DDP "
                 "(drop the fsdp settings), or slope_scope='layer'."
+            )
+        slopes = {id(slope) for slope in named_slopes(self.model).values() if slope.requires_grad} if one_slope else ()
+        if len(slopes) > 1:
+            raise ValueError(
+                f"slope_scope='global' is one slope, and the model has {len(slopes)} to train: modules_to_save copies "
+                "each activation. Use slope_scope='layer', or leave the slope out of modules_to_save."
             )
         self.penalties: list[Callable[[], Tensor]] = []
         self.grad_norm: float = 0.0

@@ -1,0 +1,57 @@
+"""`hf-lnfree evaluate`: documents and a model into metrics, as text and JSON."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..evaluation import evaluate
+from ..files import write_at_once
+from ..training.arguments import DataArguments
+from ..training.data import load_splits, whole_corpus
+
+
+def evaluate_command(
+    model: str,
+    data: str,
+    metrics: Sequence[str],
+    max_documents: int | None,
+    text_column: str | None,
+    out: Path | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"There is no folder {out.parent} for --out.")
+    arguments = DataArguments(dataset=data, text_column=text_column)
+    everything = Path(data).expanduser().is_file()
+    corpus = whole_corpus(arguments) if everything else load_splits(arguments)[1]
+    results = {"data": data, "data_key": corpus.key}
+    texts = itertools.islice(corpus.texts, max_documents)
+    results |= evaluate(model, texts, metrics=metrics, progress=True, **options)  # type: ignore[arg-type]
+    if out is not None and PartialState().is_main_process:
+        write_at_once(
+            out,
+            json.dumps(results, indent=1, default=lambda tensor: tensor.tolist()).replace(str(Path.home()), "~") + "\n",
+        )
+    return results
+
+
+def lines(results: dict[str, Any]) -> Iterator[str]:
+    """What the terminal shows: a metric a line."""
+    if not PartialState().is_main_process:
+        return
+    if found := results.get("perplexity"):
+        low, high = found["interval_95"]
+        loss = f"loss {found['loss']:.4f} ± {found['half_width_95']:.4f} nats a token"
+        yield f"perplexity {found['perplexity']:.3f} (95 % interval {low:.3f} to {high:.3f}); {loss}"
+    if found := results.get("bits_per_byte"):
+        yield f"bits per byte {found['bits_per_byte']:.4f} ± {found['half_width_95']:.4f}"
+    if found := results.get("entropy"):
+        yield f"mean attention entropy {found['mean_entropy']:.3f} nats"
+    if found := results.get("sparsity"):
+        yield f"activations that are 0: {100 * found['sparsity']:.1f} %"
+    counts = {name: f"{results[name]:,}" for name in ("documents_scored", "tokens", "bytes")}
+    yield "{documents_scored} documents, {tokens} predicted tokens, {bytes} bytes".format(**counts)

@@ -1,0 +1,142 @@
+"""PEFT on every family and head without naming targets, beside slopes, merged, reloaded elsewhere, and damaged."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, TaskType, VeraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from hf_lnfree.conversion import fold
+from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
+from hf_lnfree.training.removal import removable
+
+from ..conftest import HEADS
+from ..conversion.conftest import trained
+
+METHODS = {
+    "lora": (LoraConfig, {"init_lora_weights": False}),
+    "ia3": (IA3Config, {"init_ia3_weights": False}),
+    "vera": (VeraConfig, {"init_weights": False, "r": 4}),
+}
+TASKS = dict(zip(HEADS, ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"), strict=True))
+pytestmark = pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*:UserWarning")
+
+
+def adapted(model, method="lora", **fields):
+    config, defaults = METHODS[method]
+    return get_peft_model(model, config(**defaults, **fields)).eval()
+
+
+def outputs(model, input_ids):
+    with torch.no_grad():
+        return [value for value in model(input_ids).values() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", METHODS)
+def test_targets_are_known(family, head, method, input_ids):
+    model = trained(family.model(head=head))
+    before = outputs(model, input_ids)
+    peft = adapted(model, method, task_type=TASKS[head])
+    names = [name for name, parameter in peft.named_parameters() if parameter.requires_grad]
+    assert any("c_attn" in name or "query_key_value" in name for name in names)
+    assert not all(torch.equal(a, b) for a, b in zip(before, outputs(peft, input_ids), strict=True))
+    assert len(names) < len(list(model.parameters())) + 3
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_merged_logits_are_equal(family, method, input_ids):
+    peft = adapted(trained(family.model(norm="none")).double(), method)
+    (expected,) = outputs(peft, input_ids)[:1]
+    merged = peft.merge_and_unload()
+    assert type(merged) is family.head("CausalLM")
+    torch.testing.assert_close(outputs(merged, input_ids)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_and_norms_are_trained_beside_adapters(family, input_ids, tmp_path):
+    """By the names of their modules; a parameter's own name saves nothing, without a word."""
+    model = trained(family.model(activation="learnable_leaky_relu", final_norm="layernorm"))
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    final = "ln_f" if family.name == "gpt2" else "final_layer_norm"
+    peft = adapted(model, modules_to_save=["act", final])
+    slopes = [p for n, p in peft.named_parameters() if n.endswith("negative_slope") and p.requires_grad]
+    assert len(slopes) == 3
+    optimizer = torch.optim.SGD([p for p in peft.parameters() if p.requires_grad], lr=0.1)
+    peft.train()(input_ids, labels=input_ids).loss.backward()
+    optimizer.step()
+    assert all(slope.item() != pytest.approx(0.01, abs=1e-9) for slope in slopes)
+    (expected,) = outputs(peft.eval(), input_ids)[:1]
+    peft.save_pretrained(tmp_path / "adapter")
+    reloaded = PeftModel.from_pretrained(family.head("CausalLM").from_pretrained(base), tmp_path / "adapter").eval()
+    assert torch.equal(outputs(reloaded, input_ids)[0], expected)
+    torch.testing.assert_close(outputs(reloaded.merge_and_unload(), input_ids)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_global_slope_is_not_quietly_many(family, tmp_path):
+    model = adapted(family.model(activation="learnable_leaky_relu", slope_scope="global"), modules_to_save=["act"])
+    with pytest.raises(ValueError, match="one slope, and the model has 3 to train"):
+        LNFreeTrainer(model, LNFreeTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
+ELSEWHERE = """
+import sys
+sys.modules["hf_lnfree"] = None
+import torch
+from peft import AutoPeftModelForCausalLM
+folder = sys.argv[1]
+model = AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter", trust_remote_code=True).eval()
+assert type(model.get_base_model()).__module__.startswith("transformers_modules")
+torch.save(model(torch.load(folder + "/ids.pt")).logits.detach(), folder + "/logits.pt")
+"""
+
+
+def save_both(family, folder, **fields):
+    model = trained(family.model(**fields))
+    model.save_pretrained(folder / "base")
+    model.name_or_path = model.config.name_or_path = str(folder / "base")
+    peft = adapted(model, task_type=TaskType.CAUSAL_LM)
+    peft.save_pretrained(folder / "adapter")
+    return peft
+
+
+def test_adapters_load_in_a_process_without_the_package(family, input_ids, tmp_path):
+    peft = save_both(family, tmp_path)
+    torch.save(input_ids, tmp_path / "ids.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), outputs(peft, input_ids)[0])
+
+
+def test_adapters_that_do_not_fit_are_refused(family, tmp_path):
+    save_both(family, tmp_path)
+    wider = family.model(hidden_size=64)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(wider, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    with pytest.raises(Exception, match=r"(?i)header|deserializ|incomplete"):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    path.write_bytes(whole)
+    save_file({name: tensor[..., :1].contiguous() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"})[:-3])
+    with pytest.raises((ValueError, OSError)):
+        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("change", [fold, removable], ids=["fold", "removable"])
+def test_norms_are_not_changed_under_an_adapter(family, change):
+    peft = adapted(trained(family.model(norm="layernorm")))
+    for model in (peft, peft.get_base_model()):
+        with pytest.raises(ValueError, match="merge them first"):
+            change(model)
+    change(peft.merge_and_unload())
