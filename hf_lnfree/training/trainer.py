@@ -62,7 +62,8 @@ class LNFreeTrainer(WholeCheckpoints):
                 "FSDP shards each block by itself, and slope_scope='global' is one parameter of all blocks. Use DDP "
                 "(drop the fsdp settings), or slope_scope='layer'."
             )
-        slopes = {id(slope) for slope in named_slopes(self.model).values() if slope.requires_grad} if one_slope else ()
+        found = named_slopes(self.model).values() if one_slope and self.model is not None else ()
+        slopes = {id(slope) for slope in found if slope.requires_grad}
         if len(slopes) > 1:
             raise ValueError(
                 f"slope_scope='global' is one slope, and the model has {len(slopes)} to train: modules_to_save copies "
