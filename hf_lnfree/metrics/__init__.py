@@ -29,13 +29,13 @@ def metric_path(name: str) -> str:
     return str(files("hf_lnfree") / "metrics" / name)
 
 
-def metric_info(description: str) -> MetricInfo:
+def metric_info(description: str | None) -> MetricInfo:
     inputs = (
-        "predictions: texts; model_id: folder or Hub name of a causal language model, or the model itself; other keywords: "
-        "those of hf_lnfree.evaluation.evaluate."
+        "predictions: texts; model_id: folder or Hub name of a causal language model; other keywords are those of "
+        "hf_lnfree.evaluation.evaluate."
     )
     features = Features({"predictions": Value("string")})
-    return MetricInfo(description=description, citation="", inputs_description=inputs, features=features)
+    return MetricInfo(description=description or "", citation="", inputs_description=inputs, features=features)
 
 
 def compute_metric(
