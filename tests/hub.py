@@ -1,7 +1,9 @@
 """A small Hub on 127.0.0.1: repositories of models and datasets that are folders, read by the real clients."""
 
+import base64
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +20,9 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root, self.requests = root, []
+        self.private: dict[str, bool] = {}
+        self.branches: list[str] = []
+        self.broken = 0  # how many of the next posts are cut off
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -40,8 +45,63 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        self.do_GET(json.loads(body) if body.startswith("{") else None, body)
+        body = self.body()
+        path = urlsplit(self.path).path.strip("/").split("/")
+        if self.server.broken > 0:
+            self.server.broken -= 1
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif (
+            path[:3] == ["api", "repos", "create"]
+            or path[-2:-1] == ["commit"]
+            or path[4:5] in (["preupload"], ["branch"])
+        ):
+            self.write(path, body)
+        elif path == ["api", "validate-yaml"]:
+            self.reply({"errors": [], "warnings": []})
+        else:
+            self.do_GET(json.loads(body) if body.startswith("{") else None, body)
+
+    def body(self) -> str:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        return b"".join(parts).decode()
+
+    def write(self, path: list[str], body: str) -> None:
+        """Repositories are made, files committed; every token but the dummy is refused."""
+        self.server.requests.append("/".join(path))
+        address = f"http://127.0.0.1:{self.server.server_port}"
+        if self.headers.get("Authorization") != "Bearer hf_dummy":
+            self.reply({"error": "Invalid username or password."}, 401)
+        elif path[2] == "create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            name = name if "/" in name else f"me/{name}"
+            if name.startswith("others/"):
+                self.reply({"error": "You don't have the rights to create a model under this namespace"}, 403)
+                return
+            self.server.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
+            (self.server.root / name).mkdir(parents=True, exist_ok=True)
+            self.reply({"url": f"{address}/{name}", "name": name, "id": name})
+        elif path[4] == "preupload":
+            files = json.loads(body)["files"]
+            self.reply({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        elif path[4] == "branch":
+            self.server.branches.append(path[5])
+            self.reply({})
+        else:
+            folder = self.server.root.joinpath(*path[2:4])
+            for line in filter(None, body.splitlines()):
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    target = folder / entry["value"]["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(base64.b64decode(entry["value"]["content"]))
+            name = "/".join(path[2:4])
+            self.reply({"success": True, "commitOid": COMMIT, "commitUrl": f"{address}/{name}/commit/{COMMIT}"})
 
     def do_GET(self, posted: dict | None = None, form: str = "") -> None:
         path = unquote(urlsplit(self.path).path).strip("/")

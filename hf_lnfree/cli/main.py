@@ -189,6 +189,31 @@ def evaluate(
 
 
 @app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="Output folder of a finished run.")],
+    repo_id: Annotated[str | None, typer.Option(help="The repository that the card's example loads.")] = None,
+) -> None:
+    """Write the model card of a run from what it recorded: README.md in its folder."""
+    from ..training.model_card import write_card
+
+    console.print(f"Written: {write_card(run, repo_id)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Output folder of a finished run.")],
+    repo_id: Annotated[str, typer.Option(help="The repository, like name/model; made if it is not there.")],
+    private: Annotated[bool, typer.Option(help="Make it private, if it is made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if it is not there.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Push a run to the Hub: weights, code, tokenizer, settings, entropies and card, in one commit."""
+    from ..training.push import push_run
+
+    console.print(push_run(run, repo_id, private, revision, message), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     output_dir: Annotated[Path, FOLDER] = Path("runs/demo"),
     seeds: Seeds = "0",

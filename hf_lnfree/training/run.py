@@ -17,6 +17,7 @@ from ..files import write_at_once
 from ..provenance import command, environment
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .checkpoints import find_checkpoint, step_of
+from .corpus import STDLIB
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
@@ -104,6 +105,8 @@ def train(
     steps = trainer.state.global_step
     results = {
         "row": model_args.row if model_args.model_name_or_path is None else model_args.model_name_or_path,
+        "base_model": on_hub(model_args.model_name_or_path),
+        "hub_dataset": None if data_args.dataset == STDLIB else on_hub(data_args.dataset.partition(":")[0]),
         "eval_loss": loss,
         "eval_perplexity": perplexity(loss),
         "train_loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), math.nan),
@@ -140,6 +143,11 @@ def train(
         write_at_once(folder / RESULTS, text)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def on_hub(name: str | None) -> str | None:
+    """The name, if it is no path of this machine."""
+    return None if name is None or Path(name).expanduser().exists() else name
 
 
 def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArguments) -> None:
