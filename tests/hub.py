@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -175,3 +178,29 @@ class _Handler(BaseHTTPRequestHandler):
 
 def etag(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+IN_A_PROCESS = """
+import contextlib, io, json, os, sys
+from hf_lnfree.cli.main import main
+results = []
+for arguments, environment in json.loads(sys.argv[1]):
+    os.environ.update(environment)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        import hf_lnfree.cli.main as cli
+        cli.errors.file, cli.console.file = err, out
+        code = main(arguments)
+    results.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
+print(json.dumps(results))
+"""
+
+
+def run_commands(hub: Hub, commands: list[tuple[list[str], dict[str, str]]], **environment: str) -> list[dict]:
+    """Commands of the console script with the environment that each adds, one after the other in one process that takes
+    `hub` for the Hub: the libraries read where it is when they are imported."""
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(hub.root / "home"), **environment}
+    start = [sys.executable, "-W", "ignore", "-c", IN_A_PROCESS, json.dumps(commands)]
+    done = subprocess.run(start, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,5 +1,6 @@
 """The examples and every command of the README, run as they stand (long ones cut to a few steps)."""
 
+import json
 import re
 import shlex
 import shutil
@@ -163,6 +164,30 @@ def test_quickstart_script(workplace):
     assert "mean attention entropy in nats (measured)" in result.stdout
 
 
+@pytest.mark.parametrize("script", ["finetune_lora", "finetune_classification"])
+def test_finetuning_scripts(script, workplace):
+    models = ["runs/demo/SM+R/seed-0", "runs/demo/SM+LN+R/seed-0"]
+    command = [
+        sys.executable,
+        f"examples/{script}.py",
+        *models,
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+        "1",
+        "--examples",
+        "200",
+    ]
+    result = subprocess.run([*command, "--out", "scores.json"], cwd=workplace, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "majority baseline: accuracy" in result.stdout
+    record = json.loads((workplace / "scores.json").read_text())
+    for model in models:
+        assert len(record["results"][model]) == 2
+        assert 0 <= record["results"][model][0]["f1"] <= record["results"][model][0]["accuracy"] <= 1
+
+
 def test_readme_python_runs(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     assert blocks("python")
@@ -186,8 +211,14 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
         assert main([*arguments, *SHORT, "--cache_dir", cache_dir]) == 0
     elif program == "hf-lnfree" and arguments[0] == "remove-norms":
         assert main([*arguments, *SHORT, "--removal_windows", "4", "--cache_dir", cache_dir]) == 0
-    elif program == "hf-lnfree" and arguments[0] in ("attribute", "convert"):
+    elif program == "hf-lnfree" and arguments[0] in ("attribute", "convert", "card"):
         assert main(arguments) == 0
+    elif program == "hf-lnfree" and arguments[0] == "evaluate":
+        assert main([*arguments, "--max-documents", "2"]) == 0
+    elif program == "hf-lnfree" and arguments[0] == "push":
+        assert arguments[1:3] == ["runs/without-norms", "--repo-id"]  # tests/training/test_sharing.py pushes
+    elif program == "python" and arguments[0].startswith("examples/finetune"):
+        assert (ROOT / arguments[0]).is_file()  # run above
     elif program == "hf-lnfree" and arguments[0] == "entropy":
         assert main([*arguments, "--windows", "4"]) == 0
     elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):

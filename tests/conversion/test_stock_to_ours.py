@@ -2,10 +2,7 @@
 
 import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -16,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, load
 from hf_lnfree.conversion.stock_to_ours import ours
 
-from ..conftest import HEADS
-from ..hub import Hub
+from ..conftest import GPT2, GPT_NEOX, HEADS
+from ..hub import Hub, run_commands
 from .conftest import logits, trained
 
 
@@ -191,29 +188,23 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(stock, damage, m
     assert {path.name for path in tmp_path.iterdir()} == {"stock"}
 
 
-def test_from_the_hub(family, input_ids, tmp_path):
-    """In a process of its own, since the libraries read where the Hub is when they are imported."""
-    folder = tmp_path / "hub" / "someone" / "tiny"
-    model = trained(family.stock_model())
-    model.save_pretrained(folder, max_shard_size="20KB")
+def test_from_the_hub(input_ids, tmp_path):
+    stock = {family.name: trained(family.stock_model()) for family in (GPT2, GPT_NEOX)}
+    for name, model in stock.items():
+        model.save_pretrained(tmp_path / "hub" / "someone" / name, max_shard_size="20KB")
     hub = Hub(tmp_path / "hub")
-    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hf_lnfree.cli.main", "convert"]
-
-    def run(*arguments):
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
-
-    done = run("someone/tiny", str(tmp_path / "ours"), "--revision", "main")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "largest difference 0.0e+00" in done.stdout
-    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
-    assert torch.equal(logits(converted, input_ids), logits(model, input_ids))
-    done = run("someone/nothing", str(tmp_path / "none"))
-    assert done.returncode == 1
-    assert "someone/nothing" in done.stderr
-    assert "Traceback" not in done.stderr
+    commands = [["convert", f"someone/{name}", str(tmp_path / name), "--revision", "main"] for name in stock]
+    commands.append(["convert", "someone/nothing", str(tmp_path / "none")])
+    *done, missing = run_commands(hub, [(command, {}) for command in commands])
     hub.shutdown()
     hub.server_close()
+    for (name, model), result in zip(stock.items(), done, strict=True):
+        assert result["code"] == 0, result["err"]
+        assert "largest difference 0.0e+00" in result["out"]
+        converted = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        assert torch.equal(logits(converted, input_ids), logits(model, input_ids))
+    assert missing["code"] == 1
+    assert "someone/nothing" in missing["err"]
 
 
 def test_other_families_are_refused(tmp_path):

@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from hf_lnfree.cli.main import main
+from hf_lnfree.training import push
 from hf_lnfree.training.model_card import write_card
 
-from ..hub import Hub
+from ..hub import Hub, run_commands
 
 TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
 LOADS = """
@@ -46,13 +47,6 @@ def hub(tmp_path):
     yield server
     server.shutdown()
     server.server_close()
-
-
-def command(hub, *arguments, **environment):
-    """The console script in a process that takes `hub` for the Hub."""
-    environment = {**os.environ, **hub.environment, "HF_HOME": str(hub.root / "home"), **environment}
-    start = [sys.executable, "-m", "hf_lnfree.cli.main", *arguments]
-    return subprocess.run(start, capture_output=True, text=True, env=environment)
 
 
 def test_a_card_tells_what_was_recorded(run, capsys):
@@ -98,14 +92,16 @@ def test_secrets_and_homes_stay_here(run, tmp_path, monkeypatch):
 
 
 def test_push_and_load_elsewhere(run, hub, tmp_path):
-    done = command(hub, "push", str(run), "--repo-id", "me/tiny", "--private", "--revision", "first")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "/me/tiny/commit/" in done.stdout
+    hub.broken = 2  # the connection breaks twice, and is tried again
+    command = ["push", str(run), "--repo-id", "me/tiny", "--private", "--revision", "first"]
+    (done,) = run_commands(hub, [(command, {})])
+    assert done["code"] == 0, done["err"]
+    assert "/me/tiny/commit/" in done["out"]
+    assert hub.broken == 0
     assert hub.private == {"me/tiny": True}
     assert hub.branches == ["first"]
-    pushed = {
-        str(path.relative_to(hub.root / "me/tiny")) for path in (hub.root / "me/tiny").rglob("*") if path.is_file()
-    }
+    folder = hub.root / "me" / "tiny"
+    pushed = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
     wanted |= {"results.json", "entropy.json", "entropy.svg", "modeling_lnfree_gpt2.py", "normfree.py", "removal.py"}
     assert wanted <= pushed
@@ -119,32 +115,32 @@ def test_push_and_load_elsewhere(run, hub, tmp_path):
         assert torch.equal(AutoModelForCausalLM.from_pretrained(run).eval()(ids).logits, logits)
 
 
-def test_a_broken_connection_is_tried_again(run, hub):
-    hub.broken = 2
-    done = command(hub, "push", str(run), "--repo-id", "me/tiny")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (hub.root / "me/tiny/model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("repo_id", "environment", "message"),
-    [
+def test_a_push_that_cannot_be_is_one_line(run, hub):
+    cases = [
         ("me/tiny", {"HF_TOKEN": "hf_wrong"}, "Set HF_TOKEN"),
         ("me/tiny", {"HF_TOKEN": ""}, "Set HF_TOKEN"),
-        ("others/tiny", {}, "may not write there"),
+        ("others/tiny", {"HF_TOKEN": "hf_dummy"}, "may not write there"),
         ("a/b/c", {}, "Repo id must be in the form"),
         ("me/--bad--", {}, "me/--bad--"),
-    ],
-)
-def test_a_push_that_cannot_be_is_one_line(run, hub, repo_id, environment, message):
-    done = command(hub, "push", str(run), "--repo-id", repo_id, **environment)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    ]
+    found = run_commands(hub, [(["push", str(run), "--repo-id", name], environment) for name, environment, _ in cases])
+    for (name, _, message), done in zip(cases, found, strict=True):
+        assert done["code"] == 1, name
+        assert message in done["err"]
+        assert len(done["err"].strip().splitlines()) == 1
     assert not (hub.root / "me").exists()
 
 
-def test_a_hub_that_is_not_there(run, hub):
-    done = command(hub, "push", str(run), "--repo-id", "me/tiny", HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "me/tiny could not be pushed" in done.stderr
+def test_a_hub_that_does_not_answer_is_asked_four_times(run, monkeypatch):
+    asked = []
+
+    class Unreachable:
+        def create_repo(self, *args, **kwargs):
+            asked.append(args)
+            raise push.TransportError("no route to host")
+
+    monkeypatch.setattr(push, "HfApi", Unreachable)
+    monkeypatch.setattr(push, "WAIT", 0)
+    with pytest.raises(OSError, match="me/tiny could not be pushed: no route to host"):
+        push.push_run(run, "me/tiny")
+    assert len(asked) == 4
