@@ -34,42 +34,41 @@ def held_out(name):
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT
 
 
-class WithoutReturns(ast.NodeTransformer):
-    """A function body whose returns are `pass`, so that only the rest tells what it does."""
-
-    def visit_Return(self, node):
-        return ast.copy_location(ast.Pass(), node)
-
-    def visit_FunctionDef(self, node):
-        return node  # what is defined inside has returns of its own
-
-    visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
-
-
-def returns_value(function):
-    """Whether a function, and not one inside it, returns something or yields."""
-    inside, stack = False, list(function.body)
+def own_nodes(function):
+    """What a function consists of, without the functions and classes inside it."""
+    stack = list(function.body)
     while stack:
         node = stack.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            continue
-        inside |= isinstance(node, ast.Return) and node.value is not None
-        stack.extend(ast.iter_child_nodes(node))
-    return inside
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            yield node
+            stack.extend(ast.iter_child_nodes(node))
+
+
+def is_docstring(statement):
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def returning_functions():
-    """(file key, text, label): does this function return a value? Its returns are taken out, and its annotations."""
+    """
+    (file key, text, label): does this function return a value?
+
+    Shown are its name, its arguments and its first three statements that hold no return; what would give the answer
+    away, a docstring, annotations and every statement with a return in it, is left out and leaves no trace.
+    """
     for source in load_corpus(STDLIB).texts:
         try:
             tree = ast.parse(source)
         except SyntaxError:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and len(node.body) > 1:
-                label = int(returns_value(node))
-                node.body = [WithoutReturns().visit(statement) for statement in node.body]
-                node.returns = None
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            label = int(any(isinstance(part, ast.Return) and part.value is not None for part in own_nodes(node)))
+            kept = [
+                s for s in node.body if not is_docstring(s) and not any(isinstance(n, ast.Return) for n in ast.walk(s))
+            ]
+            if len(kept) >= 3:
+                node.body, node.returns = kept[:3], None
                 yield source[:2000], ast.unparse(node), label
 
 

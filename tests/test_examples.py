@@ -215,6 +215,8 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
         assert main(arguments) == 0
     elif program == "hf-lnfree" and arguments[0] == "evaluate":
         assert main([*arguments, "--max-documents", "2"]) == 0
+    elif program == "hf-lnfree" and arguments[0] == "lm-eval":
+        assert all(Path(model).is_dir() for model in arguments[1:])  # tests/evaluation/test_harness.py runs it
     elif program == "hf-lnfree" and arguments[0] == "push":
         assert arguments[1:3] == ["runs/without-norms", "--repo-id"]  # tests/training/test_sharing.py pushes
     elif program == "python" and arguments[0].startswith("examples/finetune"):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from safetensors import SafetensorError
 
 from ..analysis.capture import Method
@@ -188,6 +189,31 @@ def evaluate(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command(name="lm-eval")
+def lm_eval(
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub names of causal language models.")],
+    tasks: Annotated[str, typer.Option(help="With commas; any of the harness.")] = (
+        "code_next_line,code_identifiers,code_brackets"
+    ),
+    limit: Annotated[int | None, typer.Option(help="Documents a task; all.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests a forward pass.", min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run modeling code that comes with the checkpoint.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the scores.")] = None,
+) -> None:
+    """Run lm-evaluation-harness, by default on multiple choice over Python code that needs no network.
+
+    Example: hf-lnfree lm-eval runs/demo/SM+G/seed-0 runs/demo/SM+R/seed-0
+    """
+    from ..evaluation.harness import run_harness
+    from .lm_eval import table
+    from .study import rich_table
+
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    scores = run_harness(models, asked, limit, batch_size, device, trust_remote_code, out)
+    console.print(rich_table(table(scores)))
+
+
 @app.command()
 def card(
     run: Annotated[Path, typer.Argument(help="Output folder of a finished run.")],
@@ -302,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if "--traceback" in arguments or not isinstance(error, USER_ERRORS):
             raise
-        errors.print(f"[bold red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(one_line(error))}", highlight=False, soft_wrap=True)
         return 1
 
 

@@ -1,0 +1,24 @@
+"""`hf-lnfree lm-eval`: the harness's scores as a table."""
+
+from collections.abc import Mapping
+
+from ..analysis.report import Table
+from .entropy import display_names
+
+
+def table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A row a model, a column a task: accuracy and its standard error in percent."""
+    tasks = list(next(iter(scores.values())))
+    rows = [
+        [shown, *(cell(by_task[task]) for task in tasks)]
+        for shown, by_task in zip(display_names(list(scores)), scores.values(), strict=True)
+    ]
+    return Table(["accuracy, standard error (%)", *tasks], rows)
+
+
+def cell(metrics: Mapping[str, float]) -> str:
+    if "acc" not in metrics:
+        name, value = next(iter(metrics.items()), ("", float("nan")))
+        return f"{name} {value:.4g}"
+    error = metrics.get("acc_stderr")
+    return f"{100 * metrics['acc']:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

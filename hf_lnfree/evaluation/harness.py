@@ -1,0 +1,70 @@
+"""lm-evaluation-harness (the extra `eval`) on models of any kind, with this package's own tasks over code."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..files import write_at_once
+from ..provenance import command, environment
+
+TASKS = ("code_next_line", "code_identifiers", "code_brackets")
+
+
+def tasks_path() -> str:
+    """The folder with the tasks: what `lm_eval --include_path` takes."""
+    return str(files("hf_lnfree") / "evaluation" / "tasks")
+
+
+def run_harness(
+    models: Sequence[str],
+    tasks: Sequence[str] = TASKS,
+    limit: int | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    out: Path | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """
+    Scores by model, task and metric, each beside its standard error, as the harness gives them.
+
+    Args:
+        models: folders or Hub names.
+        tasks: those of this package, or any that the harness has.
+        limit: documents a task; all by default.
+        out: a JSON file for the scores.
+
+    Raises:
+        ValueError: the harness is not installed, or a task is not known.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"This needs lm-evaluation-harness: pip install 'hf_lnfree[eval]' ({error}).") from error
+    manager = TaskManager(include_path=tasks_path())
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        raise ValueError(f"The harness has no task {', '.join(unknown)}; those over code are {', '.join(TASKS)}.")
+    scores = {}
+    for model in models:
+        found: Any = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": model, "trust_remote_code": trust_remote_code},
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            bootstrap_iters=0,
+        )
+        scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
+    if out is not None:
+        record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
+        write_at_once(out, json.dumps(record, indent=1).replace(str(Path.home()), "~") + "\n")
+    return scores
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """{"acc,none": x} as {"acc": x}, numbers only."""
+    return {name.partition(",")[0]: value for name, value in metrics.items() if isinstance(value, (int, float))}
