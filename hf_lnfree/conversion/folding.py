@@ -68,13 +68,7 @@ class NormSite:
 
 
 def norm_sites(model: PreTrainedModel) -> list[NormSite]:
-    """
-    The norms of a model in the order of its blocks, the final one last.
-
-    Raises:
-        ValueError: a model whose places are not declared, or one with adapters.
-    """
-    require_no_adapters(model)
+    """The norms of a model in the order of its blocks, the final one last."""
     sites, config, base = sites_of(model), model.config, model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
     found = []
@@ -112,8 +106,10 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
         The new model, and what was done.
 
     Raises:
-        ValueError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled.
+        ValueError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled;
+            adapters.
     """
+    require_no_adapters(model)
     work = copy.deepcopy(model).to(torch.float64)
     sites = norm_sites(work)
     check(sites)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .families import family_of
+from .families import family_of, require_no_adapters
 from .folding import norm_sites
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def to_transformer_lens(
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:
         raise ValueError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
+    require_no_adapters(model)
     kinds = set(model.config.block_norms)
     if len(kinds) > 1 or "removal" in kinds | {model.config.final_norm}:
         raise ValueError(

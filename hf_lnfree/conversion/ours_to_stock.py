@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of
+from .families import Family, blank, family_of, require_no_adapters
 from .folding import as_linear, fold, norm_sites
 from .widening import without_mean
 
@@ -37,6 +37,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     Raises:
         ValueError: the stock class cannot hold the model; the message lists every reason.
     """
+    require_no_adapters(model)
     if model.config.lm_head_bias or any(site.fixed_scale is not None for site in norm_sites(model)):
         model, _ = fold(model)
     if {site.kind for site in norm_sites(model)} == {"none"} and reads_mean(model):

@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, TaskType, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hf_lnfree.conversion import fold
+from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 from hf_lnfree.training.removal import removable
 
@@ -133,7 +133,7 @@ def test_adapters_that_do_not_fit_are_refused(family, tmp_path):
         AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("change", [fold, removable], ids=["fold", "removable"])
+@pytest.mark.parametrize("change", [fold, removable, to_stock])
 def test_norms_are_not_changed_under_an_adapter(family, change):
     peft = adapted(trained(family.model(norm="layernorm")))
     for model in (peft, peft.get_base_model()):
