@@ -1,6 +1,7 @@
 """What `hf-lnfree train` can be told: arguments of the model, the data and the training."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,11 @@ class ModelArguments:
     @property
     def overrides(self) -> dict[str, Any]:
         return yaml.safe_load(self.config_overrides) or {}
+
+    @property
+    def name(self) -> str:
+        """What pictures call the model: its row, or the last part of the checkpoint that it began with."""
+        return self.row if self.model_name_or_path is None else PurePath(self.model_name_or_path).name
 
     def config(self, context_length: int, **defaults: Any) -> PreTrainedConfig:
         """The model's configuration; config_overrides win over `defaults`, which win over the row's own fields."""

@@ -14,7 +14,7 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..files import write_at_once
-from ..provenance import command, environment
+from ..provenance import command, environment, without_home
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .checkpoints import find_checkpoint, step_of
 from .corpus import STDLIB
@@ -132,14 +132,14 @@ def train(
         "command": command(),
         **procedure.report(),
     }
-    report = final_report(model, data.validation, args, model_args.row)  # on all processes: shards need each other
+    report = final_report(model, data.validation, args, model_args.name)  # on all processes: shards need each other
     if trainer.is_world_process_zero():
         if report is not None:
             report.save(folder / "entropy.json")
             save(heatmaps([report]), folder / "entropy.svg", [".svg"])
             results["overloaded_heads"] = report.overloaded("causal")
             results["collapsed_heads"] = report.collapsed("causal")
-        text = json.dumps(results, indent=1, default=str).replace(str(Path.home()), "~")
+        text = without_home(json.dumps(results, indent=1, default=str))
         write_at_once(folder / RESULTS, text)
     trainer.accelerator.wait_for_everyone()
     return results

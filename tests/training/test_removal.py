@@ -88,6 +88,7 @@ def arguments(corpus, cache_dir, tmp_path):
 
 
 def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
+    arguments[1].attention_report_windows = 4
     summary = remove_norms(start, RemovalArguments(schedule=str(STAGES), removal_windows=4), *arguments)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
@@ -114,6 +115,7 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "transformer.h.1.ln_2" in page
     assert "Loading" not in page
+    assert "SM+R" not in (tmp_path / "run" / "entropy.svg").read_text()  # the row of no checkpoint
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "plain")
     assert (plain.config.model_type, plain.config.norm) == ("lnfree_gpt2", "layernorm")
     to_stock(model)
