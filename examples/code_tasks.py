@@ -3,6 +3,7 @@
 Documents are told apart by the hash of their file, so no file stands on both sides.
 """
 
+import argparse
 import ast
 import hashlib
 import json
@@ -162,3 +163,16 @@ def compare(task, folders, seeds, prepare, steps, learning_rate, examples=4000, 
         record |= {"train": len(train), "test": len(test), "environment": environment(), "command": command()}
         Path(out).write_text(json.dumps(record, indent=1) + "\n")
     return results
+
+
+def main(description, task, prepare, learning_rate):
+    """The command line of a script: models and seeds into `compare`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="folders or Hub names")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--examples", type=int, default=4000, help="to train on, at most")
+    parser.add_argument("--out", help="a JSON file for the results")
+    args = parser.parse_args()
+    compare(task, args.models, args.seeds, prepare, args.steps, args.learning_rate, args.examples, args.out)

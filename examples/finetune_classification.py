@@ -5,9 +5,7 @@
 Prints accuracy and F1 (averaged over classes) with 95 % intervals over seeds, beside always saying the commonest class.
 """
 
-import argparse
-
-from code_tasks import compare
+from code_tasks import main
 
 import hf_lnfree  # noqa: F401  registers the models
 
@@ -16,17 +14,5 @@ def all_weights(model):
     return model
 
 
-def main(args):
-    settings = (args.steps, args.learning_rate, args.examples, args.out)
-    return compare("returns", args.models, args.seeds, all_weights, *settings)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders or Hub names")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--examples", type=int, default=4000, help="to train on, at most")
-    parser.add_argument("--out", help="a JSON file for the results")
-    main(parser.parse_args())
+    main(__doc__, "returns", all_weights, learning_rate=1e-3)

@@ -38,4 +38,9 @@ def command() -> str:
     """The command line, without the place of an installed program and without the user's home folder."""
     program = Path(sys.argv[0])
     line = shlex.join([program.name if program.is_absolute() else str(program), *sys.argv[1:]])
-    return line.replace(str(Path.home()), "~")
+    return without_home(line)
+
+
+def without_home(text: str) -> str:
+    """What a result file may say: the user's home folder is `~`."""
+    return text.replace(str(Path.home()), "~")

@@ -56,10 +56,15 @@ class Checkpoint:
                 return [single]
         raise OSError(f"{self.source} holds no weights: no {SAFE_WEIGHTS_NAME}, no {WEIGHTS_NAME}, no index of shards.")
 
-    @functools.cached_property
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every tensor; with safetensors only the headers are read."""
-        return {name: shape for file in self.files for name, shape in self._shapes(file)}
+        return {name: shape for name, (_, shape) in self._places.items()}
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name of a tensor -> its file and its shape."""
+        return {name: (file, shape) for file in self.files for name, shape in self._shapes(file)}
 
     def _shapes(self, file: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         if not file.endswith(".safetensors"):
@@ -81,12 +86,10 @@ class Checkpoint:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         return torch.load(self.folder / file, map_location="cpu", weights_only=True, mmap=True)
 
-    def tensor(self, wanted: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         """One tensor by its name in the files."""
-        for file in self.files:
-            if wanted in dict(self._shapes(file)):
-                if file.endswith(".safetensors"):
-                    with self.opened(file) as tensors:
-                        return tensors.get_tensor(wanted)
-                return self.shard(file)[wanted]
-        raise KeyError(wanted)
+        file, _ = self._places[name]
+        if not file.endswith(".safetensors"):
+            return self.shard(file)[name]
+        with self.opened(file) as tensors:
+            return tensors.get_tensor(name)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..files import atomic_folder
-from ..provenance import command, environment
+from ..provenance import command, environment, without_home
 from .checkpoint import Checkpoint
 from .folding import Folding, fold
 from .onnx import export_onnx
@@ -60,10 +60,11 @@ def convert(
         raise ValueError(f"{source} is a model of this package already. Choose --to folded, stock or onnx.")
     if out.exists():
         out.rmdir()  # empty; it comes back by renaming
-    if to == "lnfree" and not plan(checkpoint).disabled:
+    planned = plan(checkpoint) if to == "lnfree" else None
+    if planned is not None and not planned.disabled:
         if dtype is not None:
             raise ValueError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
-        result = convert_checkpoint(checkpoint, out, progress)
+        result = convert_checkpoint(checkpoint, out, progress, planned)
         report |= {"notes": result.notes, "dtype": str(result.config.dtype)}
         if check and result.model_class.__name__.endswith("ForCausalLM"):
             before = reference(checkpoint, result.config)
@@ -158,4 +159,4 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     full = report | {"environment": environment(), "command": command()}
-    (folder / REPORT).write_text(json.dumps(full, indent=1).replace(str(Path.home()), "~") + "\n")
+    (folder / REPORT).write_text(without_home(json.dumps(full, indent=1)) + "\n")

@@ -23,14 +23,14 @@ from .planning import Plan, our_config, plan
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
 
 
-def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False) -> Plan:
+def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False, planned: Plan | None = None) -> Plan:
     """
     Write a stock checkpoint as one of ours: the same tensors, shard by shard, so that memory holds one of them.
 
     Raises:
         ValueError: as `plan`; or a tensor that is not finite. Nothing is written then.
     """
-    result = plan(checkpoint)
+    result = planned or plan(checkpoint)
     with atomic_folder(out) as folder:
         weight_map: dict[str, str] = {}
         total = 0

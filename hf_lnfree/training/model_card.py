@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import write_at_once
+from ..provenance import without_home
 from .corpus import STDLIB
 from .run import RESULTS
 
@@ -161,4 +162,4 @@ def scrubbed(text: str) -> str:
     """Without secrets of the environment and without the user's home folder."""
     for secret in secrets():
         text = text.replace(secret, "***")
-    return text.replace(str(Path.home()), "~")
+    return without_home(text)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..files import write_at_once
+from ..provenance import without_home
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .procedure import Procedure
 from .removal import NormRemoval, PlainFineTuning
@@ -89,7 +90,7 @@ def remove_norms(
         results["plain"] = run(model, data, args, folder / "plain", PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
-        write_at_once(folder / SUMMARY, json.dumps(summary, indent=1).replace(str(Path.home()), "~"))
+        write_at_once(folder / SUMMARY, without_home(json.dumps(summary, indent=1)))
         write_removal_report(folder, summary)
     return summary
 

@@ -101,12 +101,12 @@ def expand(
         for stage in schedule:
             for index, (norm, part) in enumerate(chosen(stage["norms"], groups)):
                 removals.append(Removal(stage["start"] + index * stage.get("every", 1), norm, part))
-    gone: dict[tuple[str, str], str] = {}
+    gone: set[tuple[str, str]] = set()
     for removal in removals:
         for half in ("query_key", "value") if removal.part == "all" else (removal.part,):
             if (removal.norm, half) in gone:
                 raise ValueError(f"The schedule removes {removal.norm} ({half}) twice.")
-            gone[removal.norm, half] = removal.norm
+            gone.add((removal.norm, half))
         if removal.step + max(1, gate_steps) > steps:
             over = f" over {gate_steps} steps" if gate_steps > 1 else ""
             raise ValueError(
