@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from transformers import GPT2Config, GPTNeoXConfig
 
 from .activations import activation_names
-
-NormName = Literal["none", "layernorm", "rmspre", "removal"]
+from .normalizations import normalization_names
 
 # Words that mark an unknown keyword as a misspelt study field, however far from the real name it is.
 STUDY_WORDS = ("norm", "norms", "act", "activation", "activations", "slope", "slopes")
@@ -65,9 +64,9 @@ class LNFreeConfigMixin:
 
     activation_field: ClassVar[str]
 
-    norm: NormName = "none"
-    final_norm: NormName = "layernorm"
-    layer_norms: list[NormName] | None = None
+    norm: str = "none"
+    final_norm: str = "layernorm"
+    layer_norms: list[str] | None = None
     layer_activations: list[str] | None = None
     negative_slope: float | int = 0.01
     slope_scope: Literal["layer", "global"] = "layer"
@@ -79,10 +78,12 @@ class LNFreeConfigMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ALLOWED_VALUES:
             _check_name(name, value, ALLOWED_VALUES[name])
+        elif name in ("norm", "final_norm"):
+            _check_name(name, value, normalization_names())
         elif name == self.activation_field:
             _check_name(name, value, activation_names())
         elif name == "layer_norms":
-            _check_names(name, value, ALLOWED_VALUES["norm"])
+            _check_names(name, value, normalization_names())
         elif name == "layer_activations":
             _check_names(name, value, activation_names())
         elif name == "negative_slope" and not (_is_number(value) and math.isfinite(value)):

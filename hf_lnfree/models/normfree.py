@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from .activations import LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
-from .normalizations import NORMALIZATIONS
+from .normalizations import build_norm
 from .removal import FirstPosition, RemovalNorm
 
 
@@ -66,7 +66,8 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
     for block, norm, activation in zip(blocks, config.block_norms, config.block_activations, strict=True):
         for name in sites.block_norms:
             if hasattr(block, name):  # GPT-2 has ln_cross_attn only with cross-attention
-                setattr(block, name, NORMALIZATIONS[norm](getattr(block, name)))
+                feeds = "attention" if name in sites.attention_norms else "mlp"
+                setattr(block, name, build_norm(norm, getattr(block, name), config, feeds))
         module = build_activation(activation, config.negative_slope)
         module.activation_name = activation
         block.set_submodule(sites.activation, module)
@@ -77,7 +78,7 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
                 others=[block.get_submodule(path) for path in sites.unbiased],
             )
     final = model.get_submodule(sites.final_norm)
-    model.set_submodule(sites.final_norm, NORMALIZATIONS[config.final_norm](final))
+    model.set_submodule(sites.final_norm, build_norm(config.final_norm, final, config, "final"))
     connect_removal(model, sites)
 
 
@@ -144,10 +145,9 @@ class LNFreeMixin:
             fresh = build_activation(str(module.activation_name), self.config.negative_slope)
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
-        elif isinstance(module, RemovalNorm):
-            super()._init_weights(module)
-            for name, value in RemovalNorm.fresh_state().items():
-                init.copy_(getattr(module, name), value)
+        elif hasattr(module, "norm_name"):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         else:
             super()._init_weights(module)
 

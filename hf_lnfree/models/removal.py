@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 FIRST, OTHERS = 0, 1  # entries of sigma
 MAIN, VALUE = 0, 1  # entries of gate
@@ -75,6 +76,12 @@ class RemovalNorm(nn.LayerNorm):
     def fresh_state() -> dict[str, Tensor]:
         zero = torch.zeros(())
         return {"sigma": torch.ones(2), "gate": torch.zeros(2), "first_gate": zero, "batches": zero.clone()}
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, value in self.fresh_state().items():
+            if name in self._buffers:  # not yet, when nn.LayerNorm calls this
+                init.copy_(getattr(self, name), value)
 
     @property
     def finished(self) -> bool:

@@ -5,8 +5,6 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from hf_lnfree.models.configuration_lnfree import ALLOWED_VALUES
-from hf_lnfree.models.normalizations import NORMALIZATIONS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,3 @@ def test_round_trip_and_auto_classes(family, tmp_path):
         "AutoModelForTokenClassification",
         "AutoModelForQuestionAnswering",
     }
-
-
-def test_every_norm_a_configuration_allows_exists():
-    assert set(ALLOWED_VALUES["norm"]) == set(ALLOWED_VALUES["final_norm"]) == set(NORMALIZATIONS)
