@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import torch
 from .version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
+SECRET_NAMES = re.compile(r"TOKEN(?![IS])|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)  # not tokenizers, nor tokens
 
 
 def environment() -> dict[str, Any]:
@@ -35,12 +37,22 @@ def package_versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line, without the place of an installed program and without the user's home folder."""
+    """The command line, without the place of an installed program, secrets and the user's home folder."""
     program = Path(sys.argv[0])
     line = shlex.join([program.name if program.is_absolute() else str(program), *sys.argv[1:]])
-    return without_home(line)
+    return shareable(line)
 
 
-def without_home(text: str) -> str:
-    """What a result file may say: the user's home folder is `~`."""
+def secrets() -> list[str]:
+    """What the environment of this process and its command line keep secret."""
+    flags = zip(sys.argv, sys.argv[1:], strict=False)
+    assigned = (argument.partition("=")[::2] for argument in sys.argv)
+    named = [*os.environ.items(), *((flag, value) for flag, value in (*flags, *assigned) if flag.startswith("--"))]
+    return [value for name, value in named if SECRET_NAMES.search(name) and len(value) >= 8]
+
+
+def shareable(text: str) -> str:
+    """What a file that is shared may say: secrets are `***`, the user's home folder is `~`."""
+    for secret in secrets():
+        text = text.replace(secret, "***")
     return text.replace(str(Path.home()), "~")

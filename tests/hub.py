@@ -25,7 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.root, self.requests = root, []
         self.private: dict[str, bool] = {}
         self.branches: list[str] = []
-        self.broken = 0  # how many of the next posts are cut off
+        self.cut: list[str] = []  # a post whose path holds the first of these is cut off in the middle
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -50,8 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body()
         path = urlsplit(self.path).path.strip("/").split("/")
-        if self.server.broken > 0:
-            self.server.broken -= 1
+        if self.server.cut and self.server.cut[0] in path:
+            self.server.cut.pop(0)
             self.connection.shutdown(socket.SHUT_RDWR)
         elif (
             path[:3] == ["api", "repos", "create"]
@@ -95,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path[4] == "branch":
             self.server.branches.append(path[5])
             self.reply({})
+        elif path[5] == "protected":
+            self.reply({"error": "Forbidden: the branch protected may not be written to"}, 403)
         else:
             folder = self.server.root.joinpath(*path[2:4])
             for line in filter(None, body.splitlines()):
@@ -110,8 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.requests.append(path)
         kind, *rest = path.split("/")
-        if kind == "api" and rest[0] in ("datasets", "models"):
+        if kind == "api" and rest[1:2] != ["gated"] and rest[0] in ("datasets", "models"):
             self.api("/".join(rest[1:3]), rest[3:], posted, form)
+        elif kind == "gated" or rest[1:2] == ["gated"]:
+            refused = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"}
+            self.reply({"error": "Access to this model is restricted"}, 403, refused)
         elif kind == "datasets" and rest[2] == "resolve":
             self.send_path(self.server.root.joinpath(*rest[:2], *rest[4:]))
         elif rest[1:2] == ["resolve"]:
@@ -185,6 +190,7 @@ import contextlib, io, json, os, sys
 from hf_lnfree.cli.main import main
 results = []
 for arguments, environment in json.loads(sys.argv[1]):
+    sys.argv = ["hf-lnfree", *arguments]
     os.environ.update(environment)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):

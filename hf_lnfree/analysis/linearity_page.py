@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..provenance import command, environment, without_home
+from ..provenance import command, environment, shareable
 from .linearity import Attribution
 from .plots import attribution_grid, save
 from .report import Picture, Section, Table, write_report
@@ -55,7 +55,7 @@ def write_attribution(folder: Path, attribution: Attribution, model: str, prompt
         "environment": environment(),
         "command": command(),
     }
-    (folder / "attribution.json").write_text(without_home(json.dumps(values, indent=1)) + "\n")
+    (folder / "attribution.json").write_text(shareable(json.dumps(values, indent=1)) + "\n")
     figure = attribution_grid(*attribution.grid(), f"logit of {target!r}")
     save(figure, folder / "attribution")
     section = Section(

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from ..evaluation import evaluate
 from ..files import write_at_once
-from ..provenance import without_home
+from ..provenance import shareable
 from ..training.arguments import DataArguments
 from ..training.data import load_splits, whole_corpus
 
@@ -35,7 +35,7 @@ def evaluate_command(
     if out is not None and PartialState().is_main_process:
         write_at_once(
             out,
-            without_home(json.dumps(results, indent=1, default=lambda tensor: tensor.tolist())) + "\n",
+            shareable(json.dumps(results, indent=1, default=lambda tensor: tensor.tolist())) + "\n",
         )
     return results
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..files import atomic_folder
-from ..provenance import command, environment, without_home
+from ..provenance import command, environment, shareable
 from .checkpoint import Checkpoint
 from .folding import Folding, fold
 from .onnx import export_onnx
@@ -159,4 +159,4 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     full = report | {"environment": environment(), "command": command()}
-    (folder / REPORT).write_text(without_home(json.dumps(full, indent=1)) + "\n")
+    (folder / REPORT).write_text(shareable(json.dumps(full, indent=1)) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_at_once
-from ..provenance import command, environment, without_home
+from ..provenance import command, environment, shareable
 
 TASKS = ("code_next_line", "code_identifiers", "code_brackets")
 
@@ -61,7 +61,7 @@ def run_harness(
         scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
     if out is not None:
         record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
-        write_at_once(out, without_home(json.dumps(record, indent=1)) + "\n")
+        write_at_once(out, shareable(json.dumps(record, indent=1)) + "\n")
     return scores
 
 

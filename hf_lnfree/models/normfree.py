@@ -146,8 +146,8 @@ class LNFreeMixin:
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
         elif hasattr(module, "norm_name"):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            if (reset := getattr(module, "reset_parameters", None)) is not None:
+                reset()
         else:
             super()._init_weights(module)
 

@@ -112,6 +112,9 @@ class LNFreeTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "pin host memory; only with an accelerator"}
     )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = field(
+        default="end", metadata={"help": "when --push_to_hub pushes; end: the finished run, with its card"}
+    )
     loss: Literal["auto", "plain", "compiled", "chunked"] = field(
         default="auto",
         metadata={"help": "equal in value: plain, compiled (faster), chunked (no logits in memory); auto chooses"},

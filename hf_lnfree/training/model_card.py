@@ -1,8 +1,6 @@
 """A model card out of what a run recorded; what is not known is left out."""
 
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,15 +9,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import write_at_once
-from ..provenance import without_home
+from ..provenance import shareable
 from .corpus import STDLIB
-from .run import RESULTS
 
 TEMPLATE = files("hf_lnfree") / "training" / "templates" / "model_card.md"
+RESULTS = "results.json"
 EVALUATION = "evaluation.json"  # of `hf-lnfree evaluate --out RUN/evaluation.json`
 CARD = "README.md"
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed", "bf16", "fp16")
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 
 
 def write_card(run: Path, repo_id: str | None = None) -> Path:
@@ -55,7 +52,7 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         made_from=list(made_from(results)),
         entropy_file=(run / "entropy.json").is_file(),
     )
-    write_at_once(run / CARD, scrubbed(str(card)))
+    write_at_once(run / CARD, shareable(str(card)))
     return run / CARD
 
 
@@ -151,15 +148,3 @@ def made_from(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     environment = results["environment"]
     packages = ("hf_lnfree", "python", "torch", "transformers", "device")
     yield "versions", ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
-
-
-def secrets() -> list[str]:
-    """What the environment of this process keeps secret."""
-    return [value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= 8]
-
-
-def scrubbed(text: str) -> str:
-    """Without secrets of the environment and without the user's home folder."""
-    for secret in secrets():
-        text = text.replace(secret, "***")
-    return without_home(text)

@@ -7,8 +7,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers import TrainingArguments
 
-from .model_card import secrets, write_card
+from ..provenance import secrets
+from .model_card import write_card
 
 try:  # the client of huggingface_hub from 2.0 on, and before
     from httpx2 import TransportError
@@ -25,8 +27,22 @@ ATTEMPTS, WAIT = 4, 1.0  # seconds before the second attempt, twice as long befo
 logger = logging.getLogger(__name__)
 
 
+def publish(run: Path, args: TrainingArguments) -> None:
+    """The card of a run that has ended, and with `args.push_to_hub` the whole run to `args.hub_model_id`."""
+    if not args.push_to_hub:
+        write_card(run, args.hub_model_id)
+        return
+    private = bool(args.hub_private_repo)
+    push_run(run, args.hub_model_id or run.resolve().name, private, args.hub_revision, token=args.hub_token)
+
+
 def push_run(
-    run: Path, repo_id: str, private: bool = False, revision: str | None = None, message: str | None = None
+    run: Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
 ) -> str:
     """
     Write the card and push a finished run; checkpoints, pickled arguments and locks stay here.
@@ -43,10 +59,10 @@ def push_run(
     validate_repo_id(repo_id)
     write_card(run, repo_id)
     refuse_secrets(run)
-    api = HfApi()
+    api = HfApi(token=token)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its namespace
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             commit = api.upload_folder(

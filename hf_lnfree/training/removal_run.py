@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from ..files import write_at_once
-from ..provenance import without_home
+from ..provenance import shareable
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .procedure import Procedure
+from .push import publish
 from .removal import NormRemoval, PlainFineTuning
 from .removal_report import write_removal_report
 from .removal_schedule import read_schedule
@@ -90,8 +91,9 @@ def remove_norms(
         results["plain"] = run(model, data, args, folder / "plain", PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
-        write_at_once(folder / SUMMARY, without_home(json.dumps(summary, indent=1)))
+        write_at_once(folder / SUMMARY, shareable(json.dumps(summary, indent=1)))
         write_removal_report(folder, summary)
+        publish(folder, args)
     return summary
 
 
@@ -104,7 +106,7 @@ def run(
         logger.info("%s is finished.", folder)
         return json.loads((folder / RESULTS).read_text())
     own = copy.copy(args)
-    own.output_dir = str(folder)
+    own.output_dir, own.push_to_hub = str(folder), False
     if goes_on:
         own.resume_from_checkpoint = "auto"  # the other run may not have begun
     return train(ModelArguments(model_name_or_path=model), copy.copy(data), own, procedure)

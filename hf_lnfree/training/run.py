@@ -14,18 +14,19 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.plots import heatmaps, save
 from ..files import write_at_once
-from ..provenance import command, environment, without_home
+from ..provenance import command, environment, shareable
 from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
 from .checkpoints import find_checkpoint, step_of
 from .corpus import STDLIB
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .losses import use_loss
+from .model_card import RESULTS
 from .procedure import Procedure
+from .push import publish
 from .trainer import LNFreeTrainer, perplexity
 from .windows import TokenWindows, window_batches
 
-RESULTS = "results.json"
 CHOICES = "choices.json"
 CHECKPOINT_BYTES_A_PARAMETER = 12  # weights and two moments, in float32
 
@@ -39,7 +40,7 @@ def train(
     procedure: Procedure | None = None,
 ) -> dict[str, Any]:
     """
-    Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` comes last.
+    Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` and the card come last.
 
     Args:
         procedure: what is done to the model besides; nothing by default.
@@ -99,7 +100,7 @@ def train(
         trainer.model = trainer.model_wrapped = model
     loss = math.nan if diverged else trainer.evaluate()["eval_loss"]
     model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what is pushed to the Hub is the finished run
     windows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens_a_step = windows * data_args.context_length
     steps = trainer.state.global_step
@@ -139,8 +140,9 @@ def train(
             save(heatmaps([report]), folder / "entropy.svg", [".svg"])
             results["overloaded_heads"] = report.overloaded("causal")
             results["collapsed_heads"] = report.collapsed("causal")
-        text = without_home(json.dumps(results, indent=1, default=str))
+        text = shareable(json.dumps(results, indent=1, default=str))
         write_at_once(folder / RESULTS, text)
+        publish(folder, args)
     trainer.accelerator.wait_for_everyone()
     return results
 

@@ -24,6 +24,7 @@ from .arguments import LNFreeTrainingArguments
 from .callbacks import JsonlLog, ReadableProgress
 from .checkpoints import PARTIAL, WholeCheckpoints
 from .divergence import DivergenceGuard
+from .model_card import RESULTS, write_card
 from .recorder import FlightRecorder
 
 
@@ -181,6 +182,13 @@ class LNFreeTrainer(WholeCheckpoints):
         loss, count = torch.cat(sums).double().sum(0).tolist()
         metrics = {f"{kwargs.get('metric_key_prefix', 'eval')}_loss": loss / count}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=sum(map(len, sums)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Of a finished run what it recorded; before that the host's draft."""
+        if not (Path(self.args.output_dir) / RESULTS).is_file():
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(Path(self.args.output_dir), self.hub_model_id)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:

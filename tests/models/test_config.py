@@ -6,7 +6,6 @@ import pytest
 from transformers import AutoConfig
 
 
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

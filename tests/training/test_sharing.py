@@ -50,6 +50,7 @@ def hub(tmp_path):
 
 
 def test_a_card_tells_what_was_recorded(run, capsys):
+    assert 'from_pretrained("tiny", trust_remote_code=True)' in (run / "README.md").read_text()  # written by the run
     assert main(["card", str(run), "--repo-id", "me/tiny"]) == 0
     results = json.loads((run / "results.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -92,14 +93,14 @@ def test_secrets_and_homes_stay_here(run, tmp_path, monkeypatch):
 
 
 def test_push_and_load_elsewhere(run, hub, tmp_path):
-    hub.broken = 2  # the connection breaks twice, and is tried again
+    hub.cut = ["create", "commit", "commit"]  # the connection breaks before the commit and in the middle of it
     command = ["push", str(run), "--repo-id", "me/tiny", "--private", "--revision", "first"]
     (done,) = run_commands(hub, [(command, {})])
     assert done["code"] == 0, done["err"]
     assert "/me/tiny/commit/" in done["out"]
-    assert hub.broken == 0
+    assert hub.cut == []
     assert hub.private == {"me/tiny": True}
-    assert hub.branches == ["first"]
+    assert set(hub.branches) == {"first"}
     folder = hub.root / "me" / "tiny"
     pushed = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
@@ -123,18 +124,47 @@ def test_a_push_that_cannot_be_is_one_line(run, hub):
         ("a/b/c", {}, "Repo id must be in the form"),
         ("me/--bad--", {}, "me/--bad--"),
     ]
-    found = run_commands(hub, [(["push", str(run), "--repo-id", name], environment) for name, environment, _ in cases])
-    for (name, _, message), done in zip(cases, found, strict=True):
+    commands = [(["push", str(run), "--repo-id", name], environment) for name, environment, _ in cases]
+    cases += [("a protected branch", {}, "may not write there"), ("a gated model", {}, "gated/model")]
+    dummy = {"HF_TOKEN": "hf_dummy"}
+    commands += [(["push", str(run), "--repo-id", "me/tiny", "--revision", "protected"], dummy)]
+    commands += [(["evaluate", "gated/model", "--data", str(run / "results.json")], dummy)]
+    for (name, _, message), done in zip(cases, run_commands(hub, commands), strict=True):
         assert done["code"] == 1, name
         assert message in done["err"]
         assert len(done["err"].strip().splitlines()) == 1
-    assert not (hub.root / "me").exists()
+    assert not [path for path in hub.root.rglob("*") if path.is_file() and path.is_relative_to(hub.root / "me")]
+
+
+def test_a_run_with_push_to_hub_ends_on_the_hub(hub, corpus, cache_dir, tmp_path):
+    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--dataset", str(corpus), "--vocab_size", "300"]
+    command += [
+        "--context_length",
+        "32",
+        "--max_steps",
+        "2",
+        "--probe_steps",
+        "0",
+        "--use_cpu",
+        "--cache_dir",
+        cache_dir,
+    ]
+    command += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "me/pushed"]
+    (done,) = run_commands(hub, [([*command, "--hub_token", "hf_dummy"], {"HF_TOKEN": ""})])
+    assert done["code"] == 0, done["err"]
+    folder = hub.root / "me" / "pushed"
+    assert ModelCard.load(folder / "README.md").data.eval_results[0].metric_type == "perplexity"
+    assert {"results.json", "entropy.svg", "model.safetensors", "normfree.py"} <= {p.name for p in folder.iterdir()}
+    texts = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".md", ".py")]
+    assert not [path.name for path in texts if "hf_dummy" in path.read_text()]
 
 
 def test_a_hub_that_does_not_answer_is_asked_four_times(run, monkeypatch):
     asked = []
 
     class Unreachable:
+        def __init__(self, token): ...
+
         def create_repo(self, *args, **kwargs):
             asked.append(args)
             raise push.TransportError("no route to host")
