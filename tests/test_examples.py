@@ -26,9 +26,10 @@ from hf_lnfree.training.settings import parse_settings, read_settings
 from hf_lnfree.training.study import Study, run_study
 
 from .conftest import GPT2
+from .pages import ROOT, commands, fenced
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = ROOT / "README.md"
+README = PAGE.read_text()
 SIZES = {
     "gpt2": {},
     "gpt2-18L": {"n_layer": 18},
@@ -41,10 +42,6 @@ ROWS = [path for path in sorted(PAPER.glob("[!_]*.yaml")) if path not in STUDIES
 CUT = {"max_steps": 2, "max_validation_windows": 4, "attention_report_windows": 4, "probe_steps": 0}
 SHORT = ["--use_cpu", *(part for name, value in CUT.items() for part in (f"--{name}", str(value)))]
 SHORT_STUDY = ["--use-cpu", *(part for name, value in CUT.items() for part in ("--set", f"{name}={value}"))]
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
 
 REMOVAL = ROOT / "examples" / "remove_norms"
@@ -190,18 +187,13 @@ def test_finetuning_scripts(script, workplace):
 
 def test_readme_python_runs(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    assert blocks("python")
-    for code in blocks("python"):
+    assert fenced(PAGE, "python")
+    for code in fenced(PAGE, "python"):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert "mean attention entropy" in capsys.readouterr().out
 
 
-def readme_commands():
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
-
-
-@pytest.mark.parametrize("line", readme_commands())
+@pytest.mark.parametrize("line", commands(PAGE))
 def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
     monkeypatch.chdir(workplace)
     program, *arguments = shlex.split(line)

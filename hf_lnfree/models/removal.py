@@ -45,7 +45,7 @@ class RemovalNorm(nn.LayerNorm):
     $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it
     over the data; the first position has one of its own, since its residual stream is many times larger.
 
-    Buffers, saved with the model:
+    Buffers:
         sigma: [2], $\sigma_0$ at the first position and at all others.
         gate: [2], $\gamma$ of the output, and of the output that values are made of where the norm feeds attention.
         first_gate: [], how much of its own $\sigma_0$ the first position has given up for that of the others; at 1 the

@@ -5,9 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -18,16 +16,12 @@ from transformers import (
     AutoTokenizer,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    OPTConfig,
     OPTForCausalLM,
-    OPTModel,
 )
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
-from hf_lnfree.models import DecoderSites, LNFreeMixin
-from hf_lnfree.models.configuration_lnfree import LNFreeConfigMixin
-from hf_lnfree.models.heads import CausalLMHead
+from hf_lnfree.models import LNFreeMixin
 from hf_lnfree.models.removal import RemovalNorm
 from hf_lnfree.training import DataArguments, LNFreeTrainingArguments
 from hf_lnfree.training.removal import NormRemoval, removable
@@ -37,6 +31,7 @@ from hf_lnfree.training.run import train
 from hf_lnfree.training.tokenization import load_tokenizer
 
 from ..conversion.conftest import logits, trained
+from ..pages import ROOT, fenced
 from .test_interruptions import KILLED, run_jobs
 
 STAGES = [
@@ -333,34 +328,13 @@ def test_arguments_are_checked(field, value):
         RemovalArguments(**{field: value})
 
 
-# Another family, as a user would declare it
+# Another family, as the documentation declares it
 
 
-@dataclass(kw_only=True, repr=False)
-class LNFreeOPTConfig(LNFreeConfigMixin, OPTConfig):
-    model_type = "lnfree_opt_of_a_test"
-    activation_field: ClassVar[str] = "activation_function"
-
-
-class LNFreeOPTModel(LNFreeMixin, OPTModel):
-    config_class = LNFreeOPTConfig
-    sites = DecoderSites(
-        embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
-        blocks="decoder.layers",
-        block_norms={
-            "self_attn_layer_norm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "final_layer_norm": ("fc1",),
-        },
-        residual_writers=("self_attn.out_proj", "fc2"),
-        final_norm="decoder.final_layer_norm",
-        activation="activation_fn",
-    )
-
-
-class LNFreeOPTForCausalLM(CausalLMHead, LNFreeMixin, OPTForCausalLM):
-    config_class = LNFreeOPTConfig
-    sites = LNFreeOPTModel.sites
-    backbone = LNFreeOPTModel
+OPT = {}
+exec(fenced(ROOT / "docs" / "extending.md", "python")[2], OPT)
+LNFreeOPTConfig, LNFreeOPTModel = OPT["LNFreeOPTConfig"], OPT["LNFreeOPTModel"]
+LNFreeOPTForCausalLM = OPT["LNFreeOPTForCausalLM"]
 
 
 class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):

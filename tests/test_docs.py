@@ -1,0 +1,54 @@
+"""The pages of docs/: their code runs, their commands are commands, and none is missing."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+import yaml
+
+from hf_lnfree.cli.main import app
+from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.training.study import Study
+
+from .pages import ROOT, commands, fenced
+
+DOCS = ROOT / "docs"
+HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_every_command_has_a_page():
+    assert {page.stem for page in HOW_TO} == set(COMMANDS)
+    for page in HOW_TO:
+        assert any(line.startswith(f"hf-lnfree {page.stem}") for line in commands(page)), page
+
+
+@pytest.mark.parametrize("line", [line for page in HOW_TO for line in commands(page)])
+def test_commands_are_accepted(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(line)
+    if program == "torchrun":
+        program, *arguments = "hf-lnfree", *arguments[arguments.index("hf_lnfree.cli.main") + 1 :]
+    assert program == "hf-lnfree"
+    name, *arguments = arguments
+    if name == "train" and "--help" not in arguments:
+        parse_arguments(arguments)
+    else:  # usage is checked before anything is done
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_own_activation_norm_and_family():
+    """In a process of their own: they register names."""
+    blocks = fenced(DOCS / "extending.md", "python")
+    assert len(blocks) == 3
+
+    done = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_study_of_the_page_is_one(tmp_path):
+    (text,) = fenced(DOCS / "how-to" / "study.md", "yaml")
+    (tmp_path / "study.yaml").write_text(text)
+    assert list(Study.load(tmp_path / "study.yaml").rows) == list(yaml.safe_load(text)["rows"])
