@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..models import LNFreeMixin
+from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
 
 
@@ -97,6 +98,13 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
             "stock GPT-2 or Pythia as one."
         )
     norm = model.base_model.get_submodule(model.base_model.sites.final_norm)
+    config = model.config
+    if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none" or config.weight_norm != "none":
+        raise ValueError(
+            f"A logit is no sum of what these components write (final_norm {config.final_norm!r}, residual_gain "
+            f"{config.residual_gain!r}, weight_norm {config.weight_norm!r}). Fold gains and weight norms first "
+            "(hf_lnfree.conversion.fold); a final dyt or derf cannot be attributed."
+        )
     training = model.training
     model.eval()
     components, stream, logits = decompose(model, norm, input_ids, inputs)
@@ -125,7 +133,7 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
         direct=torch.stack(direct),
         removed=torch.stack(removed),
         largest_error=(total - logits).abs().max().item(),
-        linear=isinstance(norm, nn.Identity) or (isinstance(norm, RemovalNorm) and norm.finished),
+        linear=isinstance(norm, LINEAR) or (isinstance(norm, RemovalNorm) and norm.finished),
     )
 
 
@@ -183,7 +191,8 @@ def linearised(norm: nn.Module, stream: Tensor) -> tuple[Any, Tensor | None]:
     zero = torch.zeros(()) if bias is None else bias
     centres = isinstance(norm, nn.LayerNorm)
     centred = stream - stream.mean(-1, keepdim=True) if centres else stream
-    gain = norm.weight if norm.weight is not None else torch.ones_like(stream[0, 0])
+    gain = getattr(norm, "weight", None)
+    gain = torch.ones_like(stream[0, 0]) if gain is None else gain
     # The norm's own output tells its scale, whatever it is made of: sigma, or a fixed one.
     output = norm(stream) - zero
     scale = (output * gain * centred).sum(-1, keepdim=True) / (gain * centred).square().sum(-1, keepdim=True)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..models.normalizations import FixedScale, Scale
 from ..models.removal import OTHERS, RemovalNorm
+from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from ..models.weight_norms import NormedWeight, plain_weight
 from .families import blank, family_of, require_no_adapters, set_block_norms, sites_of
 
 # From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
+LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
 HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
 
 
@@ -54,6 +58,8 @@ class NormSite:
     @property
     def fixed_scale(self) -> float | None:
         """What it divides by, if that is the same for every token."""
+        if isinstance(self.norm, FixedScale):
+            return self.norm.sigma.item()
         if isinstance(self.norm, RemovalNorm):
             return self.norm.sigma[OTHERS].item() if self.norm.finished else None
         if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
@@ -62,9 +68,9 @@ class NormSite:
 
     @property
     def foldable(self) -> bool:
-        return (
-            isinstance(self.norm, nn.LayerNorm) and bool(self.readers) and (self.takes_bias or not self.norm.bias.any())
-        )
+        bias = getattr(self.norm, "bias", None)
+        known = isinstance(self.norm, nn.LayerNorm) or self.kind in LEFT
+        return known and bool(self.readers) and (self.takes_bias or bias is None or not bias.any())
 
 
 def norm_sites(model: PreTrainedModel) -> list[NormSite]:
@@ -97,7 +103,10 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
 
     - A LayerNorm leaves "rmspre" (a division by the root mean square), or a LayerNorm with gain 1 and bias 0 where a
       part of the model reads the residual stream without a norm, so that its mean must stay.
-    - A LayerNorm disabled by its epsilon and a [`RemovalNorm`] whose removal is finished leave nothing.
+    - A LayerNorm disabled by its epsilon, a [`RemovalNorm`] whose removal is finished, "fixed_scale", "scale" and
+      "affine" leave nothing; "rmsnorm" leaves "rmspre".
+    - Normed weights become plain ones; residual gains, scales of MLPs and temperatures of heads go into the weights, a
+      temperature behind a query-key norm stays.
 
     Args:
         model: of this package, any head. It stays as it is.
@@ -110,7 +119,8 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
             adapters.
     """
     require_no_adapters(model)
-    work = copy.deepcopy(model).to(torch.float64)
+    work = copy.deepcopy(model).to(torch.float64).eval()
+    fold_stabilizers(work)
     sites = norm_sites(work)
     check(sites)
     folding = Folding()
@@ -131,6 +141,45 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
     if centre:
         centre_stream(work)
     return rebuilt(model, work, left, folding), folding
+
+
+def fold_stabilizers(model: PreTrainedModel) -> None:
+    """Everything linear that is neither a norm of activations nor a bias goes into the weights, in place."""
+    sites, config = sites_of(model), model.config
+    for module in list(model.modules()):
+        if isinstance(module, NormedWeight):
+            plain_weight(module)
+    for block in model.base_model.get_submodule(sites.blocks):
+        activation = block.get_submodule(sites.activation)
+        if isinstance(activation, ScaledMLP):
+            before, after = activation.scales
+            for path in sites.mlp_readers(block):
+                scale(block.get_submodule(path), before)
+            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(after)
+            block.set_submodule(sites.activation, activation.activation)
+        for writer, end in zip(sites.residual_writers, sites.branch_ends, strict=False):
+            gain = dict(block.named_modules()).get(end)
+            if isinstance(gain, ResidualGain):
+                scale(block.get_submodule(writer), gain.value)
+                block.set_submodule(end, nn.Dropout(gain.p))
+        control = getattr(block.get_submodule(sites.attention), "query_key", None)
+        if isinstance(control, QueryKeyControl) and not control.norm:
+            fused = block.get_submodule(sites.query_key_value)
+            for rows in (as_linear(fused), fused.bias):
+                if rows is not None:  # groups, (q, k, v), heads of a group, d, and the inputs of a weight
+                    parts = rows.unflatten(0, (control.groups, 3, control.heads // control.groups, -1))
+                    factor = control.temperature.view(control.groups, -1, *[1] * (parts.dim() - 3))
+                    parts[:, 0].mul_(factor)
+            control.detach(block)
+            del block.get_submodule(sites.attention).query_key
+    config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
+    config.attention_temperature = config.attention_temperature and config.query_key_norm
+
+
+def scale(projection: nn.Module, factor: Tensor | float) -> None:
+    as_linear(projection).mul_(factor)
+    if projection.bias is not None:
+        projection.bias.mul_(factor)
 
 
 def check(sites: Sequence[NormSite]) -> None:
@@ -156,7 +205,6 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
     """Fold one norm into its readers, in place; returns what is left of it."""
     norm, scale, left = site.norm, site.fixed_scale, site.kind
     if isinstance(norm, nn.LayerNorm) and not site.foldable:
-        left = "layernorm"
         folding.notes.append(f"{site.name} keeps its gain and bias: nothing after it can take them.")
     elif isinstance(norm, nn.LayerNorm):
         left = "none" if scale is not None else "rmspre" if centre else "layernorm"
@@ -170,7 +218,15 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
                 weight -= weight.mean(1, keepdim=True)
         norm.weight.fill_(1.0)
         norm.bias.zero_()
-    disabled = scale is not None and not isinstance(norm, RemovalNorm)
+    elif site.foldable:
+        left = LEFT[site.kind]
+        for reader in site.readers:
+            weight, bias = as_linear(reader), getattr(norm, "bias", None)
+            if bias is not None and bias.any():
+                shift = weight @ bias
+                reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift)
+            weight *= norm.scale if isinstance(norm, Scale) else norm.weight
+    disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
     folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
     return left
 
@@ -191,7 +247,7 @@ def centre_stream(model: PreTrainedModel) -> None:
 
 def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
     """`work` as a model whose configuration says what is left of the norms, in the dtype of `model`."""
-    config = copy.deepcopy(model.config)
+    config = work.config
     *blocks, config.final_norm = left
     a_block = len(blocks) // config.num_hidden_layers
     by_layer = [set(blocks[start : start + a_block]) for start in range(0, len(blocks), a_block)]

@@ -35,10 +35,10 @@ def to_transformer_lens(
         raise ValueError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
     require_no_adapters(model)
     kinds = set(model.config.block_norms)
-    if len(kinds) > 1 or "removal" in kinds | {model.config.final_norm}:
+    if len(kinds) > 1 or not kinds | {model.config.final_norm} <= set(NORMALIZATION_TYPES):
         raise ValueError(
-            f"TransformerLens has one normalization for all blocks, and no removal; these are {sorted(kinds)} and "
-            f"{model.config.final_norm} after the last block. A finished removal can be folded."
+            f"TransformerLens has one normalization for all blocks ({', '.join(NORMALIZATION_TYPES)}); these are "
+            f"{sorted(kinds)} and {model.config.final_norm} after the last block. A finished removal can be folded."
         )
     model = copy.deepcopy(model).eval()
     names = {site.name.rpartition(".")[2] for site in norm_sites(model) if not isinstance(site.norm, nn.LayerNorm)}

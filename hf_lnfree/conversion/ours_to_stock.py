@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, require_no_adapters
-from .folding import as_linear, fold, norm_sites
+from .folding import LEFT, as_linear, fold, norm_sites
 from .widening import without_mean
 
 EPS, GAIN = 2.0**60, 2.0**30
@@ -38,8 +38,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
         ValueError: the stock class cannot hold the model; the message lists every reason.
     """
     require_no_adapters(model)
-    if model.config.lm_head_bias or any(site.fixed_scale is not None for site in norm_sites(model)):
-        model, _ = fold(model)
+    model = folded_where_linear(model)
     if {site.kind for site in norm_sites(model)} == {"none"} and reads_mean(model):
         model = without_mean(model)
     dtype = dtype or model.dtype
@@ -73,11 +72,20 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     return stock.to(model.device).train(model.training)
 
 
+def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
+    config, sites = model.config, norm_sites(model)
+    stabilizers = (config.ffn_scale, config.attention_temperature)
+    named = config.weight_norm != "none" or config.residual_gain != "none"
+    norms = any(site.fixed_scale is not None or site.kind in LEFT for site in sites)
+    return fold(model)[0] if config.lm_head_bias or named or any(stabilizers) or norms else model
+
+
 def stock_config(model: PreTrainedModel, family: Family):
     """The fields of the stock configuration."""
     ours = {f.name for f in fields(LNFreeConfigMixin)} | {"auto_map", "model_type", "architectures"}
     values = {name: value for name, value in model.config.to_dict().items() if name not in ours}
-    values[model.config.activation_field] = model.config.block_activations[0]
+    activation = model.config.block_activations[0]
+    values[model.config.activation_field] = "linear" if activation == "identity" else activation
     return family.stock_config(**values)
 
 
@@ -87,8 +95,12 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
     activations = set(config.block_activations)
     if len(activations) > 1:
         reasons.append(f"its layers have different activations ({', '.join(sorted(activations))}); stock has one field")
-    if "learnable_leaky_relu" in activations:
-        reasons.append("learnable_leaky_relu is no activation of transformers")
+    if unknown := activations & {"learnable_leaky_relu", "prelu", "gelu_relu"}:
+        reasons.append(f"{', '.join(sorted(unknown))} is no activation of transformers, or a different one")
+    if unknown := kinds - {"none", "layernorm", "rmspre", "removal"}:
+        reasons.append(f"{', '.join(sorted(unknown))} is nothing that a LayerNorm can be")
+    if config.query_key_norm:
+        reasons.append("its queries and keys are normalised")
     if "leaky_relu" in activations and config.negative_slope != STOCK_SLOPE:
         reasons.append(f"leaky_relu has slope {config.negative_slope} here and {STOCK_SLOPE} in transformers")
     if len(kinds) > 1:

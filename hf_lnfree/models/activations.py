@@ -1,7 +1,9 @@
-"""Leaky ReLU with a fixed or a learnable slope, under names that transformers' `ACT2FN` knows.
+"""Activations with something to learn, under names that transformers' `ACT2FN` knows.
 
-The learnable one is fast on the CPU too: `torch.where` with a parameter costs 9x a ReLU there and `F.prelu` 3.8x.
+The learnable leaky ReLU is fast on the CPU too: `torch.where` with a parameter costs 9x a ReLU there, `F.prelu` 3.8x.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +72,57 @@ class LearnableLeakyReLU(nn.Module):
         return "negative_slope=meta" if slope.is_meta else f"negative_slope={slope.item():.4g}"
 
 
+class ChannelPReLU(nn.Module):
+    r"""
+    $f(x)_c = \max(x_c, 0) + a_c \min(x_c, 0)$ with one learnable slope a channel (arXiv 1502.01852), each from
+    `negative_slope` on. torch's own has its channels in dimension 1, and "prelu" in transformers has one slope.
+    """
+
+    def __init__(self, channels: int, negative_slope: float):
+        super().__init__()
+        self.start = float(negative_slope)
+        self.weight = nn.Parameter(torch.full((channels,), self.start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0) + self.weight.to(x.dtype) * x.clamp(max=0)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, negative_slope={self.start:g}"
+
+
+class GELUReLU(nn.Module):
+    r"""
+    $f(x) = m\,\mathrm{GELU}(x) + (1 - m)\,\mathrm{ReLU}(x)$ with the learnable mix $m = \sigma(w)$ of a layer, from 1/2
+    on: which of the two arXiv 2410.09637 compares does training choose where?
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    @property
+    def mix(self) -> Tensor:
+        """[1], the share of GELU."""
+        return self.weight.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).lerp(F.gelu(x), self.mix.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return "mix=meta" if self.weight.is_meta else f"mix={self.mix.item():.4g}"
+
+
 # GPT2MLP and GPTNeoXMLP look the name up while they are built, before anything can be rewired.
 ACT2FN["learnable_leaky_relu"] = LearnableLeakyReLU
+ACT2FN["gelu_relu"] = GELUReLU
+ACT2FN["identity"] = nn.Identity
 
-WITH_SLOPE = {"leaky_relu": nn.LeakyReLU, "learnable_leaky_relu": LearnableLeakyReLU}
+# name -> (width of the MLP, slope) -> module, for those that need to know
+BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
+    "leaky_relu": lambda width, slope: nn.LeakyReLU(slope),
+    "learnable_leaky_relu": lambda width, slope: LearnableLeakyReLU(slope),
+    "prelu": ChannelPReLU,
+}
 
 
 def activation_names() -> tuple[str, ...]:
@@ -81,6 +130,8 @@ def activation_names() -> tuple[str, ...]:
     return tuple(ACT2FN)
 
 
-def build_activation(name: str, negative_slope: float) -> nn.Module:
-    """The module for an activation name; `negative_slope` matters to the leaky ones only."""
-    return WITH_SLOPE[name](negative_slope) if name in WITH_SLOPE else ACT2FN[name]
+def build_activation(name: str, width: int, negative_slope: float) -> nn.Module:
+    """The module for an activation name; `built` on it are these arguments, of which a fresh one can be made."""
+    module = BUILDERS[name](width, negative_slope) if name in BUILDERS else ACT2FN[name]
+    module.built = (name, width, negative_slope)
+    return module

@@ -5,6 +5,7 @@
 """
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -34,18 +35,20 @@ class LNFreeConfigMixin:
     Fields of the normalisation-free study (arXiv 2410.09637), the same for every family.
 
     Args:
-        norm (`"none"`, `"layernorm"`, `"rmspre"` or `"removal"`, defaults to `"none"`):
-            What stands where the stock block has its LayerNorms. `"rmspre"` only divides by the root mean square: what
-            is left of a LayerNorm whose centring, gain and bias are folded into the weights. `"removal"` is a LayerNorm
-            on its way to a fixed scale ([`RemovalNorm`]).
+        norm (`str`, defaults to `"none"`):
+            What stands where the stock block has its LayerNorms, a name in `NORMALIZATIONS`: `"none"`, `"layernorm"`,
+            `"rmsnorm"`; functions of single numbers, `"dyt"` ([`DynamicTanh`]) and `"derf"` ([`DynamicErf`]); linear
+            ones, `"scale"`, `"affine"` and `"fixed_scale"`; `"rmspre"`, which only divides by the root mean square, as
+            is left of a LayerNorm whose centring, gain and bias are folded into the weights; and `"removal"`, a
+            LayerNorm on its way to a fixed scale ([`RemovalNorm`]).
         final_norm (the same, defaults to `"layernorm"`):
             What stands after the last block. The paper's LayerNorm-free models keep this one.
-        layer_norms (`list[str]`, *optional*):
-            One entry per layer; overrides `norm`.
-        layer_activations (`list[str]`, *optional*):
-            One entry per layer; overrides the family's activation field (`activation_function` or `hidden_act`).
+        layer_norms (`list[str]` or `str`, *optional*):
+            One entry per layer, or a rule like `"none:0-5,layernorm:6-11"`; overrides `norm`.
+        layer_activations (`list[str]` or `str`, *optional*):
+            The same; overrides the family's activation field (`activation_function` or `hidden_act`).
         negative_slope (`float`, defaults to 0.01):
-            Slope of `"leaky_relu"`, and the starting slope of `"learnable_leaky_relu"`.
+            Slope of `"leaky_relu"`, and where those of `"learnable_leaky_relu"` and `"prelu"` start.
         slope_scope (`"layer"` or `"global"`, defaults to `"layer"`):
             Whether every layer learns a slope of its own or the whole model learns one.
         linear_bias (`"all"` or `"query_key"`, defaults to `"all"`):
@@ -56,6 +59,22 @@ class LNFreeConfigMixin:
             `initializer_range / sqrt(2 * num_hidden_layers)`, `"plain"` with `initializer_range`.
         lm_head_bias (`bool`, defaults to `False`):
             Whether the language-model head has a bias. A final norm's bias, folded into the head, becomes one.
+        norm_alpha (`float`, defaults to 0.5):
+            Where the learned alpha of `"dyt"` and `"derf"` starts.
+        norm_alpha_attention (`float`, *optional*):
+            The same for norms that feed attention; `norm_alpha` by default.
+        weight_norm (`"none"`, `"weight"` or `"spectral"`, defaults to `"none"`):
+            A bound on the matrices instead of the activations ([`WeightNorm`], [`SpectralNorm`]).
+        weight_norm_scope (`"mlp"` or `"block"`, defaults to `"mlp"`):
+            Whose matrices: those of the MLPs, or all of a block.
+        residual_gain (`"none"`, `"rezero"`, `"skipinit"` or `"fixed"`, defaults to `"none"`):
+            A gain on what each branch adds to the residual stream ([`ResidualGain`]).
+        ffn_scale (`bool`, defaults to `False`):
+            Two learned scales in every MLP ([`ScaledMLP`]).
+        query_key_norm (`bool`, defaults to `False`):
+            Whether queries and keys are divided by their root mean squares ([`QueryKeyControl`]).
+        attention_temperature (`bool`, defaults to `False`):
+            Whether every head learns a factor of its logits ([`QueryKeyControl`]).
 
     Raises:
         ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown
@@ -66,13 +85,21 @@ class LNFreeConfigMixin:
 
     norm: str = "none"
     final_norm: str = "layernorm"
-    layer_norms: list[str] | None = None
-    layer_activations: list[str] | None = None
+    layer_norms: list[str] | str | None = None
+    layer_activations: list[str] | str | None = None
     negative_slope: float | int = 0.01
     slope_scope: Literal["layer", "global"] = "layer"
     linear_bias: Literal["all", "query_key"] = "all"
     residual_init: Literal["scaled", "plain"] = "scaled"
     lm_head_bias: bool = False
+    norm_alpha: float | int = 0.5
+    norm_alpha_attention: float | int | None = None
+    weight_norm: Literal["none", "weight", "spectral"] = "none"
+    weight_norm_scope: Literal["mlp", "block"] = "mlp"
+    residual_gain: Literal["none", "rezero", "skipinit", "fixed"] = "none"
+    ffn_scale: bool = False
+    query_key_norm: bool = False
+    attention_temperature: bool = False
 
     # Checked here and not by @strict, whose error is no ValueError.
     def __setattr__(self, name: str, value: Any) -> None:
@@ -86,10 +113,10 @@ class LNFreeConfigMixin:
             _check_names(name, value, normalization_names())
         elif name == "layer_activations":
             _check_names(name, value, activation_names())
-        elif name == "negative_slope" and not (_is_number(value) and math.isfinite(value)):
-            raise ValueError(f"negative_slope must be a finite number, got {value!r}.")
-        elif name == "lm_head_bias" and not isinstance(value, bool):
-            raise ValueError(f"lm_head_bias must be true or false, got {value!r}.")
+        elif name in NUMBERS and not (_is_number(value) or (value is None and name == "norm_alpha_attention")):
+            raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        elif name in SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}.")
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -115,6 +142,8 @@ class LNFreeConfigMixin:
         values = getattr(self, list_field)
         if values is None:
             return [default] * self.num_hidden_layers
+        if isinstance(values, str):
+            return expand_rule(list_field, values, self.num_hidden_layers)
         if len(values) != self.num_hidden_layers:
             raise ValueError(
                 f"{list_field} needs one entry per layer: {self.num_hidden_layers} layers, {len(values)} entries given."
@@ -123,10 +152,39 @@ class LNFreeConfigMixin:
 
 
 ALLOWED_VALUES = {f.name: get_args(f.type) for f in fields(LNFreeConfigMixin) if get_origin(f.type) is Literal}
+SWITCHES = [f.name for f in fields(LNFreeConfigMixin) if f.type is bool]
+NUMBERS = ("negative_slope", "norm_alpha", "norm_alpha_attention")
+
+
+def expand_rule(field_name: str, rule: str, layers: int) -> list[str]:
+    """
+    `"relu:0-5,gelu:6-11"` -> a name for every layer.
+
+    Raises:
+        ValueError: what is no rule, a layer that is not there, or one that has two names or none.
+    """
+    names: list[str | None] = [None] * layers
+    for part in rule.split(","):
+        found = re.fullmatch(r"\s*([\w.]+)\s*:\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if found is None:
+            raise ValueError(
+                f"{field_name} must be None, a list with one name per layer or a rule like 'relu:0-5,gelu:6-11'; got "
+                f"{rule!r}."
+            )
+        first, last = int(found[2]), int(found[3] or found[2])
+        if not first <= last < layers:
+            raise ValueError(f"{field_name}: {part.strip()!r} names layers that are not among 0-{layers - 1}.")
+        for layer in range(first, last + 1):
+            if names[layer] is not None:
+                raise ValueError(f"{field_name} gives layer {layer} two names: {rule!r}.")
+            names[layer] = found[1]
+    if None in names:
+        raise ValueError(f"{field_name} gives layer {names.index(None)} no name: {rule!r}.")
+    return [name for name in names if name is not None]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_name(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -137,8 +195,10 @@ def _check_name(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
     if values is None:
         return
+    if isinstance(values, str):  # whether it fits the layers is seen once their number is known
+        values = [part.partition(":")[0].strip() for part in values.split(",")]
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"{name} must be None or a list with one name per layer, got {values!r}.")
+        raise ValueError(f"{name} must be None, a list with one name per layer, or a rule; got {values!r}.")
     for index, value in enumerate(values):
         _check_name(f"{name}[{index}]", value, allowed)
 

@@ -26,6 +26,7 @@ class LNFreeGPT2Mixin(LNFreeMixin):
         query_key_value="attn.c_attn",
         query_key_value_per_head=False,
         unbiased=("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        branch_ends=("attn.resid_dropout", "mlp.dropout", "crossattention.resid_dropout"),
         residual_projections={GPT2Attention: "c_proj", GPT2MLP: "c_proj"},
     )
 

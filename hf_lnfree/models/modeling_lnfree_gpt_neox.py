@@ -30,6 +30,7 @@ class LNFreeGPTNeoXMixin(LNFreeMixin):
         query_key_value="attention.query_key_value",
         query_key_value_per_head=True,
         unbiased=("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        branch_ends=("post_attention_dropout", "post_mlp_dropout"),
         residual_projections={GPTNeoXAttention: "dense", GPTNeoXMLP: "dense_4h_to_h"},
     )
 

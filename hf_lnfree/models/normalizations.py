@@ -1,9 +1,13 @@
-"""What may stand where a stock model has a LayerNorm."""
+r"""What may stand where a stock model has a LayerNorm.
+
+Shapes: x [..., D]; gains and biases [D], learned numbers [1].
+"""
 
 from collections.abc import Callable
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .removal import RemovalNorm
@@ -11,14 +15,138 @@ from .removal import RemovalNorm
 Feeds = Literal["attention", "mlp", "final"]
 """What reads a norm: the projections of the attention, those of the MLP, or the head."""
 
+
+class _Squashed(nn.Module):
+    def __init__(self, size: int, alpha: float):
+        super().__init__()
+        self.start = float(alpha)
+        self.alpha = nn.Parameter(torch.empty(1))
+        self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.alpha, self.start)
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, alpha={'meta' if self.alpha.is_meta else format(self.alpha.item(), '.4g')}"
+
+
+class DynamicTanh(_Squashed):
+    r"""
+    $y = g \odot \tanh(\alpha x) + b$ with one learned $\alpha$ (DyT, arXiv 2503.10622).
+
+    Args:
+        alpha: where $\alpha$ starts; the paper takes 0.5, and for large language models more before attention than
+            elsewhere.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
+class DynamicErf(_Squashed):
+    r"""
+    $y = g \odot \mathrm{erf}(\alpha x + s) + b$ with learned $\alpha$ and shift $s$ (Derf, arXiv 2512.10938).
+
+    Args:
+        alpha: where $\alpha$ starts; $s$ starts at 0.
+    """
+
+    def __init__(self, size: int, alpha: float):
+        super().__init__(size, alpha)
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "shift"):
+            nn.init.zeros_(self.shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(self.alpha * x + self.shift) * self.weight + self.bias
+
+
+class Scale(nn.Module):
+    r"""$y = a x$ with one learned scalar, from 1 on: what is left of a norm that may only choose a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))  # not "weight": a stock checkpoint has another under that name
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Affine(nn.Module):
+    r"""$y = g \odot x + b$ (Aff of ResMLP, arXiv 2105.03404): gain and bias of a LayerNorm without its statistics."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x + self.bias
+
+
+class FixedScale(nn.LayerNorm):
+    r"""
+    $y = g \odot (x - \bar x) / \sigma_0 + b$: a LayerNorm whose deviation is a constant, so linear; what the removal of
+    a norm ends in (arXiv 2409.13710).
+
+    Buffers:
+        sigma: [], $\sigma_0$; 1 in a new model. Not trained.
+    """
+
+    sigma: Tensor
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.register_buffer("sigma", torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "sigma" in self._buffers:
+            nn.init.ones_(self.sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) * (self.weight / self.sigma.to(self.weight.dtype)) + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape[0]}, sigma={'meta' if self.sigma.is_meta else format(self.sigma.item(), '.4g')}"
+
+
+def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
+    own = config.norm_alpha_attention if feeds == "attention" else None
+    return config.norm_alpha if own is None else own
+
+
 # name -> (the stock LayerNorm, the configuration, what reads it -> the module that takes its place)
 NORMALIZATIONS: dict[str, Callable[[nn.LayerNorm, PreTrainedConfig, Feeds], nn.Module]] = {
     "none": lambda stock, config, feeds: nn.Identity(),
     "layernorm": lambda stock, config, feeds: stock,
-    # x / sqrt(mean(x^2) + eps), "RMSPre" in TransformerLens: what cannot be folded of a LayerNorm on a centred stream
+    # x / sqrt(mean(x^2) + eps) * g (arXiv 1910.07467)
+    "rmsnorm": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps),
+    # the same without g, "RMSPre" in TransformerLens: what cannot be folded of a LayerNorm on a centred stream
     "rmspre": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps, elementwise_affine=False),
+    "dyt": lambda stock, config, feeds: DynamicTanh(stock.normalized_shape[0], alpha_of(config, feeds)),
+    "derf": lambda stock, config, feeds: DynamicErf(stock.normalized_shape[0], alpha_of(config, feeds)),
+    "scale": lambda stock, config, feeds: Scale(),
+    "affine": lambda stock, config, feeds: Affine(stock.normalized_shape[0]),
+    "fixed_scale": lambda stock, config, feeds: FixedScale(stock.normalized_shape[0]),
     "removal": lambda stock, config, feeds: RemovalNorm(stock.normalized_shape, eps=stock.eps),
 }
+
+
+LINEAR = (nn.Identity, Scale, Affine, FixedScale)
+"""What is one linear map of its input, or none."""
 
 
 def normalization_names() -> tuple[str, ...]:

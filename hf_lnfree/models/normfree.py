@@ -5,18 +5,21 @@ A family is data (`DecoderSites`). The classes of transformers build their own g
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.pytorch_utils import Conv1D
 
 from .activations import LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .normalizations import build_norm
 from .removal import FirstPosition, RemovalNorm
+from .stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from .weight_norms import NormedWeight, norm_weight
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class DecoderSites:
     """Whether its rows are ordered [head, (q, k, v)] and not [(q, k, v), head]."""
     unbiased: tuple[str, ...] = ()
     """The projections without a trained bias under `linear_bias="query_key"`."""
+    branch_ends: tuple[str, ...] = ()
+    """The dropouts between a residual branch and the stream: of the attention, of the MLP, and any other."""
     residual_projections: Mapping[type[nn.Module], str] = field(default_factory=dict)
     """Module type -> its child that writes into the residual stream, for the initialisation."""
 
@@ -50,17 +55,40 @@ class DecoderSites:
     @property
     def attention_norms(self) -> set[str]:
         """The norms that feed the module of the first residual writer."""
-        attention = self.residual_writers[0].split(".")[0]
-        return {norm for norm, readers in self.block_norms.items() if readers[0].split(".")[0] == attention}
+        return {norm for norm, readers in self.block_norms.items() if readers[0].split(".")[0] == self.attention}
+
+    @property
+    def attention(self) -> str:
+        """The module of the first residual writer."""
+        return self.residual_writers[0].split(".")[0]
+
+    def present(self, block: nn.Module, paths: Iterable[str]) -> list[str]:
+        """Those of the paths that a block has."""
+        modules = dict(block.named_modules())
+        return [path for path in paths if path in modules]
+
+    def mlp_width(self, block: nn.Module) -> int:
+        """How many activations the MLP has a token."""
+        writer = block.get_submodule(self.residual_writers[1])
+        return writer.weight.shape[0 if isinstance(writer, Conv1D) else 1]
+
+    def mlp_readers(self, block: nn.Module) -> list[str]:
+        """The first projections of the MLP."""
+        return [path for path in self.matrices(block, mlp_only=True) if path != self.residual_writers[1]]
+
+    def matrices(self, block: nn.Module, mlp_only: bool) -> list[str]:
+        """The projections of the MLP, or all of a block."""
+        others = {self.attention, *(path.split(".")[0] for path in self.residual_writers[2:])}
+        every = [path for paths in self.block_norms.values() for path in paths] + list(self.residual_writers)
+        return [path for path in self.present(block, every) if not mlp_only or path.split(".")[0] not in others]
 
     def writers(self, block: nn.Module) -> dict[str, nn.Module]:
         """Those of the residual writers that a block has, by path."""
-        modules = dict(block.named_modules())
-        return {path: modules[path] for path in self.residual_writers if path in modules}
+        return {path: block.get_submodule(path) for path in self.present(block, self.residual_writers)}
 
 
 def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
-    """Give a stock decoder the norms, activations and biases of `model.config`, in place."""
+    """Give a stock decoder the norms, activations, biases and stabilisers of `model.config`, in place."""
     config = model.config
     blocks = model.get_submodule(sites.blocks)
     for block, norm, activation in zip(blocks, config.block_norms, config.block_activations, strict=True):
@@ -68,18 +96,37 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
             if hasattr(block, name):  # GPT-2 has ln_cross_attn only with cross-attention
                 feeds = "attention" if name in sites.attention_norms else "mlp"
                 setattr(block, name, build_norm(norm, getattr(block, name), config, feeds))
-        module = build_activation(activation, config.negative_slope)
-        module.activation_name = activation
-        block.set_submodule(sites.activation, module)
+        module = build_activation(activation, sites.mlp_width(block), config.negative_slope)
+        block.set_submodule(sites.activation, ScaledMLP(module) if config.ffn_scale else module)
         if config.linear_bias == "query_key":
             train_query_key_bias_only(
                 fused=block.get_submodule(sites.query_key_value),
                 value_size=config.hidden_size // sites.fused_groups(config),
                 others=[block.get_submodule(path) for path in sites.unbiased],
             )
+        stabilize(block, sites, config)
     final = model.get_submodule(sites.final_norm)
     model.set_submodule(sites.final_norm, build_norm(config.final_norm, final, config, "final"))
     connect_removal(model, sites)
+
+
+def stabilize(block: nn.Module, sites: DecoderSites, config: PreTrainedConfig) -> None:
+    """Residual gains, control of queries and keys, and normed weights of one block, in place."""
+    if config.residual_gain != "none":
+        shared = None
+        for path in sites.present(block, sites.branch_ends):
+            dropout = block.get_submodule(path)
+            gain = ResidualGain(dropout.p, config.residual_gain, config.num_hidden_layers, shared)
+            block.set_submodule(path, gain)
+            shared = shared or (gain if config.residual_gain == "rezero" else None)
+    if config.query_key_norm or config.attention_temperature:
+        heads, groups = config.num_attention_heads, sites.fused_groups(config)
+        control = QueryKeyControl(heads, groups, config.query_key_norm, config.attention_temperature)
+        block.get_submodule(sites.attention).query_key = control
+        control.attach(block, sites.query_key_value)
+    if config.weight_norm != "none":
+        for path in sites.matrices(block, mlp_only=config.weight_norm_scope == "mlp"):
+            norm_weight(block.get_submodule(path), config.weight_norm)
 
 
 def connect_removal(model: PreTrainedModel, sites: DecoderSites) -> None:
@@ -136,16 +183,25 @@ class LNFreeMixin:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, NormedWeight):  # as the class that it had, then what the norm adds
+            normed, module.__class__ = type(module), module.plain
+            self._init_weights(module)
+            module.__class__ = normed
+            module.reset_norm()
+            return
         projection = self.sites.residual_projections.get(type(module))
         if projection is not None:
             if self.config.residual_init == "scaled":
                 std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-                init.normal_(getattr(module, projection).weight, mean=0.0, std=std)
-        elif hasattr(module, "activation_name"):
-            fresh = build_activation(str(module.activation_name), self.config.negative_slope)
+                writer = getattr(module, projection)
+                init.normal_(writer.trained if isinstance(writer, NormedWeight) else writer.weight, mean=0.0, std=std)
+                if isinstance(writer, NormedWeight):
+                    writer.reset_norm()
+        elif hasattr(module, "built"):
+            fresh = build_activation(*module.built)
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
-        elif hasattr(module, "norm_name"):
+        elif hasattr(module, "norm_name") or isinstance(module, (ScaledMLP, ResidualGain, QueryKeyControl)):
             if (reset := getattr(module, "reset_parameters", None)) is not None:
                 reset()
         else:

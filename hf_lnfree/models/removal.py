@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .hooks import OutputHook
+
 FIRST, OTHERS = 0, 1  # entries of sigma
 MAIN, VALUE = 0, 1  # entries of gate
 MOMENTUM = 0.1  # of the running average, once it rests on 1 / MOMENTUM batches
@@ -37,7 +39,7 @@ class FirstPosition:
             self.mask = (torch.arange(length, device=tokens.device) + before == 0)[None, :, None]
 
 
-class RemovalNorm(nn.LayerNorm):
+class RemovalNorm(OutputHook, nn.LayerNorm):
     r"""
     $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
     $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559).
@@ -65,7 +67,7 @@ class RemovalNorm(nn.LayerNorm):
         self.first = FirstPosition()
         self.observing = False
         self.deviation: Tensor | None = None
-        self.projection: tuple[str, int] | None = None
+        self.groups = 1
         self.value_input: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class RemovalNorm(nn.LayerNorm):
         def normed(gate: Tensor) -> Tensor:
             return (centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight + self.bias).to(x.dtype)
 
-        split = self.projection is not None and bool(self.gate[MAIN] != self.gate[VALUE])
+        split = self.path is not None and bool(self.gate[MAIN] != self.gate[VALUE])
         self.value_input = normed(self.gate[VALUE]) if split else None
         return normed(self.gate[MAIN])
 
@@ -126,24 +128,16 @@ class RemovalNorm(nn.LayerNorm):
 
     def read_by(self, block: nn.Module, projection: str, groups: int) -> None:
         """The norm feeds this fused projection of a block, whose rows are [`groups`, (q, k, v)]."""
-        self.projection = (projection, groups)
-        block.register_forward_pre_hook(self.follow)
+        self.groups = groups
+        self.attach(block, projection)
 
-    def follow(self, block: nn.Module, args: Any) -> None:
-        """Stay at the fused projection also when an adapter was put around it."""
-        assert self.projection is not None
-        fused = block.get_submodule(self.projection[0])
-        if self.own_value not in fused._forward_hooks.values():
-            fused.register_forward_hook(self.own_value)
-
-    def own_value(self, fused: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def change(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Values are made of an input of their own while query and key are ahead of them on the schedule."""
         if self.value_input is None:
             return None
-        assert self.projection is not None
-        shape = (-1, (self.projection[1], 3, output.shape[-1] // (3 * self.projection[1])))
+        shape = (-1, (self.groups, 3, output.shape[-1] // (3 * self.groups)))
         query_key, _ = output.unflatten(*shape).split((2, 1), dim=-2)
-        value = fused.forward(self.value_input).unflatten(*shape)[..., 2:, :]
+        value = projection.forward(self.value_input).unflatten(*shape)[..., 2:, :]
         return torch.cat((query_key, value), dim=-2).flatten(-3)
 
     def extra_repr(self) -> str:

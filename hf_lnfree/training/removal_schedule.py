@@ -122,7 +122,7 @@ def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
     living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
     feeds = sites_of(model).attention_norms
     attention = [site for site in living if site.name.rpartition(".")[2] in feeds]
-    fused = [site.name for site in attention if site.norm.projection is not None]
+    fused = [site.name for site in attention if site.norm.path is not None]
     return {
         "mlp": [(site.name, "all") for site in living if site not in attention],
         "attention": [(site.name, "all") for site in attention],

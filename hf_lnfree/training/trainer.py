@@ -36,7 +36,7 @@ class LNFreeTrainer(WholeCheckpoints):
     """
     [`Trainer`] for the models of this package.
 
-    - Learnable slopes get no weight decay unless `args.slope_weight_decay` is set.
+    - Matrices alone get weight decay; learnable slopes too where `args.slope_weight_decay` is set.
     - Every `args.probe_steps` steps a sample of each layer is logged (`FlightRecorder`).
     - A loss or gradient that is not finite is diagnosed and stops the run, or what `args.on_nonfinite` says
       (`DivergenceGuard`).
@@ -145,8 +145,8 @@ class LNFreeTrainer(WholeCheckpoints):
             raise
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        slopes = {f"{name}.negative_slope" for name in named_slopes(model)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in slopes]
+        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None

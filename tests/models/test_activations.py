@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from transformers.activations import XIELUActivation
 
 from hf_lnfree.models import LearnableLeakyReLU, leaky_relu
 
@@ -81,15 +81,16 @@ def test_names_in_the_configuration(family):
     assert isinstance(act, LearnableLeakyReLU)
     assert act.negative_slope.item() == 0.25
     assert "negative_slope=0.25" in repr(act)
-    assert isinstance(family.block_list(family.model(activation="prelu"))[0].mlp.act, nn.PReLU)
+    assert isinstance(family.block_list(family.model(activation="xielu"))[0].mlp.act, XIELUActivation)
 
 
 def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
     """A stock checkpoint has no slope; left alone, its place would be uninitialised memory."""
     family.stock_model().save_pretrained(tmp_path)
-    for name, expected in {"learnable_leaky_relu": 0.3, "prelu": 0.25}.items():
+    for name, expected in {"learnable_leaky_relu": 0.3, "prelu": 0.3, "gelu_relu": 0.0}.items():
         model = family.head("CausalLM").from_pretrained(
             tmp_path, norm="layernorm", negative_slope=0.3, **{family.activation_field: name}
         )
-        values = [p.item() for n, p in model.named_parameters() if ".act." in n]
-        assert values == pytest.approx([expected] * 3)
+        values = [p.detach() for n, p in model.named_parameters() if ".act." in n]
+        assert len(values) == 3
+        assert all(torch.equal(value, torch.full_like(value, expected)) for value in values)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"norm": "rmsnorm"}, r"norm='rmsnorm'.*'none', 'layernorm'"),
+        ({"norm": "batchnorm"}, r"norm='batchnorm'.*'none', 'layernorm'"),
         ({"final_norm": None}, r"final_norm=None.*'none', 'layernorm'"),
         ({"slope_scope": "head"}, r"'layer', 'global'"),
         ({"linear_bias": "none"}, r"'all', 'query_key'"),

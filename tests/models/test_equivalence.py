@@ -65,7 +65,7 @@ def test_layer_lists_make_hybrids(family, input_ids):
     blocks = family.block_list(model)
     norms = [sum(isinstance(m, nn.LayerNorm) for m in block.modules()) for block in blocks]
     assert norms == [0, 2, 0]
-    assert [b.mlp.act.activation_name for b in blocks] == ["relu", "gelu", "learnable_leaky_relu"]
+    assert [b.mlp.act.built[0] for b in blocks] == ["relu", "gelu", "learnable_leaky_relu"]
     assert model(input_ids).logits.isfinite().all()
 
 

@@ -108,7 +108,7 @@ def test_first_positions_are_found_with_padding_and_caches(family, gate, input_i
 def split(model):
     """Query and key on a fixed scale, values still on sigma."""
     for norm in norms(model):
-        if norm.projection is not None:
+        if norm.path is not None:
             norm.gate[MAIN] = 1.0
     return model
 
@@ -117,8 +117,8 @@ def test_values_have_an_input_of_their_own(family, input_ids):
     """Against torch's layer_norm, and the formula."""
     model = split(removal(family))
     block = family.block_list(model)[0]
-    norm = next(m for m in block.modules() if isinstance(m, RemovalNorm) and m.projection is not None)
-    fused = block.get_submodule(norm.projection[0])
+    norm = next(m for m in block.modules() if isinstance(m, RemovalNorm) and m.path is not None)
+    fused = block.get_submodule(norm.path)
     caught = {}
     logits(model, input_ids)  # the norm finds its projection when it is first used
     fused.register_forward_hook(lambda m, args, output: caught.update(x=args[0], out=output))
@@ -127,7 +127,7 @@ def test_values_have_an_input_of_their_own(family, input_ids):
     if family.name == "gpt2":
         stream = stream + model.base_model.wpe.weight[:12]
     with torch.no_grad():
-        sizes = (-1, (norm.projection[1], 3, 32 // norm.projection[1]))
+        sizes = (-1, (norm.groups, 3, 32 // norm.groups))
         layernorm = nn.functional.layer_norm(stream, (32,), norm.weight, norm.bias, norm.eps)
         values = fused.forward(layernorm).unflatten(*sizes)[..., 2, :]
         torch.testing.assert_close(caught["out"].unflatten(*sizes)[..., 2, :], values, rtol=1e-4, atol=1e-5)

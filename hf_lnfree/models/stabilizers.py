@@ -1,0 +1,116 @@
+r"""What keeps a residual stream and its attention in bounds without a norm: gains, scales, temperatures.
+
+Shapes: B batch, T tokens, D width, H heads, d width of a head.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import OutputHook
+
+# Where the gain of a residual branch starts; "fixed" stays at 1/sqrt(2L).
+LEARNED_GAINS = {"rezero": 0.0, "skipinit": 0.0}
+
+
+class ResidualGain(nn.Dropout):
+    r"""
+    $x + a\,F(x)$: the dropout at the end of a residual branch, times a gain $a$.
+
+    - "rezero" (arXiv 2003.04887): one learned gain a layer for all its branches, from 0 on.
+    - "skipinit" (arXiv 2002.10444): one learned gain a branch, from 0 on.
+    - "fixed": $1/\sqrt{2L}$ for L layers, not learned.
+
+    Args:
+        p: of the dropout that stood there.
+        kind: one of these.
+        layers: L.
+        shared: the branch of the same layer whose gain this one has ("rezero").
+    """
+
+    def __init__(self, p: float, kind: str, layers: int, shared: "ResidualGain | None" = None):
+        super().__init__(p)
+        self.kind, self.layers = kind, layers
+        self.owner = (shared,)  # in a tuple: no child, so its gain is saved once
+        if kind in LEARNED_GAINS and shared is None:
+            self.gain = nn.Parameter(torch.full((1,), LEARNED_GAINS[kind]))
+
+    def reset_parameters(self) -> None:
+        if "gain" in self._parameters:
+            nn.init.constant_(self.gain, LEARNED_GAINS[self.kind])
+
+    @property
+    def value(self) -> Tensor | float:
+        """a."""
+        owner = self.owner[0] or self
+        return owner.gain if self.kind in LEARNED_GAINS else 1 / math.sqrt(2 * self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T D
+        return self.value * super().forward(x)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, {self.kind}"
+
+
+class ScaledMLP(nn.Module):
+    r"""
+    $W_2\,\beta f(\alpha W_1 x)$ with two learned scalars a layer, from 1 on; in the place of the activation $f$,
+    so the bias of $W_2$ is not scaled (after the learned FFN scales of arXiv 2410.13060).
+    """
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+        self.scales = nn.Parameter(torch.ones(2))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scales)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T 4D
+        return self.scales[1] * self.activation(self.scales[0] * x)
+
+    def extra_repr(self) -> str:
+        return "scales=meta" if self.scales.is_meta else f"scales={[round(s, 4) for s in self.scales.tolist()]}"
+
+
+class QueryKeyControl(OutputHook, nn.Module):
+    r"""
+    $q_h \leftarrow \tau_h\,q_h / \mathrm{rms}(q_h)$ and $k_h \leftarrow k_h / \mathrm{rms}(k_h)$: query-key norm (arXiv
+    2010.04245, 2302.05442; without gains, so that rotary embeddings commute with it) and a learned temperature a head.
+
+    Sits on the output of the fused projection, before rotary embeddings and the cache.
+
+    Args:
+        heads: H.
+        groups: how many times (q, k, v) stands in the output: once, or once a head.
+        norm: whether queries and keys are divided by their root mean squares.
+        temperature: whether $\tau$ is learned, from 1 on; it is 1 otherwise.
+        eps: added to the mean squares.
+    """
+
+    def __init__(self, heads: int, groups: int, norm: bool, temperature: bool, eps: float = 1e-6):
+        super().__init__()
+        self.heads, self.groups, self.norm, self.eps = heads, groups, norm, eps
+        self.temperature = nn.Parameter(torch.ones(heads)) if temperature else None
+
+    def reset_parameters(self) -> None:
+        if self.temperature is not None:
+            nn.init.ones_(self.temperature)
+
+    def change(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor:  # B T 3D
+        shape = (self.groups, 3, self.heads // self.groups, -1)
+        query, key, value = output.unflatten(-1, shape).unbind(-3)  # B T groups H/groups d
+        if self.norm:
+            query, key = (self.normed(part) for part in (query, key))
+        if self.temperature is not None:
+            query = query * self.temperature.view(self.groups, -1, 1).to(query.dtype)
+        return torch.stack((query, key, value), dim=-3).flatten(-4)
+
+    def normed(self, part: Tensor) -> Tensor:
+        wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(part.dtype)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, norm={self.norm}, temperature={self.temperature is not None}"

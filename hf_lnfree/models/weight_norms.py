@@ -1,0 +1,165 @@
+r"""Matrices whose size is bound, for blocks that no norm keeps in check: the weight is computed from what is trained.
+
+A projection keeps its keys and shapes: only its class is exchanged for one whose `weight` is a property. So stock
+checkpoints load, and adapters see the weight that counts.
+
+Shapes: weight [O, I] of `nn.Linear`, [I, O] of transformers' `Conv1D`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.pytorch_utils import Conv1D
+
+from .biases import FROZEN_BIAS, QUERY_KEY_BIAS
+
+EPS = 1e-12
+
+
+class Computed(Tensor):
+    """A weight that is computed anew at every use: writing into it would be lost, so it is an error."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise ValueError(
+            "This weight is computed (weight_norm), so an adapter cannot be merged into it. Fold first "
+            "(hf_lnfree.conversion.fold, or `hf-lnfree convert --to folded`), and adapt what comes out."
+        )
+
+
+class NormedWeight:
+    """Mixin before a projection; `plain` is the class that it had."""
+
+    plain: type[nn.Module]
+
+    @property
+    def trained(self) -> Tensor:
+        """What the optimiser moves and a checkpoint holds."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.normed(self.trained)
+        return weight if torch.compiler.is_compiling() else weight.as_subclass(Computed)
+
+    @property
+    def rows(self) -> int:
+        """The dimension of outputs."""
+        return 1 if issubclass(self.plain, Conv1D) else 0
+
+    def normed(self, trained: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class WeightNorm(NormedWeight):
+    r"""
+    $W_o = g_o\, V_o / \lVert V_o \rVert$ for every output $o$ (arXiv 1602.07868); $g$ starts as the sizes that $V$ has.
+
+    Parameters: weight is $V$; weight_scale [O] is $g$.
+    """
+
+    weight_scale: nn.Parameter
+
+    def begin(self) -> None:
+        size = self.trained.shape[self.rows]
+        self.weight_scale = nn.Parameter(self.trained.new_empty(size))
+        self.reset_norm()
+
+    def sizes(self, trained: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(trained, dim=1 - self.rows).clamp_min(EPS)
+
+    @torch.no_grad()
+    def reset_norm(self) -> None:
+        init.copy_(self.weight_scale, self.sizes(self.trained))
+
+    def normed(self, trained: Tensor) -> Tensor:
+        return trained * (self.weight_scale / self.sizes(trained)).unsqueeze(1 - self.rows)
+
+
+class SpectralNorm(NormedWeight):
+    r"""
+    $W = V / \sigma(V)$ with the largest singular value $\sigma$ (arXiv 1802.05957): in training one step of power
+    iteration behind, out of it exact.
+
+    Parameters: weight is $V$. Buffers: weight_u [O], the left singular vector.
+    """
+
+    weight_u: Tensor
+
+    def begin(self) -> None:
+        self.register_buffer("weight_u", self.trained.new_empty(self.trained.shape[self.rows]))
+        self.exact: tuple[Any, Tensor] | None = None
+        self.reset_norm()
+
+    @torch.no_grad()
+    def reset_norm(self) -> None:
+        size = self.weight_u.numel()
+        # Not parallel to any vector that a structured matrix is likely to have, and without random numbers.
+        start = torch.sin(torch.arange(1, size + 1, dtype=torch.float64) * 1.618).float()
+        init.copy_(self.weight_u, (start / start.norm()).to(self.weight_u.dtype))
+
+    def matrix(self, trained: Tensor) -> Tensor:
+        return trained.T if self.rows else trained  # O I
+
+    def normed(self, trained: Tensor) -> Tensor:
+        matrix = self.matrix(trained)
+        if not self.training:
+            return trained / self.exact_sigma(matrix)
+        with torch.no_grad():
+            right = nn.functional.normalize(matrix.T @ self.weight_u, dim=0, eps=EPS)
+            left = nn.functional.normalize(matrix @ right, dim=0, eps=EPS)
+            if torch.is_grad_enabled() or self.training:
+                self.weight_u.copy_(left)
+        return trained / torch.dot(left.clone(), matrix @ right)
+
+    def exact_sigma(self, matrix: Tensor) -> Tensor:
+        """Kept until the weight changes."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return torch.linalg.matrix_norm(matrix.float(), 2).to(matrix.dtype)
+        version = (matrix.data_ptr(), matrix._version, matrix.dtype)
+        if self.exact is None or self.exact[0] != version:
+            self.exact = (version, torch.linalg.matrix_norm(matrix.float(), 2).to(matrix.dtype))
+        return self.exact[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "exact": None}
+
+
+def _subclasses(mixin: type) -> dict[type, type]:
+    """Stock class, or one with frozen biases -> the same with a normed weight; by name in this module, for pickle."""
+    made = {}
+    for plain in (nn.Linear, Conv1D, *FROZEN_BIAS.values(), *QUERY_KEY_BIAS.values()):
+        name = f"{mixin.__name__}{plain.__name__}"
+        made[plain] = type(name, (mixin, plain), {"__module__": __name__, "plain": plain})
+        globals()[name] = made[plain]
+    return made
+
+
+WEIGHT_NORMS = {"weight": _subclasses(WeightNorm), "spectral": _subclasses(SpectralNorm)}
+
+
+def norm_weight(projection: nn.Module, kind: str) -> None:
+    """Exchange the class of a projection for that with a normed weight, in place."""
+    projection.__class__ = WEIGHT_NORMS[kind][type(projection)]
+    projection.begin()
+
+
+@torch.no_grad()
+def plain_weight(projection: nn.Module) -> None:
+    """Write the normed weight in the place of what was trained, and give the projection its class back; in place."""
+    weight = projection.normed(projection.trained).detach().clone()
+    for name in ("weight_scale", "weight_u"):
+        if hasattr(projection, name):
+            delattr(projection, name)
+    projection.__class__ = projection.plain
+    projection.weight = nn.Parameter(weight)

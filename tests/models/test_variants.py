@@ -1,0 +1,297 @@
+"""Norms, normed weights, stabilisers and activations: each formula in float64, and every way that a model goes."""
+
+import copy
+import itertools
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from hf_lnfree.conversion import fold
+from hf_lnfree.models.activations import build_activation
+from hf_lnfree.models.normalizations import NORMALIZATIONS
+from hf_lnfree.models.stabilizers import QueryKeyControl, ResidualGain
+from hf_lnfree.models.weight_norms import NormedWeight
+
+NORMS = ("rmsnorm", "rmspre", "dyt", "derf", "scale", "affine", "fixed_scale", "none", "layernorm")
+OPTIONS = [
+    {},
+    {"weight_norm": "weight"},
+    {"weight_norm": "spectral", "weight_norm_scope": "block"},
+    {"weight_norm": "weight", "weight_norm_scope": "block", "linear_bias": "query_key"},
+    {"residual_gain": "rezero", "ffn_scale": True},
+    {"residual_gain": "skipinit", "attention_temperature": True},
+    {"residual_gain": "fixed", "query_key_norm": True, "attention_temperature": True},
+    {"activation": "prelu"},
+    {"activation": "gelu_relu", "ffn_scale": True},
+    {"activation": "identity"},
+    {"layer_activations": "relu:0-1,gelu:2", "layer_norms": "dyt:0,none:1,scale:2"},
+]
+# Every norm once, every option once, and each option with another norm.
+COMBINATIONS = [{"norm": norm, "final_norm": norm} for norm in NORMS] + [
+    {"norm": norm, **options} for norm, options in zip(itertools.cycle(NORMS), OPTIONS[1:], strict=False)
+]
+
+
+def moved(model, seed=1):
+    """Every parameter and buffer away from where it starts, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, buffer in model.named_buffers():
+            if name.endswith("sigma"):
+                buffer.fill_(1.7)
+    return model.eval()
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+X = torch.linspace(-3, 3, 24, dtype=torch.float64).view(4, 6)
+FORMULAS = {
+    "rmsnorm": lambda x, p: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * p["weight"],
+    "rmspre": lambda x, p: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt(),
+    "dyt": lambda x, p: p["weight"] * torch.tanh(p["alpha"] * x) + p["bias"],
+    "derf": lambda x, p: p["weight"] * torch.erf(p["alpha"] * x + p["shift"]) + p["bias"],
+    "scale": lambda x, p: p["scale"] * x,
+    "affine": lambda x, p: p["weight"] * x + p["bias"],
+    "fixed_scale": lambda x, p: p["weight"] * (x - x.mean(-1, keepdim=True)) / p["sigma"] + p["bias"],
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_norms_are_their_formulas(name, family):
+    module = moved(NORMALIZATIONS[name](nn.LayerNorm(6), family.config(), "mlp").double())
+    with torch.no_grad():
+        torch.testing.assert_close(module(X), FORMULAS[name](X, module.state_dict()), rtol=0, atol=1e-14)
+
+
+def test_alphas_have_starts_of_their_own(family):
+    model = family.model(norm="dyt", final_norm="derf", norm_alpha=0.2, norm_alpha_attention=0.8)
+    block = family.block_list(model)[0]
+    norms = [block.get_submodule(name) for name in model.base_model.sites.block_norms if hasattr(block, name)]
+    assert [norm.alpha.item() for norm in norms] == pytest.approx([0.8, 0.2])
+    assert model.base_model.get_submodule(model.base_model.sites.final_norm).alpha.item() == pytest.approx(0.2)
+    assert family.block_list(family.model(norm="dyt", norm_alpha=0.3))[0].get_submodule(
+        next(iter(model.base_model.sites.block_norms))
+    ).alpha.item() == pytest.approx(0.3)
+
+
+ACTIVATIONS = {
+    "prelu": lambda x, p: torch.where(x > 0, x, p["weight"] * x),
+    "gelu_relu": lambda x, p: (
+        (s := 1 / (1 + torch.exp(-p["weight"]))) * x * (1 + torch.erf(x / math.sqrt(2))) / 2 + (1 - s) * x.clamp(min=0)
+    ),
+    "relu2": lambda x, p: x.clamp(min=0) ** 2,
+    "identity": lambda x, p: x,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_their_formulas(name):
+    module = moved(build_activation(name, 6, 0.25).double())
+    with torch.no_grad():
+        torch.testing.assert_close(module(X), ACTIVATIONS[name](X, module.state_dict()), rtol=0, atol=1e-14)
+
+
+def projections(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, NormedWeight)}
+
+
+def test_normed_weights_are_their_formulas(family):
+    plain = family.model(norm="none").double()
+    for kind, scope, count in (("weight", "mlp", 2), ("spectral", "block", 4)):
+        model = family.model(norm="none", weight_norm=kind, weight_norm_scope=scope).double()
+        normed = projections(model)
+        assert len(normed) == 3 * count
+        for name, module in normed.items():
+            start = plain.get_submodule(name).weight
+            assert torch.equal(module.trained, start)  # the same random numbers as without
+            if kind == "weight":
+                torch.testing.assert_close(torch.Tensor(module.weight), start, rtol=1e-6, atol=0)
+        for name, module in projections(moved(model)).items():
+            rows = module.trained.T if type(plain.get_submodule(name)).__name__ == "Conv1D" else module.trained
+            if kind == "weight":
+                expected = module.weight_scale[:, None] * rows / rows.square().sum(1, keepdim=True).sqrt()
+            else:
+                expected = rows / torch.linalg.svdvals(rows)[0]
+            weight = module.weight.T if rows is not module.trained else module.weight
+            torch.testing.assert_close(torch.Tensor(weight), expected, rtol=0, atol=1e-6)
+
+
+def test_power_iteration_finds_the_largest_singular_value(family, input_ids):
+    model = moved(family.model(norm="layernorm", weight_norm="spectral")).train()
+    for _ in range(60):
+        model(input_ids)
+    module = next(iter(projections(model).values()))
+    with torch.no_grad():
+        assert torch.linalg.matrix_norm(torch.Tensor(module.weight), 2).item() == pytest.approx(1, rel=1e-3)
+        before = module.weight_u.clone()
+        model.eval()(input_ids)
+    assert torch.equal(module.weight_u, before)  # evaluation changes nothing
+
+
+def test_residual_gains_are_their_formula(family, input_ids):
+    for kind, expected in (("rezero", 0.0), ("skipinit", 0.0), ("fixed", 1 / math.sqrt(6))):
+        model = family.model(norm="layernorm", residual_gain=kind).eval()
+        gains = [module for module in model.modules() if isinstance(module, ResidualGain)]
+        assert [float(torch.as_tensor(gain.value).detach()) for gain in gains] == pytest.approx([expected] * 6)
+        learned = sum("gain" in name for name, _ in model.named_parameters())
+        assert learned == {"rezero": 3, "skipinit": 6, "fixed": 0}[kind]
+    free = family.model(norm="layernorm", residual_gain="rezero").eval()
+    embedded = free.get_input_embeddings()(input_ids)
+    if family.name == "gpt2":
+        embedded = embedded + free.transformer.wpe(torch.arange(input_ids.shape[1]))
+    with torch.no_grad():  # at the start the blocks are not there
+        hidden = free(input_ids, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(hidden[-2], embedded)
+
+
+def test_queries_and_keys_are_controlled(family, input_ids):
+    model = moved(family.model(norm="layernorm", query_key_norm=True, attention_temperature=True).double())
+    block = family.block_list(model)[0]
+    control = next(module for module in block.modules() if isinstance(module, QueryKeyControl))
+    seen = {}
+    fused = block.get_submodule(model.base_model.sites.query_key_value)
+    fused.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
+    fused.register_forward_hook(lambda module, args, output: seen.update(out=output))
+    logits(model, input_ids)
+    with torch.no_grad():
+        raw = fused.forward(seen["x"]).unflatten(-1, (control.groups, 3, 4 // control.groups, -1))
+    got = seen["out"].view(raw.shape)
+    query, key, value = raw.unbind(-3)
+    factor = control.temperature.view(control.groups, -1, 1)
+    for part, result, times in ((query, got[..., 0, :, :], factor), (key, got[..., 1, :, :], 1.0)):
+        expected = part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * times
+        torch.testing.assert_close(result, expected)
+    assert torch.equal(got[..., 2, :, :], value)
+
+
+@pytest.mark.parametrize("fields", COMBINATIONS, ids=str)
+def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
+    model = family.model(**fields)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moved(model)
+    expected = logits(model, input_ids)
+    assert expected.isfinite().all()
+
+    model.save_pretrained(tmp_path / "saved")
+    loaded, info = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(logits(loaded.eval(), input_ids), expected)
+    assert torch.equal(logits(copy.deepcopy(model), input_ids), expected)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model)), input_ids), expected)
+
+    # What a stock checkpoint lacks begins as in a new model.
+    family.stock_model().save_pretrained(tmp_path / "stock")
+    partial = type(model).from_pretrained(tmp_path / "stock", config=copy.deepcopy(model.config))
+    stock = family.stock_model().state_dict()
+    for name, value in partial.state_dict().items():
+        if name not in stock and "weight_scale" not in name:
+            assert torch.equal(value, before[name]), name
+
+    loaded.resize_token_embeddings(120)
+    torch.testing.assert_close(logits(loaded, input_ids)[..., :99], expected)
+
+    folded, _ = fold(copy.deepcopy(model).double())
+    torch.testing.assert_close(logits(folded, input_ids), logits(copy.deepcopy(model).double(), input_ids))
+    left = folded.config
+    assert (left.weight_norm, left.residual_gain, left.ffn_scale) == ("none", "none", False)
+    assert not left.attention_temperature or left.query_key_norm
+    assert not set(left.block_norms) & {"scale", "affine", "fixed_scale", "rmsnorm"}
+
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
+    changed = logits(adapted.eval(), input_ids)
+    assert not torch.equal(changed, expected)
+    if fields.get("weight_norm_scope") == "block":
+        with pytest.raises(ValueError, match=r"computed \(weight_norm\).*Fold first"):
+            adapted.merge_and_unload()
+    else:
+        torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=1e-4)
+
+
+def test_all_parameters_get_gradients(family, input_ids):
+    for fields in COMBINATIONS:
+        model = moved(family.model(**fields)).train()
+        model(input_ids, labels=input_ids).loss.backward()
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, (fields, without)
+
+
+def test_nothing_chosen_costs_nothing(family):
+    """The same modules and hooks as a model that knows none of it."""
+    model = family.model(norm="layernorm")
+    stock = family.stock_model()
+    ours = {type(module) for module in model.modules()} - {type(model), type(model.base_model)}
+    theirs = {type(module) for module in stock.modules()}
+    assert ours <= theirs
+    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("fields", [OPTIONS[3], OPTIONS[2], OPTIONS[6], {"norm": "derf", "residual_gain": "rezero"}])
+def test_compiles_as_one_graph(family, fields, input_ids):
+    model = moved(family.model(**fields))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(input_ids, use_cache=False).logits, logits(model, input_ids))
+    model.train()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(input_ids, labels=input_ids).loss.backward()
+    torch._dynamo.reset()
+
+
+ALONE = """
+import sys
+sys.modules["hf_lnfree"] = None
+import torch
+from transformers import AutoModelForCausalLM
+ids, folders = torch.load(sys.argv[1])
+models = (AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval() for folder in folders)
+torch.save([model(ids).logits for model in models], sys.argv[2])
+"""
+
+
+def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, tmp_path):
+    cases = [COMBINATIONS[2], COMBINATIONS[6], OPTIONS[3], OPTIONS[4], OPTIONS[6], OPTIONS[8]]
+    expected, folders = [], []
+    for index, fields in enumerate(cases):
+        model = moved(family.model(**fields))
+        model.save_pretrained(tmp_path / str(index))
+        folders.append(str(tmp_path / str(index)))
+        expected.append(logits(model, input_ids))
+    torch.save((input_ids, folders), tmp_path / "in.pt")
+    command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for one, other in zip(torch.load(tmp_path / "out.pt"), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_activations": "relu:0-1"}, "gives layer 2 no name"),
+        ({"layer_activations": "relu:0-1,gelu:1-2"}, "gives layer 1 two names"),
+        ({"layer_activations": "relu:0-3"}, "not among 0-2"),
+        ({"layer_activations": "relu:2-0"}, "not among 0-2"),
+        ({"layer_activations": "relu:0-2,"}, r"''.*not known"),
+        ({"layer_activations": "rellu:0-2"}, "'rellu' is not known"),
+        ({"layer_norms": "none"}, "a rule like 'relu:0-5,gelu:6-11'"),
+        ({"weight_norm": "batch"}, "'none', 'weight', 'spectral'"),
+        ({"residual_gain": True}, "'rezero'"),
+        ({"ffn_scale": 1}, "must be true or false"),
+        ({"norm_alpha": float("nan")}, "must be a finite number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(family, fields, message):
+    with pytest.raises(ValueError, match=message):
+        family.config(**fields)
