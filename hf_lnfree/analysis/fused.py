@@ -81,7 +81,7 @@ def fused_attention_entropy(
             kept = (lse - total).exp()
             entropy = kept * (entropy + total - lse)
             output = None if output is None else output * kept[..., None].to(output.dtype)
-        support = _support(problem)
+        support = _support(problem.query, problem.key, problem.visible, is_causal)
         rows = support > 0
         entropy = entropy.where(rows, 0.0)
         if output is not None:
@@ -146,13 +146,18 @@ def _prepare(
     return Problem(query.to(dtype), key, value, visible, bias, is_causal, scale, softcap)
 
 
-def _support(p: Problem) -> Tensor:
-    queries, keys = p.query.shape[2], p.key.shape[2]
-    if p.visible is not None:
-        return p.visible.expand(*p.visible.shape[:-2], queries, keys).sum(-1)
-    counts = torch.full((queries,), keys, device=p.query.device)
-    if p.is_causal:
-        counts = torch.arange(1, queries + 1, device=p.query.device).clamp_max(keys)
+def row_supports(query: Tensor, key: Tensor, attention_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """[B or 1, H or 1, Q] how many keys each query may attend to. Args: as for `fused_attention_entropy`."""
+    return _support(query, key, None if attention_mask is None else seen(attention_mask), is_causal)
+
+
+def _support(query: Tensor, key: Tensor, visible: Tensor | None, is_causal: bool) -> Tensor:
+    queries, keys = query.shape[2], key.shape[2]
+    if visible is not None:
+        return visible.expand(*visible.shape[:-2], queries, keys).sum(-1)
+    counts = torch.full((queries,), keys, device=query.device)
+    if is_causal:
+        counts = torch.arange(1, queries + 1, device=query.device).clamp_max(keys)
     return counts.view(1, 1, -1)
 
 

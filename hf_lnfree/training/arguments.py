@@ -122,6 +122,18 @@ class LNFreeTrainingArguments(TrainingArguments):
     slope_weight_decay: float | None = field(
         default=None, metadata={"help": "weight decay of learnable slopes; none by default (the paper's code: 0.1)"}
     )
+    entropy_weight: float = field(
+        default=0.0,
+        metadata={"help": "of the penalty on head entropies away from a learned target; 0 for none"},
+    )
+    entropy_tolerance: float = field(
+        default=0.1, metadata={"help": "deviation that costs nothing, as a share of the largest entropy"}
+    )
+    entropy_target: float = field(default=0.5, metadata={"help": "share of it where the learned targets start"})
+    entropy_form: Literal["heads", "rows"] = field(
+        default="heads",
+        metadata={"help": "means of heads against the causal bound, or rows against ln T as published"},
+    )
     probe_steps: int = field(
         default=100, metadata={"help": "sample entropy, slopes and more of every layer every N steps; 0 for never"}
     )

@@ -20,6 +20,7 @@ from .checkpoints import find_checkpoint, step_of
 from .corpus import STDLIB
 from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
+from .entropy_regularization import EntropyRegularization
 from .losses import use_loss
 from .model_card import RESULTS
 from .procedure import Procedure
@@ -43,7 +44,7 @@ def train(
     Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` and the card come last.
 
     Args:
-        procedure: what is done to the model besides; nothing by default.
+        procedure: what is done to the model besides; by default entropy regularisation if `args` ask for it.
 
     Returns:
         What `results.json` holds: perplexity, tokens, data hash, settings, versions, and `diverged_at` (step or None).
@@ -53,7 +54,9 @@ def train(
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
         OSError: no room for a checkpoint, or a folder that cannot be written.
     """
-    procedure = procedure or Procedure()
+    if procedure is not None and args.entropy_weight:
+        raise ValueError("entropy_weight is for plain training: leave it out here.")
+    procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
     folder = Path(args.output_dir)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
     model_args.config(data_args.context_length)  # a wrong field is refused before the corpus is read

@@ -1,0 +1,139 @@
+r"""Entropy regularisation: heads are kept near a learned share of the largest entropy, without their T x T maps.
+
+After arXiv 2410.13060, whose penalty grows with batch and length; here it is a mean over both, so that a weight means
+the same at another size.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..analysis.capture import wrapped_attention
+from ..analysis.fused import attention_entropy_with_grad, row_supports
+from ..analysis.masks import read_mask
+from .arguments import LNFreeTrainingArguments
+from .procedure import Procedure
+
+Form = Literal["heads", "rows"]
+
+
+class EntropyTargets(nn.Module):
+    """A learned share of the largest entropy for every head; a child of the model while it is trained."""
+
+    def __init__(self, layers: int, heads: int, start: float):
+        super().__init__()
+        # A vector a layer: weight decay is for matrices.
+        self.shares = nn.ParameterList(torch.full((heads,), start) for _ in range(layers))
+
+
+class EntropyRegularization(Procedure):
+    r"""
+    Adds a penalty on head entropies to the training loss.
+
+    For L layers of H heads with learned shares $\theta_{lh}$; $d$ counts where $|d|$ exceeds the tolerance $\gamma$:
+
+    - "heads": $\frac{\lambda}{LH} \sum d_{lh}^2$, $d_{lh} = \bar H_{lh} / \bar H_{max} - \theta_{lh}$, with
+      the mean $\bar H_{lh}$ over batch and rows, and that of $\ln n_i$ over the $n_i$ keys of a row, the causal bound.
+    - "rows": $\frac{\lambda}{L} \sum_{lhbi} d_{lhbi}^2$, $d_{lhbi} = H_{lhbi} - \theta_{lh} \ln T$ in nats (tolerance
+      $\gamma \ln T$): a sum over rows, against a bound that a causal row does not reach, as published.
+
+    Args:
+        weight: $\lambda$.
+        tolerance: $\gamma$, a share of the maximum.
+        target: where each learned $\theta$ starts.
+        form: one of the two.
+    """
+
+    def __init__(self, weight: float, tolerance: float = 0.1, target: float = 0.5, form: Form = "heads"):
+        super().__init__()
+        if form not in get_args(Form):
+            raise ValueError(f"form={form!r} is not known. Allowed: {', '.join(map(repr, get_args(Form)))}.")
+        for name, value in {"weight": weight, "tolerance": tolerance, "target": target}.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"entropy_{name} must be a finite number from 0 on, got {value}.")
+        self.weight, self.tolerance, self.target, self.form = weight, tolerance, target, form
+        self.terms: dict[nn.Module, Tensor] = {}
+        self.targets: EntropyTargets | None = None
+        self.layers: dict[nn.Module, int] = {}
+
+    @classmethod
+    def of(cls, args: LNFreeTrainingArguments) -> "EntropyRegularization":
+        return cls(args.entropy_weight, args.entropy_tolerance, args.entropy_target, args.entropy_form)
+
+    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
+        config = model.config
+        model.entropy_targets = EntropyTargets(config.num_hidden_layers, config.num_attention_heads, self.target)
+        self.targets = model.entropy_targets
+        return model
+
+    def attach(self, trainer: Any, steps: int) -> None:
+        if trainer.args.torch_compile:
+            raise ValueError("Entropies are taken out of attention calls, which --torch_compile hides: leave one out.")
+        trainer.penalties.append(self.penalty)
+        trainer.add_callback(_WhileTraining(self))
+
+    def taking(self, attend: Callable) -> Callable:
+        """An attention function after which the penalty of its heads is kept."""
+
+        def attend_and_keep(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs):
+            result = attend(module, query, key, value, mask, *args, **kwargs)
+            if module.training and torch.is_grad_enabled():
+                term = self.term(module, query, key, mask, **kwargs)
+                if torch._C._current_graph_task_id() == -1:  # else gradient checkpointing runs a layer again
+                    self.terms[module] = term
+            return result
+
+        return attend_and_keep
+
+    def term(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, **options: Any) -> Tensor:
+        """Of one layer, before the weight: a mean over its heads, or their sum."""
+        scaling, softcap = options.pop("scaling", None), options.pop("softcap", None)
+        if softcap is not None:
+            raise ValueError("Entropy regularisation has no gradient through an attention soft-cap.")
+        mask, causal = read_mask(module, query, key, mask, **options)
+        entropy = attention_entropy_with_grad(query, key, attention_mask=mask, is_causal=causal, scale=scaling)  # B H T
+        assert self.targets is not None
+        share = self.targets.shares[module.layer_idx].to(entropy.dtype)  # type: ignore[call-overload]
+        if self.form == "rows":
+            top = math.log(key.shape[2])
+            deviation = entropy - share[:, None] * top
+            return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum()
+        support = row_supports(query, key, mask, causal)  # B or 1, H or 1, T
+        rows = (support > 0).expand_as(entropy)
+        bound = support.clamp_min(1).to(entropy.dtype).log().expand_as(entropy)[rows].mean()
+        deviation = (entropy * rows).sum((0, 2)) / rows.sum((0, 2)) / bound - share
+        return (deviation.square() * (deviation.abs() > self.tolerance)).mean()
+
+    def penalty(self) -> Tensor:
+        """Of the last forward pass."""
+        terms, self.terms = self.terms, {}
+        return self.weight * torch.stack(list(terms.values())).mean()
+
+    def finish(self, model: Any) -> PreTrainedModel:
+        del model.entropy_targets
+        return model
+
+    def report(self) -> dict[str, Any]:
+        assert self.targets is not None
+        found = [[round(value, 4) for value in share.tolist()] for share in self.targets.shares]
+        settings = {"weight": self.weight, "tolerance": self.tolerance, "target": self.target, "form": self.form}
+        return {"entropy_regularization": settings | {"targets": found}}
+
+
+class _WhileTraining(TrainerCallback):
+    """Attention is watched from the first step to the last."""
+
+    def __init__(self, regularization: EntropyRegularization):
+        self.regularization = regularization
+        self.stack = ExitStack()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.stack.enter_context(wrapped_attention(self.regularization.taking))
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.stack.close()
