@@ -265,6 +265,10 @@ def study(
     seeds: Seeds = "0",
     output_dir: Annotated[Path | None, FOLDER] = None,
     rows: Annotated[str | None, typer.Option(help="Only these rows, with commas between them.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Two activations, like relu,gelu: find which layers are to have the first.")
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Steps that a search may take for each seed.", min=1)] = 20_000,
     dry_run: Annotated[bool, typer.Option(help="Show the state of every cell and stop.")] = False,
     cache_dir: CacheDir = None,
     use_cpu: UseCPU = False,
@@ -273,15 +277,20 @@ def study(
     """Train rows x seeds of a study and write tables, pictures and a report.
 
     Finished cells are kept, interrupted ones go on, and a cell that diverges is recorded as such; may be interrupted at
-    any moment. Several processes may share an output folder. Exit code 3: a cell diverged.
+    any moment. Several processes may share an output folder. Exit code 3: a cell diverged. With --search each layer of
+    one row gets one of two activations, by sequential halving that begins with the layers whose heads are overloaded.
 
     Example: hf-lnfree study examples/reproduce_paper/study-gpt2-T128.yaml --scale cpu --seeds 0,1,2
     """
-    from .study import study_command
+    from .study import search_command, study_command
 
     chosen = None if rows is None else [row.strip() for row in rows.split(",")]
     local = {"cache_dir": cache_dir, "use_cpu": use_cpu}
-    folder = output_dir or Path("runs") / "-".join(filter(None, (file.stem, scale)))
+    folder = output_dir or Path("runs") / "-".join(filter(None, (file.stem, scale, "search" if search else None)))
+    if search is not None:
+        raise typer.Exit(
+            search_command(file, scale, chosen, search, budget, parse_seeds(seeds), folder, change, local, console)
+        )
     raise typer.Exit(study_command(file, scale, parse_seeds(seeds), folder, chosen, dry_run, change, local, console))
 
 

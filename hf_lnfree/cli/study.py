@@ -1,6 +1,7 @@
 """`hf-lnfree study`, `demo` and `compare`: a file and seeds into a study, then a table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..analysis.report import Table, latex, markdown
+from ..training.search import SEARCH, search_layers
 from ..training.study import Cell, Study, cells_of, is_first_process, run_study
 from ..training.study_comparison import compare_studies
 from ..training.study_report import write_study_report
@@ -55,6 +57,31 @@ def study_command(
     for cell in diverged:
         announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")
     return DIVERGED if diverged else 0
+
+
+def search_command(
+    file: Path,
+    scale: str | None,
+    rows: Sequence[str] | None,
+    pair: str,
+    budget: int,
+    seeds: Sequence[int],
+    folder: Path,
+    change: Sequence[str] | None,
+    local: dict[str, Any],
+    console: Console,
+) -> int:
+    study = Study.load(file, scale, parse_changes(change or ()))
+    study = study if rows is None else replace(study, rows={row: study.rows[row] for row in rows if row in study.rows})
+    values = [value.strip() for value in pair.split(",")]
+
+    def announce(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    found = search_layers(study, values, budget, seeds, folder, announce, **{k: v for k, v in local.items() if v})
+    announce(f'layer_activations: "{found["layer_activations"]}"')
+    announce(f"Every rung: {folder / SEARCH}")
+    return 0
 
 
 def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:

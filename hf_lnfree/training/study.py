@@ -1,12 +1,13 @@
 """A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
 
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
 from ..files import write_at_once
@@ -44,6 +45,8 @@ class Study:
         Args:
             path: YAML with `title`, `rows` (name -> a file of `hf-lnfree train`, or fields) and, if wanted, `base`
                 (fields that all rows share), `about`, `compare`, `published` and `scales` (name -> fields that win).
+                `factors` (field -> values, of the training or of the model's configuration) multiply the rows, or make
+                them all when there are none.
             scale: one of the file's scales; the first by default.
             changes: fields that win over all others.
 
@@ -51,20 +54,22 @@ class Study:
             ValueError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
         """
         values = read_settings(path)
-        known = {"title", "about", "rows", "scales", "compare", "published"}
+        known = {"title", "about", "rows", "factors", "scales", "compare", "published"}
         shared = {key: value for key, value in values.items() if key not in known}
         scales = values.get("scales") or {}
         if scale is not None and scale not in scales:
             raise ValueError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
         scale = scale or next(iter(scales), "")
         scaled = with_base(scales.get(scale) or {}, path.parent)
-        if not isinstance(values.get("rows"), dict) or not values["rows"]:
-            raise ValueError(f"{path} is no study: `rows` must map names to files or fields.")
+        bases = values.get("rows") or ({"": {}} if values.get("factors") else None)
+        if not isinstance(bases, dict):
+            raise ValueError(f"{path} is no study: `rows` must map names to files or fields, or `factors` be there.")
         rows = {}
-        for name, row in values["rows"].items():
+        for (name, row), (label, chosen) in itertools.product(bases.items(), combinations(values.get("factors"), path)):
             given = row if isinstance(row, dict) else {"base": row}
             fields_ = merge(shared, with_base(given, path.parent))
-            rows[name] = merge(merge(fields_, scaled), changes or {})
+            name = " ".join(filter(None, (name, label)))
+            rows[name] = merge(merge(merge(fields_, scaled), chosen), changes or {})
             rows[name].pop("output_dir", None)
             parse_settings(rows[name], f"{path}, row {name}", ["--output_dir", "unused"])
         published, compare = values.get("published"), values.get("compare") or []
@@ -79,6 +84,19 @@ class Study:
         """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""
         settings = {**self.rows[row], "seed": seed, "resume_from_checkpoint": "auto", **local}
         return parse_settings(settings, row, ["--output_dir", str(folder)])
+
+
+def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("norm=dyt, ...", fields) for every combination of values; ("", {}) without factors."""
+    factors = factors or {}
+    if wrong := [name for name, values in factors.items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"{path}: the factor {wrong[0]} must be a list of values.")
+    of_a_run = {field.name for kind in get_args(RunArguments) for field in fields(kind)}
+    for values in itertools.product(*factors.values()):
+        chosen = dict(zip(factors, values, strict=True))
+        label = ", ".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
+        overrides = {name: chosen.pop(name) for name in set(chosen) - of_a_run}
+        yield label, chosen | ({"config_overrides": overrides} if overrides else {})
 
 
 @dataclass

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.training.run import train
+from hf_lnfree.training.search import rule
 from hf_lnfree.training.study import Study, cells_of, run_study
 from hf_lnfree.training.study_comparison import compare_studies
 from hf_lnfree.training.study_report import by_row, summary_table, unfinished, write_study_report
@@ -266,3 +267,62 @@ def test_scales_win_over_rows_and_changes_over_scales(tmp_path):
 def test_training_arguments_of_a_cell_hold_its_seed(finished):
     folder, *_ = finished
     assert torch.load(folder / "SM+G" / "seed-1" / "training_args.bin", weights_only=False).seed == 1
+
+
+def test_factors_multiply_rows(tmp_path):
+    path = tmp_path / "study.yaml"
+    shared = {"family": "gpt2", "config_overrides": {"n_layer": 2}}
+    factors = {"norm": ["none", "dyt"], "slope_weight_decay": [None, 0.1]}
+    path.write_text(
+        yaml.safe_dump({**shared, "rows": {"G": {"row": "SM+G"}, "R": {"row": "SM+R"}}, "factors": factors})
+    )
+    rows = Study.load(path).rows
+    assert len(rows) == 8
+    chosen = rows["R norm=dyt, slope_weight_decay=0.1"]
+    assert chosen["row"] == "SM+R"
+    assert chosen["config_overrides"] == {"n_layer": 2, "norm": "dyt"}
+    assert chosen["slope_weight_decay"] == 0.1
+    path.write_text(yaml.safe_dump({**shared, "row": "SM+G", "factors": {"layer_activations": ["relu:0,gelu:1"]}}))
+    assert list(Study.load(path).rows) == ["layer_activations=relu:0,gelu:1"]
+    path.write_text(yaml.safe_dump({**shared, "factors": {"norm": "dyt"}}))
+    with pytest.raises(ValueError, match="the factor norm must be a list of values"):
+        Study.load(path)
+
+
+def test_a_search_halves_its_candidates_and_goes_on(tmp_path, changes, local, cache_dir, capsys):
+    path = tmp_path / "study.yaml"
+    small = {**changes, "config_overrides": {"n_layer": 3, "n_embd": 32, "n_head": 2}, "row": "SM+G", "save_steps": 50}
+    path.write_text(yaml.safe_dump({"rows": {"SM+G": {}}, **small, "attention_report_windows": 8}))
+    command = ["study", str(path), "--search", "relu,gelu", "--budget", "24", "--cache-dir", cache_dir, "--use-cpu"]
+    command += ["--output-dir", str(tmp_path / "search"), "--set", "disable_tqdm=true"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert [(rung["steps"], len(rung["losses"])) for rung in found["rungs"]] == [(3, 4), (6, 2)]
+    assert {"relu:0-2", "gelu:0-2"} <= set(found["rungs"][0]["losses"])
+    first = min(found["rungs"][0]["losses"], key=found["rungs"][0]["losses"].get)
+    assert first in found["rungs"][1]["losses"]
+    assert found["layer_activations"] == min(found["rungs"][1]["losses"], key=found["rungs"][1]["losses"].get)
+    most = found["order"][0]  # of the candidates with one ReLU, that of the most overloaded layer
+    alone = next(c for c in found["rungs"][0]["losses"] if sum("relu" in part for part in expand(c)) == 1)
+    assert expand(alone)[most] == "relu"
+    assert f'layer_activations: "{found["layer_activations"]}"' in capsys.readouterr().out
+    assert main(command) == 0  # every cell is there
+    again = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert again["rungs"] == found["rungs"]
+    for wrong, message in (
+        (["--search", "relu"], "two activations"),
+        (["--budget", "3"], "take a budget of 8 or more"),
+    ):
+        assert main([*command, *wrong]) == 1
+        assert message in capsys.readouterr().err
+
+
+def expand(text):
+    from hf_lnfree.models.configuration_lnfree import expand_rule
+
+    return expand_rule("layer_activations", text, 3)
+
+
+def test_rules_are_the_shortest():
+    assert rule(["relu", "relu", "gelu", "relu"]) == "relu:0-1,gelu:2,relu:3"
+    assert rule(["gelu"]) == "gelu:0"
