@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..files import write_at_once
 from ..provenance import command, environment, shareable
 
@@ -55,7 +57,7 @@ def run_harness(
             task_manager=manager,
             limit=limit,
             batch_size=batch_size,
-            device=device,
+            device=device or str(PartialState().device),
             bootstrap_iters=0,
         )
         scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}

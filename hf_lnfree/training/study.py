@@ -170,7 +170,7 @@ def run_study(
     started, trained = time.monotonic(), 0
     for index, cell in enumerate(cells, start=1):
         number = f"[{index}/{len(cells)}] {cell.name}"
-        if cell.results is not None:
+        if cell.load().results is not None:  # by now another process may have finished it
             announce(f"{number}: {cell.state}, found in {cell.folder}")
             continue
         left = (time.monotonic() - started) / trained * (to_do - trained) / 60 if trained else None

@@ -67,7 +67,7 @@ def test_in_the_harness(corpus, cache_dir, tmp_path, capsys):
     arguments += ["--max_steps", "2", "--probe_steps", "0", "--attention_report_windows", "0", "--save_strategy", "no"]
     arguments += ["--use_cpu", "--cache_dir", cache_dir, "--disable_tqdm", "true", "--output_dir", str(folder)]
     assert main(["train", *arguments]) == 0
-    assert main(["lm-eval", str(folder), "--limit", "8", "--device", "cpu", "--out", str(tmp_path / "out.json")]) == 0
+    assert main(["lm-eval", str(folder), "--limit", "8", "--out", str(tmp_path / "out.json")]) == 0
     assert "code_brackets" in capsys.readouterr().out
     ours = json.loads((tmp_path / "out.json").read_text())["scores"][str(folder)]
     assert set(ours) == set(TASKS)
