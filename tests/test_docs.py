@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -49,6 +50,16 @@ def test_own_activation_norm_and_family():
 
 
 def test_the_study_of_the_page_is_one(tmp_path):
-    (text,) = fenced(DOCS / "how-to" / "study.md", "yaml")
-    (tmp_path / "study.yaml").write_text(text)
-    assert list(Study.load(tmp_path / "study.yaml").rows) == list(yaml.safe_load(text)["rows"])
+    rows, factors = fenced(DOCS / "how-to" / "study.md", "yaml")
+    for text, count in ((rows, 2), (factors, 6)):
+        (tmp_path / "study.yaml").write_text(text)
+        assert len(Study.load(tmp_path / "study.yaml").rows) == count
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "findings").glob("*.yaml")), ids=lambda path: path.stem)
+def test_studies_of_the_findings_can_be_run(path):
+    for scale in yaml.safe_load(path.read_text())["scales"]:
+        study = Study.load(path, scale, {"fp16": False, "use_cpu": True})
+        for row in study.rows:
+            model, data, _ = study.arguments(row, 0, Path("unused"))
+            assert model.config(data.context_length).norm in ("none", "dyt", "scale")
