@@ -106,7 +106,9 @@ def removed(model, finished=True):
 def test_a_finished_removal_folds_to_nothing(family, form, input_ids):
     model = removed(trained(family.model(norm="removal", final_norm="removal", **form))).double()
     folded, report = fold(model)
-    torch.testing.assert_close(logits(folded, input_ids), logits(model, input_ids), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        logits(folded, input_ids), logits(model, input_ids), rtol=1e-13, atol=1e-12
+    )  # logits up to 160
     assert (folded.config.norm, folded.config.final_norm, report.divisions) == ("none", "none", 0)
 
 
