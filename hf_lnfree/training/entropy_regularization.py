@@ -6,12 +6,12 @@ the same at another size.
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from ..analysis.capture import wrapped_attention
 from ..analysis.fused import attention_entropy_with_grad, row_supports
@@ -59,7 +59,6 @@ class EntropyRegularization(Procedure):
         self.weight, self.tolerance, self.target, self.form = weight, tolerance, target, form
         self.terms: dict[nn.Module, Tensor] = {}
         self.targets: EntropyTargets | None = None
-        self.layers: dict[nn.Module, int] = {}
 
     @classmethod
     def of(cls, args: LNFreeTrainingArguments) -> "EntropyRegularization":
@@ -75,7 +74,9 @@ class EntropyRegularization(Procedure):
         if trainer.args.torch_compile:
             raise ValueError("Entropies are taken out of attention calls, which --torch_compile hides: leave one out.")
         trainer.penalties.append(self.penalty)
-        trainer.add_callback(_WhileTraining(self))
+
+    def while_training(self) -> AbstractContextManager[None]:
+        return wrapped_attention(self.taking)
 
     def taking(self, attend: Callable) -> Callable:
         """An attention function after which the penalty of its heads is kept."""
@@ -123,17 +124,3 @@ class EntropyRegularization(Procedure):
         found = [[round(value, 4) for value in share.tolist()] for share in self.targets.shares]
         settings = {"weight": self.weight, "tolerance": self.tolerance, "target": self.target, "form": self.form}
         return {"entropy_regularization": settings | {"targets": found}}
-
-
-class _WhileTraining(TrainerCallback):
-    """Attention is watched from the first step to the last."""
-
-    def __init__(self, regularization: EntropyRegularization):
-        self.regularization = regularization
-        self.stack = ExitStack()
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.stack.enter_context(wrapped_attention(self.regularization.taking))
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.stack.close()

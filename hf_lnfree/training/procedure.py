@@ -1,5 +1,6 @@
 """What a run does to its model besides training it: before the first step, at the steps, and after the last."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,6 +36,10 @@ class Procedure:
 
     def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
         """Add callbacks and penalties to the trainer, before it trains that many steps."""
+
+    def while_training(self) -> AbstractContextManager[None]:
+        """What is entered before the first step and left after the last, or when training raises."""
+        return nullcontext()
 
     def resume(self, state: TrainerState) -> None:
         """The state of a checkpoint at which nothing is left to train."""

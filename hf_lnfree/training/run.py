@@ -93,7 +93,8 @@ def train(
         trainer.restore(checkpoint)
         procedure.resume(trainer.state)
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with procedure.while_training():
+            trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     diverged = trainer.guard.diverged_at is not None
     trained = trainer.recorder.model

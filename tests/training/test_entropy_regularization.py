@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from hf_lnfree.analysis.capture import wrapped_attention
 from hf_lnfree.cli.main import main
@@ -116,6 +117,14 @@ def test_a_run_that_was_interrupted_ends_the_same(corpus, cache_dir, tmp_path):
     assert main([*command, "--output_dir", str(tmp_path / "plain"), "--max_steps", "6", "--entropy_weight", "0"]) == 0
     plain = json.loads((tmp_path / "plain" / "results.json").read_text())
     assert plain["eval_loss"] != whole["eval_loss"]
+
+
+def test_attention_is_left_alone_when_training_raises(family):
+    before = AttentionInterface.get_interface
+    with pytest.raises(KeyboardInterrupt), EntropyRegularization(1.0).while_training():
+        assert AttentionInterface.get_interface is not before
+        raise KeyboardInterrupt
+    assert AttentionInterface.get_interface is before
 
 
 def test_what_makes_no_sense_is_refused(family):
