@@ -81,7 +81,7 @@ def fused_attention_entropy(
             kept = (lse - total).exp()
             entropy = kept * (entropy + total - lse)
             output = None if output is None else output * kept[..., None].to(output.dtype)
-        support = _support(problem.query, problem.key, problem.visible, is_causal)
+        support = row_supports(problem.query, problem.key, problem.visible, is_causal)
         rows = support > 0
         entropy = entropy.where(rows, 0.0)
         if output is not None:
@@ -146,12 +146,8 @@ def _prepare(
     return Problem(query.to(dtype), key, value, visible, bias, is_causal, scale, softcap)
 
 
-def row_supports(query: Tensor, key: Tensor, attention_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """[B or 1, H or 1, Q] how many keys each query may attend to. Args: as for `fused_attention_entropy`."""
-    return _support(query, key, None if attention_mask is None else seen(attention_mask), is_causal)
-
-
-def _support(query: Tensor, key: Tensor, visible: Tensor | None, is_causal: bool) -> Tensor:
+def row_supports(query: Tensor, key: Tensor, visible: Tensor | None, is_causal: bool) -> Tensor:
+    """[B or 1, H or 1, Q] how many keys each query may attend to: those that are `visible` [.., Q, K], if given."""
     queries, keys = query.shape[2], key.shape[2]
     if visible is not None:
         return visible.expand(*visible.shape[:-2], queries, keys).sum(-1)

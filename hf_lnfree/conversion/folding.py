@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..models.normalizations import FixedScale, Scale
@@ -154,13 +154,13 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
         if isinstance(activation, ScaledMLP):
             before, after = activation.scales
             for path in sites.mlp_readers(block):
-                scale(block.get_submodule(path), before)
+                scale_output(block.get_submodule(path), before)
             as_linear(block.get_submodule(sites.residual_writers[1])).mul_(after)
             block.set_submodule(sites.activation, activation.activation)
         for writer, end in zip(sites.residual_writers, sites.branch_ends, strict=False):
             gain = dict(block.named_modules()).get(end)
             if isinstance(gain, ResidualGain):
-                scale(block.get_submodule(writer), gain.value)
+                scale_output(block.get_submodule(writer), gain.value)
                 block.set_submodule(end, nn.Dropout(gain.p))
         control = getattr(block.get_submodule(sites.attention), "query_key", None)
         if isinstance(control, QueryKeyControl) and not control.norm:
@@ -176,7 +176,13 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
     config.attention_temperature = config.attention_temperature and config.query_key_norm
 
 
-def scale(projection: nn.Module, factor: Tensor | float) -> None:
+def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
+    """Whether `fold_stabilizers` finds something."""
+    temperature = config.attention_temperature and not config.query_key_norm
+    return config.weight_norm != "none" or config.residual_gain != "none" or config.ffn_scale or temperature
+
+
+def scale_output(projection: nn.Module, factor: Tensor | float) -> None:
     as_linear(projection).mul_(factor)
     if projection.bias is not None:
         projection.bias.mul_(factor)
@@ -209,26 +215,29 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
     elif isinstance(norm, nn.LayerNorm):
         left = "none" if scale is not None else "rmspre" if centre else "layernorm"
         for reader in site.readers:
-            weight = as_linear(reader)
-            if norm.bias.any():
-                shift = weight @ norm.bias
-                reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift)
-            weight *= norm.weight if scale is None else norm.weight / scale
+            fold_affine(reader, norm.weight if scale is None else norm.weight / scale, norm.bias)
             if scale is not None:
+                weight = as_linear(reader)
                 weight -= weight.mean(1, keepdim=True)
         norm.weight.fill_(1.0)
         norm.bias.zero_()
     elif site.foldable:
         left = LEFT[site.kind]
         for reader in site.readers:
-            weight, bias = as_linear(reader), getattr(norm, "bias", None)
-            if bias is not None and bias.any():
-                shift = weight @ bias
-                reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift)
-            weight *= norm.scale if isinstance(norm, Scale) else norm.weight
+            gain = norm.scale if isinstance(norm, Scale) else norm.weight
+            fold_affine(reader, gain, getattr(norm, "bias", None))
     disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
     folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
     return left
+
+
+def fold_affine(reader: nn.Module, gain: Tensor, bias: Tensor | None) -> None:
+    """Let a projection read x where it read `gain * x + bias`, in place."""
+    weight = as_linear(reader)
+    if bias is not None and bias.any():
+        shift = weight @ bias
+        reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift)
+    weight *= gain
 
 
 def centre_stream(model: PreTrainedModel) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, require_no_adapters
-from .folding import LEFT, as_linear, fold, norm_sites
+from .folding import LEFT, as_linear, fold, has_linear_stabilizers, norm_sites
 from .widening import without_mean
 
 EPS, GAIN = 2.0**60, 2.0**30
@@ -73,11 +73,8 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
 
 
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
-    config, sites = model.config, norm_sites(model)
-    stabilizers = (config.ffn_scale, config.attention_temperature)
-    named = config.weight_norm != "none" or config.residual_gain != "none"
-    norms = any(site.fixed_scale is not None or site.kind in LEFT for site in sites)
-    return fold(model)[0] if config.lm_head_bias or named or any(stabilizers) or norms else model
+    norms = any(site.fixed_scale is not None or site.kind in LEFT for site in norm_sites(model))
+    return fold(model)[0] if norms or model.config.lm_head_bias or has_linear_stabilizers(model.config) else model
 
 
 def stock_config(model: PreTrainedModel, family: Family):

@@ -20,9 +20,8 @@ class _Squashed(nn.Module):
     def __init__(self, size: int, alpha: float):
         super().__init__()
         self.start = float(alpha)
-        self.alpha = nn.Parameter(torch.empty(1))
-        self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
-        self.reset_parameters()
+        self.alpha = nn.Parameter(torch.full((1,), self.start))
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.alpha, self.start)
@@ -60,8 +59,7 @@ class DynamicErf(_Squashed):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if hasattr(self, "shift"):
-            nn.init.zeros_(self.shift)
+        nn.init.zeros_(self.shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.erf(self.alpha * x + self.shift) * self.weight + self.bias

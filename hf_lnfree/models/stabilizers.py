@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .hooks import OutputHook
 
-# Where the gain of a residual branch starts; "fixed" stays at 1/sqrt(2L).
-LEARNED_GAINS = {"rezero": 0.0, "skipinit": 0.0}
+LEARNED_GAINS = ("rezero", "skipinit")
 
 
 class ResidualGain(nn.Dropout):
@@ -35,11 +34,11 @@ class ResidualGain(nn.Dropout):
         self.kind, self.layers = kind, layers
         self.owner = (shared,)  # in a tuple: no child, so its gain is saved once
         if kind in LEARNED_GAINS and shared is None:
-            self.gain = nn.Parameter(torch.full((1,), LEARNED_GAINS[kind]))
+            self.gain = nn.Parameter(torch.zeros(1))
 
     def reset_parameters(self) -> None:
         if "gain" in self._parameters:
-            nn.init.constant_(self.gain, LEARNED_GAINS[self.kind])
+            nn.init.zeros_(self.gain)
 
     @property
     def value(self) -> Tensor | float:

@@ -108,19 +108,15 @@ class SpectralNorm(NormedWeight):
         start = torch.sin(torch.arange(1, size + 1, dtype=torch.float64) * 1.618).float()
         init.copy_(self.weight_u, (start / start.norm()).to(self.weight_u.dtype))
 
-    def matrix(self, trained: Tensor) -> Tensor:
-        return trained.T if self.rows else trained  # O I
-
     def normed(self, trained: Tensor) -> Tensor:
-        matrix = self.matrix(trained)
+        matrix = trained.T if self.rows else trained  # O I
         if not self.training:
             return trained / self.exact_sigma(matrix)
         with torch.no_grad():
             right = nn.functional.normalize(matrix.T @ self.weight_u, dim=0, eps=EPS)
             left = nn.functional.normalize(matrix @ right, dim=0, eps=EPS)
-            if torch.is_grad_enabled() or self.training:
-                self.weight_u.copy_(left)
-        return trained / torch.dot(left.clone(), matrix @ right)
+            self.weight_u.copy_(left)
+        return trained / torch.dot(left, matrix @ right)
 
     def exact_sigma(self, matrix: Tensor) -> Tensor:
         """Kept until the weight changes."""

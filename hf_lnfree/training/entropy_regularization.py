@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..analysis.capture import wrapped_attention
 from ..analysis.fused import attention_entropy_with_grad, row_supports
-from ..analysis.masks import read_mask
+from ..analysis.masks import read_mask, seen
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
 
@@ -104,7 +104,7 @@ class EntropyRegularization(Procedure):
             top = math.log(key.shape[2])
             deviation = entropy - share[:, None] * top
             return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum()
-        support = row_supports(query, key, mask, causal)  # B or 1, H or 1, T
+        support = row_supports(query, key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
         rows = (support > 0).expand_as(entropy)
         bound = support.clamp_min(1).to(entropy.dtype).log().expand_as(entropy)[rows].mean()
         deviation = (entropy * rows).sum((0, 2)) / rows.sum((0, 2)) / bound - share

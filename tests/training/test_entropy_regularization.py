@@ -119,11 +119,16 @@ def test_a_run_that_was_interrupted_ends_the_same(corpus, cache_dir, tmp_path):
     assert plain["eval_loss"] != whole["eval_loss"]
 
 
-def test_attention_is_left_alone_when_training_raises(family):
+def test_attention_is_left_alone_when_training_raises():
     before = AttentionInterface.get_interface
-    with pytest.raises(KeyboardInterrupt), EntropyRegularization(1.0).while_training():
-        assert AttentionInterface.get_interface is not before
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with EntropyRegularization(1.0).while_training():
+            assert AttentionInterface.get_interface is not before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert AttentionInterface.get_interface is before
 
 
