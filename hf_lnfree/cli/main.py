@@ -288,6 +288,8 @@ def study(
     local = {"cache_dir": cache_dir, "use_cpu": use_cpu}
     folder = output_dir or Path("runs") / "-".join(filter(None, (file.stem, scale, "search" if search else None)))
     if search is not None:
+        if dry_run:
+            raise ValueError("--dry-run shows the cells of a study; those of a --search are found on the way.")
         raise typer.Exit(
             search_command(file, scale, chosen, search, budget, parse_seeds(seeds), folder, change, local, console)
         )

@@ -1,7 +1,6 @@
 """`hf-lnfree study`, `demo` and `compare`: a file and seeds into a study, then a table."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,7 @@ def search_command(
     local: dict[str, Any],
     console: Console,
 ) -> int:
-    study = Study.load(file, scale, parse_changes(change or ()))
-    study = study if rows is None else replace(study, rows={row: study.rows[row] for row in rows if row in study.rows})
+    study = Study.load(file, scale, parse_changes(change or ())).choose(rows)
     values = [value.strip() for value in pair.split(",")]
 
     def announce(text: str) -> None:

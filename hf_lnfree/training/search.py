@@ -76,10 +76,13 @@ def search_layers(
     ((name, settings),) = study.rows.items()
     model, _, _ = study.arguments(name, seeds[0], folder)
     layers = model.config(settings.get("context_length", 128)).num_hidden_layers
-    rungs = math.ceil(math.log2(layers + 1))
-    steps = budget // (rungs * (layers + 1))
+    sizes = [layers + 1]
+    while sizes[-1] > 2:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    least = sum(size * 2**number for number, size in enumerate(sizes))
+    steps = budget // least
     if steps < 1:
-        raise ValueError(f"{layers + 1} candidates in {rungs} rungs take a budget of {rungs * (layers + 1)} or more.")
+        raise ValueError(f"{layers + 1} candidates in {len(sizes)} rungs take a budget of {least} or more.")
 
     def train_rung(number: int, candidates: Sequence[str], steps: int) -> dict[str, list[Cell]]:
         def fields(candidate: str) -> dict[str, Any]:
@@ -97,11 +100,12 @@ def search_layers(
     order = shares.argsort(descending=True, stable=True).tolist()
     candidates = [rule([pair[0 if layer in order[:k] else 1] for layer in range(layers)]) for k in range(layers + 1)]
     record: list[dict[str, Any]] = []
-    for number in range(rungs):
+    for number, size in enumerate(sizes):
+        candidates = candidates[:size]
         trained = train_rung(number, candidates, steps)
         losses = {candidate: mean_loss(cells) for candidate, cells in trained.items()}
         record.append({"steps": steps, "losses": losses})
-        candidates = sorted(losses, key=lambda candidate: losses[candidate])[: math.ceil(len(candidates) / 2)]
+        candidates = sorted(losses, key=lambda candidate: losses[candidate])
         announce(f"rung {number}, {steps} steps: {candidates[0]} is ahead with loss {losses[candidates[0]]:.4f}")
         steps *= 2
     found = {

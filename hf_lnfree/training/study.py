@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,6 +80,12 @@ class Study:
         title = values.get("title", path.stem)
         return cls(title, rows, values.get("about", ""), scale, compare, published)
 
+    def choose(self, rows: Sequence[str] | None) -> "Study":
+        """With these rows only; all for None."""
+        if unknown := [row for row in rows or () if row not in self.rows]:
+            raise ValueError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(self.rows)}.")
+        return replace(self, rows={row: fields for row, fields in self.rows.items() if rows is None or row in rows})
+
     def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
         """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""
         settings = {**self.rows[row], "seed": seed, "resume_from_checkpoint": "auto", **local}
@@ -138,9 +144,7 @@ class Cell:
 
 def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
     """The grid, seed by seed, so that whole sets of rows are done first."""
-    if unknown := [row for row in rows or () if row not in study.rows]:
-        raise ValueError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(study.rows)}.")
-    chosen = [row for row in study.rows if rows is None or row in rows]
+    chosen = study.choose(rows).rows
     return [Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
+from hf_lnfree.training import search
 from hf_lnfree.training.run import train
 from hf_lnfree.training.search import rule
 from hf_lnfree.training.study import Study, cells_of, run_study
@@ -312,9 +314,29 @@ def test_a_search_halves_its_candidates_and_goes_on(tmp_path, changes, local, ca
     for wrong, message in (
         (["--search", "relu"], "two activations"),
         (["--budget", "3"], "take a budget of 8 or more"),
+        (["--dry-run"], "found on the way"),
+        (["--rows", "SM"], "The study has no row SM. It has: SM+G"),
     ):
         assert main([*command, *wrong]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 6, 8, 12])
+def test_a_search_stays_within_its_budget(layers, tmp_path, monkeypatch):
+    """Whatever the number of layers: rungs are counted, not trained."""
+    spent = []
+
+    def counted(study, seeds, folder, rows, announce, **local):
+        spent.extend(folder / f"{row}-{study.rows[row]['max_steps']}" for row in rows)
+        report = SimpleNamespace(entropy=torch.rand(layers, 2), bound=torch.ones(layers, 2))
+        results = {"eval_loss": 1.0}
+        return [SimpleNamespace(row=row, results=results, entropy=report, folder=folder) for row in rows]
+
+    monkeypatch.setattr(search, "run_study", counted)
+    fields = {"row": "SM+G", "config_overrides": {"n_layer": layers, "n_embd": 32, "n_head": 2}, "use_cpu": True}
+    search.search_layers(Study("", {"SM+G": fields}), ["relu", "gelu"], 1000, [0], tmp_path, announce=lambda text: None)
+    steps = sum(int(cell.name.rpartition("-")[2]) for cell in set(spent))  # what rung 0 begins with is trained once
+    assert 500 < steps <= 1000
 
 
 def expand(text):
