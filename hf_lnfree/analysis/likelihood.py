@@ -22,6 +22,11 @@ Window = tuple[int, Tensor, int]
 """Number of its document, token ids [T], and how many of these only give context."""
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that overflows, NaN for NaN."""
+    return torch.tensor(loss).double().exp().item()
+
+
 @dataclass
 class Likelihood:
     r"""
@@ -59,7 +64,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf if self.loss == self.loss else math.nan
+        return perplexity(self.loss)
 
     @property
     def loss_half_width(self) -> float:

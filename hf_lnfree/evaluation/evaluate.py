@@ -1,7 +1,6 @@
 """What `hf-lnfree evaluate` computes: metrics of one causal language model on the documents of one corpus."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.layers import record_layers
-from ..analysis.likelihood import Likelihood, document_likelihoods
+from ..analysis.likelihood import Likelihood, document_likelihoods, perplexity
 from ..provenance import command, environment
 from .documents import TokenisedDocuments
 
@@ -141,7 +140,7 @@ def score(
 
 def perplexity_of(likelihood: Likelihood) -> dict[str, Any]:
     loss, half = likelihood.loss, likelihood.loss_half_width
-    ends = [math.exp(loss + sign * half) if loss + half < 700 else math.inf for sign in (-1, 1)]
+    ends = [perplexity(loss + sign * half) for sign in (-1, 1)]
     return {"perplexity": likelihood.perplexity, "interval_95": ends, "loss": loss, "half_width_95": half}
 
 

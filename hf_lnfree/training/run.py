@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
+from ..analysis.likelihood import perplexity
 from ..analysis.plots import heatmaps, save
 from ..files import write_at_once
 from ..provenance import command, environment, shareable
@@ -25,7 +26,7 @@ from .losses import use_loss
 from .model_card import RESULTS
 from .procedure import Procedure
 from .push import publish
-from .trainer import LNFreeTrainer, perplexity
+from .trainer import LNFreeTrainer
 from .windows import TokenWindows, window_batches
 
 CHOICES = "choices.json"

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..analysis.analyzer import Batch
+from ..analysis.likelihood import perplexity
 from ..models import named_slopes
 from .arguments import LNFreeTrainingArguments
 from .callbacks import JsonlLog, ReadableProgress
@@ -196,8 +197,3 @@ class LNFreeTrainer(WholeCheckpoints):
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run
         super().log(logs, start_time)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that overflows."""
-    return torch.tensor(loss).double().exp().item()

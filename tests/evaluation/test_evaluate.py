@@ -63,6 +63,9 @@ def test_perplexity_and_bits_are_those_of_the_formula(model_folder, texts):
     assert (found["documents"], found["documents_scored"]) == (14, 12)
     low, high = found["perplexity"]["interval_95"]
     assert low < found["perplexity"]["perplexity"] < high
+    one = evaluate(model_folder, short[:1], context_length=64)["perplexity"]  # of which no interval is known
+    assert all(math.isnan(end) for end in one["interval_95"])
+    assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
 
 
 def test_a_first_token_makes_all_of_a_document_predicted(model_folder, texts):
