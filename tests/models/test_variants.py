@@ -130,9 +130,10 @@ def test_normed_weights_are_their_formulas(family):
 
 def test_power_iteration_finds_the_largest_singular_value(family, input_ids):
     model = moved(family.model(norm="layernorm", weight_norm="spectral")).train()
-    for _ in range(60):
-        model(input_ids)
+    model(input_ids)
     module = next(iter(projections(model).values()))
+    for _ in range(60):
+        assert module.weight.requires_grad  # each reading is a step
     with torch.no_grad():
         assert torch.linalg.matrix_norm(torch.Tensor(module.weight), 2).item() == pytest.approx(1, rel=1e-3)
         before = module.weight_u.clone()
@@ -237,7 +238,14 @@ def test_nothing_chosen_costs_nothing(family):
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
-@pytest.mark.parametrize("fields", [OPTIONS[3], OPTIONS[2], OPTIONS[6], {"norm": "derf", "residual_gain": "rezero"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**OPTIONS[2], **OPTIONS[6], "norm": "derf", "residual_gain": "rezero"},
+        {**OPTIONS[3], **OPTIONS[8], "norm": "fixed_scale", "residual_gain": "fixed"},
+    ],
+    ids=["spectral", "weight"],
+)
 def test_compiles_as_one_graph(family, fields, input_ids):
     model = moved(family.model(**fields))
     torch._dynamo.reset()
