@@ -5,8 +5,10 @@ A family is data (`DecoderSites`). The classes of transformers build their own g
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -206,6 +208,18 @@ class LNFreeMixin:
                 reset()
         else:
             super()._init_weights(module)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "peft_config":  # adapters were put in; PEFT itself compares shapes only
+            trained_on = {config.base_model_name_or_path for config in value.values()} - {None, "", self.name_or_path}
+            if trained_on and self.name_or_path:
+                warnings.warn(
+                    f"An adapter trained on {', '.join(sorted(trained_on))} is put on {self.name_or_path}. Weights of "
+                    "the same shape fit, whatever they mean: if LayerNorms were removed or folded in between, merge "
+                    "the adapter into the model it was trained on, or train it anew.",
+                    stacklevel=2,
+                )
+        super().__setattr__(name, value)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """As in transformers; `only_trainable` leaves out the frozen part of a query/key-only bias as well."""

@@ -140,3 +140,14 @@ def test_norms_are_not_changed_under_an_adapter(family, change):
         with pytest.raises(ValueError, match="merge them first"):
             change(model)
     change(peft.merge_and_unload())
+
+
+def test_an_adapter_of_other_weights_is_not_put_on_silently(family, tmp_path):
+    """Of the same shape it fits; AutoPeftModel takes its own base, which needs no warning."""
+    save_both(family, tmp_path, norm="layernorm")
+    family.model(norm="none").save_pretrained(tmp_path / "without-norms")
+    without = family.head("CausalLM").from_pretrained(tmp_path / "without-norms")
+    with pytest.warns(UserWarning, match=r"base is put on .*without-norms.* merge the adapter into the model it"):
+        PeftModel.from_pretrained(without, tmp_path / "adapter")
+    own = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert own.get_base_model().config.norm == "layernorm"
