@@ -62,4 +62,5 @@ def test_studies_of_the_findings_can_be_run(path):
         study = Study.load(path, scale, {"fp16": False, "use_cpu": True})
         for row in study.rows:
             model, data, _ = study.arguments(row, 0, Path("unused"))
-            assert model.config(data.context_length).norm in ("none", "dyt", "scale")
+            norm = model.config(data.context_length).norm
+            assert (norm == "layernorm") == ("LN" in row) and norm in ("layernorm", "none", row)
