@@ -1,5 +1,6 @@
 """Shared ground of the tests: both model families behind one face, a small corpus, and no network."""
 
+import inspect
 import os
 import tempfile
 
@@ -19,6 +20,11 @@ import hf_lnfree
 
 HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def cache_field(model: transformers.PreTrainedModel) -> str:
+    """What a forward pass calls the cache that it takes and returns; transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ def to_transformer_lens(
             f"TransformerLens has one normalization for all blocks ({', '.join(NORMALIZATION_TYPES)}); these are "
             f"{sorted(kinds)} and {model.config.final_norm} after the last block. A finished removal can be folded."
         )
+    config = model.config
+    if config.query_key_norm or config.attention_temperature or config.attention_softcap is not None:
+        raise ValueError(
+            "TransformerLens computes attention itself and knows neither query-key norm nor soft-cap; temperatures of "
+            "heads can be folded (`fold`)."
+        )
     model = copy.deepcopy(model).eval()
     names = {site.name.rpartition(".")[2] for site in norm_sites(model) if not isinstance(site.norm, nn.LayerNorm)}
 

@@ -98,6 +98,8 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append(f"{', '.join(sorted(unknown))} is nothing that a LayerNorm can be")
     if config.query_key_norm:
         reasons.append("its queries and keys are normalised")
+    if config.attention_softcap is not None:
+        reasons.append("its attention logits are capped")
     if "leaky_relu" in activations and config.negative_slope != STOCK_SLOPE:
         reasons.append(f"leaky_relu has slope {config.negative_slope} here and {STOCK_SLOPE} in transformers")
     if len(kinds) > 1:

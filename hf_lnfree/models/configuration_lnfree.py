@@ -75,6 +75,8 @@ class LNFreeConfigMixin:
             Whether queries and keys are divided by their root mean squares ([`QueryKeyControl`]).
         attention_temperature (`bool`, defaults to `False`):
             Whether every head learns a factor of its logits ([`QueryKeyControl`]).
+        attention_softcap (`float`, *optional*):
+            Attention logits become `softcap * tanh(logits / softcap)`; eager, flash or flex attention, not sdpa.
 
     Raises:
         ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown
@@ -100,6 +102,7 @@ class LNFreeConfigMixin:
     ffn_scale: bool = False
     query_key_norm: bool = False
     attention_temperature: bool = False
+    attention_softcap: float | int | None = None
 
     # Checked here and not by @strict, whose error is no ValueError.
     def __setattr__(self, name: str, value: Any) -> None:
@@ -113,8 +116,10 @@ class LNFreeConfigMixin:
             _check_names(name, value, normalization_names())
         elif name == "layer_activations":
             _check_names(name, value, activation_names())
-        elif name in NUMBERS and not (_is_number(value) or (value is None and name == "norm_alpha_attention")):
+        elif name in NUMBERS and not (_is_number(value) or (value is None and name in OPTIONAL_NUMBERS)):
             raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        elif name == "attention_softcap" and value is not None and value <= 0:
+            raise ValueError(f"attention_softcap must be greater than 0, or None for no cap, got {value!r}.")
         elif name in SWITCHES and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {value!r}.")
         super().__setattr__(name, value)
@@ -126,6 +131,8 @@ class LNFreeConfigMixin:
             raise ValueError(
                 "linear_bias='query_key' trains the biases of query and key, and attention_bias=False leaves none."
             )
+        if self.attention_softcap is not None and getattr(self, "reorder_and_upcast_attn", False):
+            raise ValueError("attention_softcap and reorder_and_upcast_attn are two eager attentions: choose one.")
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
 
     @property
@@ -153,7 +160,8 @@ class LNFreeConfigMixin:
 
 ALLOWED_VALUES = {f.name: get_args(f.type) for f in fields(LNFreeConfigMixin) if get_origin(f.type) is Literal}
 SWITCHES = [f.name for f in fields(LNFreeConfigMixin) if f.type is bool]
-NUMBERS = ("negative_slope", "norm_alpha", "norm_alpha_attention")
+OPTIONAL_NUMBERS = ("norm_alpha_attention", "attention_softcap")
+NUMBERS = ("negative_slope", "norm_alpha", *OPTIONAL_NUMBERS)
 
 
 def expand_rule(field_name: str, rule: str, layers: int) -> list[str]:

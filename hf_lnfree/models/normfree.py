@@ -20,6 +20,7 @@ from .activations import LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .normalizations import build_norm
 from .removal import FirstPosition, RemovalNorm
+from .softcap import cap_logits
 from .stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
 from .weight_norms import NormedWeight, norm_weight
 
@@ -113,7 +114,7 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
 
 
 def stabilize(block: nn.Module, sites: DecoderSites, config: PreTrainedConfig) -> None:
-    """Residual gains, control of queries and keys, and normed weights of one block, in place."""
+    """Residual gains, control of queries, keys and logits, and normed weights of one block, in place."""
     if config.residual_gain != "none":
         shared = None
         for path in sites.present(block, sites.branch_ends):
@@ -126,6 +127,8 @@ def stabilize(block: nn.Module, sites: DecoderSites, config: PreTrainedConfig) -
         control = QueryKeyControl(heads, groups, config.query_key_norm, config.attention_temperature)
         block.get_submodule(sites.attention).query_key = control
         control.attach(block, sites.query_key_value)
+    if config.attention_softcap is not None:
+        cap_logits(block.get_submodule(sites.attention), config.attention_softcap)
     if config.weight_norm != "none":
         for path in sites.matrices(block, mlp_only=config.weight_norm_scope == "mlp"):
             norm_weight(block.get_submodule(path), config.weight_norm)
@@ -173,6 +176,14 @@ class LNFreeMixin:
             # What save_pretrained reads to write a shared parameter once.
             self._tied_weights_keys = (self._tied_weights_keys or {}) | shared_slope_keys(self)
         super().post_init()
+
+    def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
+        if self.config.attention_softcap is not None:
+            raise ValueError(
+                "scaled_dot_product_attention cannot cap logits (attention_softcap). Load the model with "
+                'attn_implementation="eager", or on a GPU "flex_attention" or a flash attention that can.'
+            )
+        return super()._sdpa_can_dispatch(is_init_check)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         # Stock ties nothing when tie_word_embeddings is off; a global slope is tied regardless.

@@ -181,7 +181,8 @@ def choose(
     attention, loss = model_args.attn_implementation, args.loss
     if attention == "auto":
         dtype = training_dtype(args.bf16, args.fp16)
-        fastest = choose_attention(args.device, dtype, length, attention_dropout(config))
+        capped = getattr(config, "attention_softcap", None) is not None  # sdpa has no cap
+        fastest = "eager" if capped else choose_attention(args.device, dtype, length, attention_dropout(config))
         attention = recorded.attn_implementation if recorded else fastest
     if loss == "auto":
         logits = args.train_batch_size * length * config.vocab_size

@@ -1,14 +1,13 @@
 """With norm="layernorm" a model is the stock model, bit for bit; without, it is the stock model less its norms."""
 
 import copy
-import inspect
 
 import pytest
 import torch
 from torch import nn
 from transformers import StaticCache
 
-from ..conftest import HEADS
+from ..conftest import HEADS, cache_field
 
 
 def assert_same_weights(ours, stock):
@@ -123,8 +122,7 @@ def test_cached_decoding_gives_the_logits_of_the_plain_forward(family, cache, in
     model = family.model().double()
     past = StaticCache(config=model.config, max_cache_len=16) if cache == "static" else None
     plain = model(input_ids).logits
-    # transformers 5.24 renamed it.
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    name = cache_field(model)
     steps = []
     for t in range(input_ids.shape[1]):
         out = model(input_ids[:, t : t + 1], **{name: past}, use_cache=True, position_ids=torch.tensor([[t]]))

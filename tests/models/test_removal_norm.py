@@ -1,7 +1,6 @@
 """A norm on its way to a fixed scale: LayerNorm at one end, linear at the other, and right about first positions."""
 
 import copy
-import inspect
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from hf_lnfree.models.removal import MAIN, VALUE, RemovalNorm
 
+from ..conftest import cache_field
 from ..conversion.conftest import logits, trained
 
 
@@ -92,7 +92,7 @@ def test_first_positions_are_found_with_padding_and_caches(family, gate, input_i
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         left = model(padded, attention_mask=mask, position_ids=positions).logits[:, 3:]
-        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        name = cache_field(model)
         cache, parts = DynamicCache(config=model.config), []
         for part in input_ids.split((5, 1, 6), dim=1):
             parts.append(model(part, **{name: cache}, use_cache=True).logits)

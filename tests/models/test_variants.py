@@ -6,17 +6,23 @@ import math
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
 
+from hf_lnfree import record_attention_entropy
 from hf_lnfree.conversion import fold
 from hf_lnfree.models.activations import build_activation
 from hf_lnfree.models.normalizations import NORMALIZATIONS
+from hf_lnfree.models.softcap import eager_softcap_attention
 from hf_lnfree.models.stabilizers import QueryKeyControl, ResidualGain
 from hf_lnfree.models.weight_norms import NormedWeight
+
+from ..conftest import cache_field
 
 NORMS = ("rmsnorm", "rmspre", "dyt", "derf", "scale", "affine", "fixed_scale", "none", "layernorm")
 OPTIONS = [
@@ -27,6 +33,7 @@ OPTIONS = [
     {"residual_gain": "rezero", "ffn_scale": True},
     {"residual_gain": "skipinit", "attention_temperature": True},
     {"residual_gain": "fixed", "query_key_norm": True, "attention_temperature": True},
+    {"attention_softcap": 2.0, "residual_gain": "rezero"},
     {"activation": "prelu"},
     {"activation": "gelu_relu", "ffn_scale": True},
     {"activation": "identity"},
@@ -177,6 +184,40 @@ def test_queries_and_keys_are_controlled(family, input_ids):
     assert torch.equal(got[..., 2, :, :], value)
 
 
+def test_capped_attention_is_that_of_gemma_2(family, input_ids):
+    """In every layer, with a mask and a cache; entropies are those of its maps."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (4 * torch.randn(2, 3, 5, 8, generator=generator).double() for _ in range(3))
+    mask = torch.full((5, 5), -1e300, dtype=torch.float64).triu(1)
+    module = SimpleNamespace(num_key_value_groups=1, training=False, head_dim=8)
+    call = {"scaling": 0.3, "softcap": 2.0}
+    output, map_ = eager_softcap_attention(module, query, key, value, mask, **call)
+    expected = (2 * torch.tanh(query @ key.mT * 0.3 / 2) + mask).softmax(-1)
+    torch.testing.assert_close(map_, expected, rtol=0, atol=1e-14)
+    theirs, _ = gemma2.eager_attention_forward(module, query, key, value, mask, **call)  # softmax in float32
+    torch.testing.assert_close(output, theirs, rtol=0, atol=5e-6)
+
+    model = moved(family.model(norm="none", attention_softcap=0.5))
+    assert model.config._attn_implementation == "eager"
+    free = family.model(norm="none")
+    free.load_state_dict(model.state_dict())
+    wide = family.model(norm="none", attention_softcap=1e4)
+    wide.load_state_dict(model.state_dict())
+    expected = logits(model, input_ids)
+    torch.testing.assert_close(logits(wide.eval(), input_ids), logits(free.eval(), input_ids))
+    assert not torch.allclose(expected, logits(free, input_ids), atol=1e-3)
+    maps = model(input_ids, output_attentions=True).attentions
+    with record_attention_entropy(model) as record:
+        model(input_ids)
+    for map_, entropy in zip(maps, record.entropies.values(), strict=True):
+        torch.testing.assert_close(entropy, -torch.xlogy(map_, map_).sum(-1), rtol=0, atol=1e-5)
+    first = model(input_ids[:, :4], use_cache=True)
+    last = model(input_ids[:, 4:], **{cache_field(model): first[cache_field(model)]}).logits
+    torch.testing.assert_close(last, expected[:, 4:])
+    with pytest.raises(ValueError, match='attn_implementation="eager"'):
+        model.set_attn_implementation("sdpa")
+
+
 @pytest.mark.parametrize("fields", COMBINATIONS, ids=str)
 def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
     model = family.model(**fields)
@@ -241,8 +282,8 @@ def test_nothing_chosen_costs_nothing(family):
 @pytest.mark.parametrize(
     "fields",
     [
-        {**OPTIONS[2], **OPTIONS[6], "norm": "derf", "residual_gain": "rezero"},
-        {**OPTIONS[3], **OPTIONS[8], "norm": "fixed_scale", "residual_gain": "fixed"},
+        {**OPTIONS[2], **OPTIONS[6], **OPTIONS[7], "norm": "derf"},
+        {**OPTIONS[3], **OPTIONS[9], "norm": "fixed_scale", "residual_gain": "fixed"},
     ],
     ids=["spectral", "weight"],
 )
@@ -269,7 +310,7 @@ torch.save([model(ids).logits for model in models], sys.argv[2])
 
 
 def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, tmp_path):
-    cases = [COMBINATIONS[2], COMBINATIONS[6], OPTIONS[3], OPTIONS[4], OPTIONS[6], OPTIONS[8]]
+    cases = [COMBINATIONS[2], COMBINATIONS[6], OPTIONS[3], OPTIONS[4], OPTIONS[6], OPTIONS[7], OPTIONS[9]]
     expected, folders = [], []
     for index, fields in enumerate(cases):
         model = moved(family.model(**fields))
@@ -298,6 +339,8 @@ def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, t
         ({"residual_gain": True}, "'rezero'"),
         ({"ffn_scale": 1}, "must be true or false"),
         ({"norm_alpha": float("nan")}, "must be a finite number"),
+        ({"attention_softcap": 0}, "must be greater than 0"),
+        ({"attention_softcap": "30"}, "must be a finite number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(family, fields, message):
