@@ -105,7 +105,9 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there.")],
     to: Annotated[
         Target,
-        typer.Option(help="lnfree: ours, equal bit for bit; folded: norms folded into weights; stock; onnx."),
+        typer.Option(
+            help="lnfree: ours, bit for bit; folded: norms in weights; fused: identity MLPs too; stock; onnx."
+        ),
     ] = "lnfree",
     dtype: Annotated[str | None, typer.Option(help="Of the new weights: float32, bfloat16, ...; as they are.")] = None,
     cache: Annotated[bool, typer.Option(help="ONNX with keys and values of earlier tokens as inputs.")] = False,

@@ -19,7 +19,7 @@ from .ours_to_stock import to_stock
 from .planning import plan
 from .stock_to_ours import convert_checkpoint, copy_beside, is_ours, load
 
-Target = Literal["lnfree", "folded", "stock", "onnx"]
+Target = Literal["lnfree", "folded", "fused", "stock", "onnx"]
 REPORT = "conversion.json"
 CHECKED_TOKENS = (2, 16)
 
@@ -39,7 +39,8 @@ def convert(
 
     Args:
         to: "lnfree" (a stock model as one of ours; with LayerNorms that its epsilon disables, one without any),
-            "folded" (its norms folded as far as is exact), "stock" (what anyone loads without this package), "onnx".
+            "folded" (its norms folded as far as is exact), "fused" (that, and each MLP whose activation is the
+            identity as one matrix), "stock" (what anyone loads without this package), "onnx".
         dtype: of the new weights; as they are by default. Not with a stock model that is copied shard by shard.
         with_cache: whether an ONNX graph takes keys and values of earlier tokens.
         check: compare logits before and after on random tokens; holds both models in memory.
@@ -57,7 +58,7 @@ def convert(
     checkpoint = Checkpoint(source, revision)
     report: dict[str, Any] = {"source": str(source), "revision": revision, "to": to, "notes": []}
     if to == "lnfree" and is_ours(checkpoint):
-        raise ValueError(f"{source} is a model of this package already. Choose --to folded, stock or onnx.")
+        raise ValueError(f"{source} is a model of this package already. Choose --to folded, fused, stock or onnx.")
     if out.exists():
         out.rmdir()  # empty; it comes back by renaming
     planned = plan(checkpoint) if to == "lnfree" else None
@@ -104,7 +105,7 @@ def write(
     if to == "stock":
         new = to_stock(model, dtype)
     else:
-        new, folding = fold(model)
+        new, folding = fold(model, fuse_identity=to == "fused")
         report |= folding_report(folding)
         new = new if dtype is None else new.to(dtype)  # type: ignore[call-arg]
     new.save_pretrained(folder)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..models.activations import FUSED
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import OTHERS, RemovalNorm
 from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
@@ -80,10 +81,10 @@ def norm_sites(model: PreTrainedModel) -> list[NormSite]:
     found = []
     for index, kind in enumerate(config.block_norms):
         block = base.get_submodule(f"{sites.blocks}.{index}")
-        for name, readers in sites.block_norms.items():
+        for name in sites.block_norms:
             if hasattr(block, name):
-                modules = [block.get_submodule(path) for path in readers]
-                found.append(NormSite(f"{prefix}{sites.blocks}.{index}.{name}", getattr(block, name), kind, modules))
+                full = f"{prefix}{sites.blocks}.{index}.{name}"
+                found.append(NormSite(full, getattr(block, name), kind, sites.readers(block, name)))
     heads = [getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)]
     takes_bias = hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
     final = base.get_submodule(sites.final_norm)
@@ -97,7 +98,7 @@ def as_linear(projection: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
+def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTrainedModel, Folding]:
     """
     A model with equal outputs and as little left of its norms as is exact; computed in float64, rounded once.
 
@@ -110,6 +111,7 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
 
     Args:
         model: of this package, any head. It stays as it is.
+        fuse_identity: whether MLPs whose activation is "identity" become one matrix, "identity_fused".
 
     Returns:
         The new model, and what was done.
@@ -121,6 +123,8 @@ def fold(model: PreTrainedModel) -> tuple[PreTrainedModel, Folding]:
     require_no_adapters(model)
     work = copy.deepcopy(model).to(torch.float64).eval()
     fold_stabilizers(work)
+    if fuse_identity:
+        fuse_identities(work)
     sites = norm_sites(work)
     check(sites)
     folding = Folding()
@@ -155,7 +159,8 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
             before, after = activation.scales
             for path in sites.mlp_readers(block):
                 scale_output(block.get_submodule(path), before)
-            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(after)
+            both = after if sites.mlp_readers(block) else before * after
+            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(both)
             block.set_submodule(sites.activation, activation.activation)
         for writer, end in zip(sites.residual_writers, sites.branch_ends, strict=False):
             gain = dict(block.named_modules()).get(end)
@@ -174,6 +179,24 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
             del block.get_submodule(sites.attention).query_key
     config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
     config.attention_temperature = config.attention_temperature and config.query_key_norm
+
+
+def fuse_identities(model: PreTrainedModel) -> None:
+    """$W_2 (W_1 x + b_1) + b_2$ as one projection wherever nothing stands between the two, in place."""
+    sites, config = sites_of(model), model.config
+    activations = config.block_activations  # a list of its own
+    for index, activation in enumerate(activations):
+        block = model.base_model.get_submodule(f"{sites.blocks}.{index}")
+        if activation != "identity":
+            continue
+        (first,), second = sites.mlp_readers(block), block.get_submodule(sites.residual_writers[1])
+        reader = block.get_submodule(first)
+        one = sites.fuse_mlp(block).to(second.weight)
+        as_linear(one).copy_(as_linear(second) @ as_linear(reader))
+        if second.bias is not None:
+            one.bias.copy_(second.bias + (0 if reader.bias is None else as_linear(second) @ reader.bias))
+        activations[index] = FUSED
+        config.layer_activations = activations
 
 
 def has_linear_stabilizers(config: PreTrainedConfig) -> bool:

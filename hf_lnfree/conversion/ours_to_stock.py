@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, require_no_adapters
 from .folding import LEFT, as_linear, fold, has_linear_stabilizers, norm_sites
@@ -96,6 +97,8 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append(f"{', '.join(sorted(unknown))} is no activation of transformers, or a different one")
     if unknown := kinds - {"none", "layernorm", "rmspre", "removal"}:
         reasons.append(f"{', '.join(sorted(unknown))} is nothing that a LayerNorm can be")
+    if FUSED in activations:
+        reasons.append("an MLP of it is one matrix")
     if config.query_key_norm:
         reasons.append("its queries and keys are normalised")
     if config.attention_softcap is not None:

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+# An MLP without a nonlinearity, and with one matrix in place of the two.
+FUSED = "identity_fused"
+
 
 class _LeakyReLU(torch.autograd.Function):
     """Leaky ReLU with one slope, without the full-size slope gradient of `F.prelu`; saves its input once."""
@@ -116,6 +119,7 @@ class GELUReLU(nn.Module):
 ACT2FN["learnable_leaky_relu"] = LearnableLeakyReLU
 ACT2FN["gelu_relu"] = GELUReLU
 ACT2FN["identity"] = nn.Identity
+ACT2FN[FUSED] = nn.Identity
 
 # name -> (width of the MLP, slope) -> module, for those that need to know
 BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {

@@ -46,7 +46,8 @@ class LNFreeConfigMixin:
         layer_norms (`list[str]` or `str`, *optional*):
             One entry per layer, or a rule like `"none:0-5,layernorm:6-11"`; overrides `norm`.
         layer_activations (`list[str]` or `str`, *optional*):
-            The same; overrides the family's activation field (`activation_function` or `hidden_act`).
+            The same; overrides the family's activation field (`activation_function` or `hidden_act`). With
+            `"identity"` attention is the only nonlinearity; with `"identity_fused"` the MLP is one matrix, too.
         negative_slope (`float`, defaults to 0.01):
             Slope of `"leaky_relu"`, and where those of `"learnable_leaky_relu"` and `"prelu"` start.
         slope_scope (`"layer"` or `"global"`, defaults to `"layer"`):

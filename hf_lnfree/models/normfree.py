@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.pytorch_utils import Conv1D
 
-from .activations import LearnableLeakyReLU, build_activation
+from .activations import FUSED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .normalizations import build_norm
 from .removal import FirstPosition, RemovalNorm
@@ -66,9 +66,14 @@ class DecoderSites:
         return self.residual_writers[0].split(".")[0]
 
     def present(self, block: nn.Module, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that a block has."""
+        """Those of the paths that a block has; what is left of the first matrix of a fused MLP does not count."""
         modules = dict(block.named_modules())
-        return [path for path in paths if path in modules]
+        return [path for path in paths if path in modules and not isinstance(modules[path], nn.Identity)]
+
+    def readers(self, block: nn.Module, norm: str) -> list[nn.Module]:
+        """The projections that read a norm."""
+        paths = self.present(block, self.block_norms[norm]) or [self.residual_writers[1]]
+        return [block.get_submodule(path) for path in paths]
 
     def mlp_width(self, block: nn.Module) -> int:
         """How many activations the MLP has a token."""
@@ -85,6 +90,18 @@ class DecoderSites:
         every = [path for paths in self.block_norms.values() for path in paths] + list(self.residual_writers)
         return [path for path in self.present(block, every) if not mlp_only or path.split(".")[0] not in others]
 
+    def fuse_mlp(self, block: nn.Module) -> nn.Module:
+        """Leave an MLP one projection, from the residual stream into it, in place; returns it, not yet filled."""
+        writer = block.get_submodule(self.residual_writers[1])
+        width = writer.weight.shape[1 if isinstance(writer, Conv1D) else 0]
+        for path in self.mlp_readers(block):
+            block.set_submodule(path, nn.Identity())
+        one = type(writer)(width, width)
+        if writer.bias is None:
+            one.bias = None
+        block.set_submodule(self.residual_writers[1], one)
+        return one
+
     def writers(self, block: nn.Module) -> dict[str, nn.Module]:
         """Those of the residual writers that a block has, by path."""
         return {path: block.get_submodule(path) for path in self.present(block, self.residual_writers)}
@@ -99,13 +116,15 @@ def rewire(model: PreTrainedModel, sites: DecoderSites) -> None:
             if hasattr(block, name):  # GPT-2 has ln_cross_attn only with cross-attention
                 feeds = "attention" if name in sites.attention_norms else "mlp"
                 setattr(block, name, build_norm(norm, getattr(block, name), config, feeds))
+        if activation == FUSED:
+            sites.fuse_mlp(block)
         module = build_activation(activation, sites.mlp_width(block), config.negative_slope)
         block.set_submodule(sites.activation, ScaledMLP(module) if config.ffn_scale else module)
         if config.linear_bias == "query_key":
             train_query_key_bias_only(
                 fused=block.get_submodule(sites.query_key_value),
                 value_size=config.hidden_size // sites.fused_groups(config),
-                others=[block.get_submodule(path) for path in sites.unbiased],
+                others=[block.get_submodule(path) for path in sites.present(block, sites.unbiased)],
             )
         stabilize(block, sites, config)
     final = model.get_submodule(sites.final_norm)

@@ -223,7 +223,7 @@ def test_refusals_of_convert(stock, tmp_path):
         convert(str(tmp_path / "ours"), tmp_path / "again")
     with pytest.raises(ValueError, match="copied as it is"):
         convert(str(folder), tmp_path / "again", dtype=torch.float64)
-    with pytest.raises(ValueError, match="Allowed: lnfree, folded, stock, onnx"):
+    with pytest.raises(ValueError, match="Allowed: lnfree, folded, fused, stock, onnx"):
         convert(str(folder), tmp_path / "again", to="tensorflow")
     shutil.rmtree(tmp_path / "ours")
     (tmp_path / "ours").mkdir()  # an empty folder is as good as none

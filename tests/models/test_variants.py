@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.gemma2 import modeling_gemma2 as gemma2
 
 from hf_lnfree import record_attention_entropy
-from hf_lnfree.conversion import fold
+from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.models.activations import build_activation
 from hf_lnfree.models.normalizations import NORMALIZATIONS
 from hf_lnfree.models.softcap import eager_softcap_attention
@@ -37,6 +37,8 @@ OPTIONS = [
     {"activation": "prelu"},
     {"activation": "gelu_relu", "ffn_scale": True},
     {"activation": "identity"},
+    {"layer_activations": "identity_fused:0-1,relu:2", "ffn_scale": True, "linear_bias": "query_key"},
+    {"activation": "identity_fused", "weight_norm": "weight"},
     {"layer_activations": "relu:0-1,gelu:2", "layer_norms": "dyt:0,none:1,scale:2"},
 ]
 # Every norm once, every option once, and each option with another norm.
@@ -233,13 +235,14 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
     assert torch.equal(logits(copy.deepcopy(model), input_ids), expected)
     assert torch.equal(logits(pickle.loads(pickle.dumps(model)), input_ids), expected)
 
-    # What a stock checkpoint lacks begins as in a new model.
-    family.stock_model().save_pretrained(tmp_path / "stock")
-    partial = type(model).from_pretrained(tmp_path / "stock", config=copy.deepcopy(model.config))
-    stock = family.stock_model().state_dict()
-    for name, value in partial.state_dict().items():
-        if name not in stock and "weight_scale" not in name:
-            assert torch.equal(value, before[name]), name
+    if "identity_fused" not in model.config.block_activations:  # whose matrices no stock model has
+        # What a stock checkpoint lacks begins as in a new model.
+        family.stock_model().save_pretrained(tmp_path / "stock")
+        partial = type(model).from_pretrained(tmp_path / "stock", config=copy.deepcopy(model.config))
+        stock = family.stock_model().state_dict()
+        for name, value in partial.state_dict().items():
+            if name not in stock and "weight_scale" not in name:
+                assert torch.equal(value, before[name]), name
 
     loaded.resize_token_embeddings(120)
     torch.testing.assert_close(logits(loaded, input_ids)[..., :99], expected)
@@ -259,6 +262,25 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
             adapted.merge_and_unload()
     else:
         torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=1e-4)
+
+
+def test_identity_mlps_become_one_matrix(family, input_ids, tmp_path):
+    model = moved(family.model(norm="layernorm", layer_activations="identity:0,relu:1,identity:2", ffn_scale=True))
+    fused, _ = fold(model.double(), fuse_identity=True)
+    torch.testing.assert_close(logits(fused, input_ids), logits(model, input_ids))
+    assert fused.config.block_activations == ["identity_fused", "relu", "identity_fused"]
+    width, wide = model.config.hidden_size, 4 * model.config.hidden_size
+    saved = 2 * (2 * width * wide + wide - width * width)
+    norms = sum(p.numel() for n, p in model.named_parameters() if "ln_" in n or "layernorm" in n or "layer_norm" in n)
+    untied = model.get_input_embeddings().weight.numel() if family.name == "gpt2" else 0
+    bias = model.config.vocab_size  # of the head, where that of the final norm went
+    assert fused.num_parameters() == model.num_parameters() - saved - norms - 2 * 3 + untied + bias
+    fused.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path), input_ids), logits(fused, input_ids))
+    with pytest.raises(ValueError, match="an MLP of it is one matrix"):
+        to_stock(fused)
+    plain, _ = fold(model)
+    assert plain.config.block_activations == ["identity", "relu", "identity"]
 
 
 def test_all_parameters_get_gradients(family, input_ids):
@@ -283,7 +305,7 @@ def test_nothing_chosen_costs_nothing(family):
     "fields",
     [
         {**OPTIONS[2], **OPTIONS[6], **OPTIONS[7], "norm": "derf"},
-        {**OPTIONS[3], **OPTIONS[9], "norm": "fixed_scale", "residual_gain": "fixed"},
+        {**OPTIONS[3], "ffn_scale": True, "layer_activations": "identity_fused:0,gelu_relu:1-2", "norm": "fixed_scale"},
     ],
     ids=["spectral", "weight"],
 )
