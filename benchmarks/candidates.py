@@ -13,6 +13,7 @@ from training import (
     loader_candidates,
     ours,
     recipe_candidates,
+    regularized_candidates,
     step_candidates,
     whole_step,
 )
@@ -41,34 +42,65 @@ def activation_candidates(device: str) -> Candidates:
     }
 
 
+MIDDLE = {"n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
+
+
+def forward_backward(model: torch.nn.Module, device: str) -> Callable[[], None]:
+    model = model.to(device).train()
+    ids = torch.randint(0, 4096, (4, 128), device=device)
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+
+    return run
+
+
+def middle(device: str, **fields: Any) -> Callable[[], None]:
+    from hf_lnfree import LNFreeGPT2Config, LNFreeGPT2ForCausalLM
+
+    return forward_backward(LNFreeGPT2ForCausalLM(LNFreeGPT2Config(**MIDDLE, **fields)), device)
+
+
 def model_candidates(device: str) -> Candidates:
     """One training step (forward and backward) of a 4-layer GPT-2, d 512, on [4, 128] tokens; the peer is stock."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_lnfree import LNFreeGPT2Config, LNFreeGPT2ForCausalLM
-
-    sizes = {"n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
-    ids = torch.randint(0, 4096, (4, 128), device=device)
-
-    def step(model: torch.nn.Module) -> Callable[[], None]:
-        model = model.to(device).train()
-
-        def run() -> None:
-            model.zero_grad(set_to_none=True)
-            model(ids, labels=ids, use_cache=False).loss.backward()
-
-        return run
-
-    def ours(**fields) -> Callable[[], None]:
-        return step(LNFreeGPT2ForCausalLM(LNFreeGPT2Config(**sizes, **fields)))
-
-    return {
-        "transformers.GPT2": step(GPT2LMHeadModel(GPT2Config(**sizes))),
-        "layernorm, gelu_new": ours(norm="layernorm", activation_function="gelu_new"),
-        "none, gelu": ours(activation_function="gelu"),
-        "none, relu": ours(activation_function="relu"),
-        "none, learnable_leaky_relu": ours(activation_function="learnable_leaky_relu"),
+    fields = {
+        "layernorm, gelu_new": {"norm": "layernorm", "activation_function": "gelu_new"},
+        "none, gelu": {"activation_function": "gelu"},
+        "none, relu": {"activation_function": "relu"},
+        "none, learnable_leaky_relu": {"activation_function": "learnable_leaky_relu"},
     }
+    stock = forward_backward(GPT2LMHeadModel(GPT2Config(**MIDDLE)), device)
+    return {"transformers.GPT2": stock} | {name: middle(device, **chosen) for name, chosen in fields.items()}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none, relu": {},
+    "rmsnorm": {"norm": "rmsnorm"},
+    "dyt": {"norm": "dyt"},
+    "derf": {"norm": "derf"},
+    "scale": {"norm": "scale"},
+    "affine": {"norm": "affine"},
+    "weight_norm weight": {"weight_norm": "weight"},
+    "weight_norm spectral": {"weight_norm": "spectral"},
+    "residual_gain skipinit": {"residual_gain": "skipinit"},
+    "ffn_scale": {"ffn_scale": True},
+    "query_key_norm": {"query_key_norm": True},
+    "attention_temperature": {"attention_temperature": True},
+    "attention_softcap": {"attention_softcap": 30.0},
+    "prelu": {"activation_function": "prelu"},
+    "gelu_relu": {"activation_function": "gelu_relu"},
+    "identity": {"activation_function": "identity"},
+    "identity_fused": {"activation_function": "identity_fused"},
+}
+
+
+def variant_candidates(device: str) -> Candidates:
+    """One training step (forward and backward) of a 4-layer GPT-2, d 512, on [4, 128] tokens, float32; the peer has
+    ReLU and nothing in the place of LayerNorm."""
+    return {name: middle(device, **{"activation_function": "relu", **fields}) for name, fields in VARIANTS.items()}
 
 
 HEADS, WIDTH = 12, 64  # of GPT-2 small
@@ -179,6 +211,7 @@ SMALL = "GPT-2 small, B 8, T 128, CPU threads as they are; SM+R is ours without 
 BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "activations": (activation_candidates, 40),
     "training_step": (model_candidates, 40),
+    "variants": (variant_candidates, 15),
     "attention-512": (attention_candidates(512, eager=True), 40),
     "attention-2048": (attention_candidates(2048, eager=True), 15),
     "attention-8192": (attention_candidates(8192, eager=False), 5),
@@ -198,6 +231,12 @@ for _name, _dtype in FORMATS.items():
         BENCHMARKS[f"recipe-{_name}-{_row}-{_length}"] = (
             described(_recipe, functools.partial(recipe_candidates, _dtype, _row, _length)),
             5,
+        )
+    for _length in (128, 1024):
+        _text = f"Training step of SM+R, GPT-2 small, 1024 tokens, T {_length}, {_name}; the peer has no penalty."
+        BENCHMARKS[f"entropy_regularization-{_name}-{_length}"] = (
+            described(_text, functools.partial(regularized_candidates, _dtype, _length)),
+            7,
         )
 GPU_ONLY = {
     f"compiled-{length}": (

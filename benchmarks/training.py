@@ -158,6 +158,33 @@ def recipe_candidates(dtype: torch.dtype, row: str, length: int, device: str) ->
     }
 
 
+class Regularized(nn.Module):
+    """A model whose loss has the penalty on its head entropies added, as a run with `--entropy_weight` has it."""
+
+    def __init__(self, model: Any):
+        from hf_lnfree.training.entropy_regularization import EntropyRegularization
+
+        super().__init__()
+        self.procedure = EntropyRegularization(weight=1.0)
+        self.model = self.procedure.adapt(model)
+
+    def forward(self, **inputs: Any) -> tuple[torch.Tensor]:
+        with self.procedure.while_training():
+            loss = self.model(**inputs)[0]
+        return (loss + self.procedure.penalty(),)
+
+
+def regularized_candidates(dtype: torch.dtype, length: int, device: str) -> Candidates:
+    step = functools.partial(
+        whole_step, dtype=dtype, length=length, device=device, batch=max(1, BATCH * 128 // length), use_cache=False
+    )
+
+    def model() -> nn.Module:
+        return with_loss(ours("SM+R", length, dtype, device=device), "chunked")
+
+    return {"SM+R": step(model()), "with entropy regularisation": step(Regularized(model()))}
+
+
 def compiled_candidates(length: int, device: str) -> tuple[Candidates, dict[str, float]]:
     """For a GPU: bf16, whole models under torch.compile, 65,536 tokens a step at most."""
     batch = min(64, 65_536 // length)

@@ -14,7 +14,7 @@ from .entropy import (
     row_support,
 )
 from .entropy_report import EntropyReport, published_reports
-from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_entropy
+from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_entropy, head_entropy_with_grad
 
 __all__ = [
     "AttentionEntropyAnalyzer",
@@ -30,6 +30,7 @@ __all__ = [
     "compare_reports",
     "entropy_maximum",
     "fused_attention_entropy",
+    "head_entropy_with_grad",
     "normalized_entropy",
     "overloaded_share",
     "published_reports",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..analysis.capture import wrapped_attention
-from ..analysis.fused import attention_entropy_with_grad, row_supports
+from ..analysis.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
 from ..analysis.masks import read_mask, seen
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
@@ -97,17 +97,16 @@ class EntropyRegularization(Procedure):
         if softcap is not None:
             raise ValueError("Entropy regularisation has no gradient through an attention soft-cap.")
         mask, causal = read_mask(module, query, key, mask, **options)
-        entropy = attention_entropy_with_grad(query, key, attention_mask=mask, is_causal=causal, scale=scaling)  # B H T
         assert self.targets is not None
-        share = self.targets.shares[module.layer_idx].to(entropy.dtype)  # type: ignore[call-overload]
+        share = self.targets.shares[module.layer_idx]  # type: ignore[call-overload]
+        options = {"attention_mask": mask, "is_causal": causal, "scale": scaling}
         if self.form == "rows":
             top = math.log(key.shape[2])
-            deviation = entropy - share[:, None] * top
+            deviation = attention_entropy_with_grad(query, key, **options) - share[:, None] * top  # B H T
             return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum()
         support = row_supports(query, key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
-        rows = (support > 0).expand_as(entropy)
-        bound = support.clamp_min(1).to(entropy.dtype).log().expand_as(entropy)[rows].mean()
-        deviation = (entropy * rows).sum((0, 2)) / rows.sum((0, 2)) / bound - share
+        bound = support[support > 0].to(share.dtype).log().mean()
+        deviation = head_entropy_with_grad(query, key, **options) / bound - share  # H
         return (deviation.square() * (deviation.abs() > self.tolerance)).mean()
 
     def penalty(self) -> Tensor:

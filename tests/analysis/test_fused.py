@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_lnfree.analysis.fused import attention_entropy_with_grad, fused_attention_entropy
+from hf_lnfree.analysis.fused import attention_entropy_with_grad, fused_attention_entropy, head_entropy_with_grad
 
 # Flex attention is compiled on a GPU; here its uncompiled reference runs, and says so.
 FLEX = pytest.param("flex", marks=pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"))
@@ -184,9 +184,18 @@ def test_gradient_in_float64(name, kv_heads, monkeypatch):
     options = MASKS[name]
     expected, _ = definition_with_grad(q, k, options)
     torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-12)
-    weights = torch.randn(entropy.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = torch.autograd.grad((entropy * weights).sum(), (q, k))
-    reference = torch.autograd.grad((expected * weights).sum(), (q, k))
+    check_gradients(entropy, expected, q, k)
+    heads = head_entropy_with_grad(q, k, **options)
+    alive = fused_attention_entropy(q.detach(), k.detach(), **options).support.expand_as(expected) > 0
+    means = (expected * alive).sum((0, 2)) / alive.sum((0, 2))
+    torch.testing.assert_close(heads, means, rtol=0, atol=1e-12)
+    check_gradients(heads, means, q, k)
+
+
+def check_gradients(value, expected, *inputs):
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((value * weights).sum(), inputs)
+    reference = torch.autograd.grad((expected * weights).sum(), inputs, retain_graph=True)
     for ours, theirs in zip(found, reference, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
@@ -202,9 +211,10 @@ def definition_with_grad(q, k, options):
     return -(log_p.exp() * log_p.where(mask & rows, 0.0)).where(rows, 0.0).sum(-1), None
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("function", [attention_entropy_with_grad, head_entropy_with_grad])
+def test_gradcheck(function):
     q, k, _ = (t[:1, :1, :6].detach().requires_grad_() for t in tensors(width=3))
-    assert torch.autograd.gradcheck(lambda q, k: attention_entropy_with_grad(q, k, is_causal=True), (q, k))
+    assert torch.autograd.gradcheck(lambda q, k: function(q, k, is_causal=True), (q, k))
 
 
 def test_what_is_refused():
