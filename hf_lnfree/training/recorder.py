@@ -20,7 +20,7 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
 from ..files import write_at_once
-from ..models import named_slopes
+from ..models.activations import ChannelPReLU, GELUReLU, LearnableLeakyReLU
 
 if TYPE_CHECKING:
     from .trainer import LNFreeTrainer
@@ -34,9 +34,10 @@ class FlightRecorder(TrainerCallback):
     Every `args.probe_steps` steps a sample of the held-out `batches`, in eval mode, goes to the trainer's `log`.
 
     Keys, by layer (`/layer_00`...): `entropy` (nats), `residual_rms`, `attention_logit` (the largest), `sparsity` and
-    `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`); see
-    `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and `entropy/collapsed` (shares of heads
-    against the causal bound), `nonfinite/attention_rows`, `nonfinite/activations`, `nonfinite/parameters`.
+    `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`) and
+    `gelu_share`, where they are learned; see `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and
+    `entropy/collapsed` (shares of heads against the causal bound), `nonfinite/attention_rows`,
+    `nonfinite/activations`, `nonfinite/parameters`.
 
     Args:
         trainer: whose model is looked at.
@@ -113,7 +114,7 @@ class FlightRecorder(TrainerCallback):
         sample["entropy/mean"] = float(report.entropy[report.heads].mean())
         sample["entropy/overloaded"] = report.overloaded("causal")
         sample["entropy/collapsed"] = report.collapsed("causal")
-        sample |= slope_metrics(model)
+        sample |= learned_metrics(model)
         sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
         sample["nonfinite/activations"] = sum(layers.nonfinite)
         sample["nonfinite/parameters"] = sum(map(count_nonfinite, model.parameters()))
@@ -149,12 +150,16 @@ class FlightRecorder(TrainerCallback):
         return json.loads(self.path.read_text())["events"] if self.path.is_file() else []
 
 
-def slope_metrics(model: PreTrainedModel) -> Sample:
-    """Learnable slopes as `slope/layer_NN`, or as `slope/global` when the model has one."""
-    slopes = named_slopes(model)
-    if not slopes:
-        return {}
-    if model.config.slope_scope == "global":
-        return {"slope/global": whole(next(iter(slopes.values()))).item()}
-    layers = (i for i, name in enumerate(model.config.block_activations) if name == "learnable_leaky_relu")
-    return {f"slope/layer_{i:02d}": whole(p).item() for i, p in zip(layers, slopes.values(), strict=True)}
+def learned_metrics(model: PreTrainedModel) -> Sample:
+    """What activations learn: slopes (of "prelu" their mean over channels) and the share of GELU in "gelu_relu"."""
+    sample = {}
+    one = getattr(model.config, "slope_scope", "layer") == "global"
+    for i, block in enumerate(decoder_blocks(model).values()):
+        for module in block.modules():
+            if isinstance(module, LearnableLeakyReLU):
+                sample["slope/global" if one else f"slope/layer_{i:02d}"] = whole(module.negative_slope).item()
+            elif isinstance(module, ChannelPReLU):
+                sample[f"slope/layer_{i:02d}"] = whole(module.weight).mean().item()
+            elif isinstance(module, GELUReLU):
+                sample[f"gelu_share/layer_{i:02d}"] = whole(module.weight).sigmoid().item()
+    return sample

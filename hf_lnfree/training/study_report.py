@@ -15,6 +15,11 @@ from ..provenance import command, environment
 from .statistics import Estimate, estimate, relative_difference
 from .study import Cell, Study
 
+# What activations learn, as the recorder has it in the log.
+LEARNED = (
+    ("slope", "negative slope", "Learnable slopes."),
+    ("gelu_share", "share of GELU", "Share of GELU in each layer's activation; the rest is ReLU."),
+)
 Rows = Mapping[str, Sequence[Cell]]
 
 
@@ -110,7 +115,7 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "rows": table.rows,
         "note": table.note,
         "cells": [
-            {"row": c.row, "seed": c.seed, **{k: c.results[k] for k in kept if k in c.results}}
+            {"row": c.row, "seed": c.seed, **{k: c.results[k] for k in kept if k in c.results}} | last_sample(c)
             for c in done
             if c.results is not None
         ],
@@ -121,6 +126,12 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "environment": environment(),
         "command": command(),
     }
+
+
+def last_sample(cell: Cell) -> dict[str, dict[str, list[float]]]:
+    """By layer, at the end of training: mean entropy of its heads in nats, and what its activation learned."""
+    curves_ = {key: layer_curves(cell.log, key) for key in ("entropy", *(key for key, _, _ in LEARNED))}
+    return {"layers": {key: [line[-1][1] for line in lines] for key, lines in curves_.items() if lines}}
 
 
 def data(done: Sequence[Cell]) -> dict[str, Any]:
@@ -204,14 +215,12 @@ def training_dynamics(rows: Rows) -> Section:
         ):
             panels = {row: layer_curves(cell.log, key) for row, cell in probed.items()}
             figures.append(Picture(layer_dynamics(panels, label), f"{caption}, seed {seed}."))
-    slopes = {
-        cell.name: layer_curves(cell.log, "slope") or [cell.curve("slope/global")]
-        for cells in rows.values()
-        for cell in cells
-        if layer_curves(cell.log, "slope") or cell.curve("slope/global")
-    }
-    if slopes:
-        figures.append(Picture(layer_dynamics(slopes, "negative slope"), "Learnable slopes."))
+    cells = [cell for done in rows.values() for cell in done]
+    for key, label, caption in LEARNED:
+        panels = {c.name: layer_curves(c.log, key) or [c.curve(f"{key}/global")] for c in cells}
+        panels = {name: lines for name, lines in panels.items() if any(lines)}
+        if panels:
+            figures.append(Picture(layer_dynamics(panels, label), caption))
     return Section("Over training", figures=figures)
 
 

@@ -205,9 +205,13 @@ def test_two_studies_compare_over_their_common_seeds(finished, changes, local, t
         compare_studies(folder, tmp_path / "out")
 
 
-def test_report_of_slopes_of_either_scope(changes, local, tmp_path):
+def test_report_of_what_activations_learn(changes, local, tmp_path):
     path = tmp_path / "study.yaml"
-    rows = {scope: {"row": f"SM+LearnableR-{scope}"} for scope in ("layer", "global")}
+    rows: dict = {scope: {"row": f"SM+LearnableR-{scope}"} for scope in ("layer", "global")}
+    rows["mix"] = {
+        "row": "SM+R",
+        "config_overrides": {**changes["config_overrides"], "activation_function": "gelu_relu"},
+    }
     path.write_text(yaml.safe_dump({**changes, "max_steps": 2, "rows": rows}, sort_keys=False))
     study = Study.load(path)
     cells = run_study(study, [0], tmp_path / "out", announce=lambda text: None, **local)
@@ -215,6 +219,10 @@ def test_report_of_slopes_of_either_scope(changes, local, tmp_path):
     assert "Learnable slopes." in (tmp_path / "out" / "report.html").read_text()
     assert cells[0].curve("slope/layer_01")
     assert cells[1].curve("slope/global")
+    assert cells[2].curve("gelu_share/layer_01")[0] == (0, pytest.approx(0.5))
+    layers = [cell["layers"] for cell in json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]]
+    assert [set(found) for found in layers] == [{"entropy", "slope"}, {"entropy"}, {"entropy", "gelu_share"}]
+    assert layers[0]["slope"] == [cells[0].curve(f"slope/layer_0{i}")[-1][1] for i in range(2)]
 
 
 def test_dry_run_tells_the_state_of_every_cell(finished, changes, capsys):
