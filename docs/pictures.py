@@ -1,5 +1,7 @@
-"""The pictures of entropic-overload.md. Usage: python docs/pictures.py"""
+"""The pictures of entropic-overload.md and of the findings. Usage: python docs/pictures.py"""
 
+import json
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +34,35 @@ def drawn(heads: dict[str, torch.Tensor]) -> Figure:
         return figure
 
 
+def outcome(study: dict) -> Figure:
+    """Perplexity of every seed by row, and the entropy of every layer at the end, a mean over seeds."""
+    cells = defaultdict(list)
+    for cell in study["cells"]:
+        cells[cell["row"]].append(cell)
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = panels(2, 2, 4.2, 0.8 + 0.28 * len(cells))
+        figure.set_layout_engine("compressed")
+        for index, (row, done) in enumerate(cells.items()):
+            colour = f"C{index % 10}"
+            left.plot([cell["eval_perplexity"] for cell in done], [index] * len(done), "o", color=colour, alpha=0.7)
+            layers = torch.tensor([cell["layers"]["entropy"] for cell in done]).mean(0)
+            right.plot(range(1, len(layers) + 1), layers, label=row, color=colour, linewidth=1.3)
+        left.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel="perplexity, one point a seed")
+        left.invert_yaxis()
+        bound = causal_bound(128)
+        right.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
+        right.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
+        right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        for ax in (left, right):
+            ax.grid(alpha=0.25, linewidth=0.5)
+        return figure
+
+
 def main() -> None:
+    for path in sorted((IMAGES.parents[1] / "benchmarks" / "results").glob("study-*-cpu.json")):
+        study = json.loads(path.read_text())
+        if all("layers" in cell for cell in study["cells"]):
+            save(outcome(study), IMAGES / path.stem, [".svg"])
     save(drawn(maps()), IMAGES / "entropies", [".svg"])
     published = published_reports()
     save(heatmaps([published[row] for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")]), IMAGES / "published", [".svg"])

@@ -89,15 +89,17 @@ class WeightNorm(NormedWeight):
 class SpectralNorm(NormedWeight):
     r"""
     $W = V / \sigma(V)$ with the largest singular value $\sigma$ (arXiv 1802.05957): in training one step of power
-    iteration behind, out of it exact.
+    iteration behind, out of it exact. What a gradient checkpoint computes again is no step.
 
-    Parameters: weight is $V$. Buffers: weight_u [O], the left singular vector.
+    Parameters: weight is $V$. Buffers: weight_u [O], the left singular vector; not saved, weight_v [I], the right one.
     """
 
     weight_u: Tensor
+    weight_v: Tensor
 
     def begin(self) -> None:
         self.register_buffer("weight_u", self.trained.new_empty(self.trained.shape[self.rows]))
+        self.register_buffer("weight_v", self.trained.new_empty(self.trained.shape[1 - self.rows]), persistent=False)
         self.exact: tuple[Any, Tensor] | None = None
         self.reset_norm()
 
@@ -107,16 +109,22 @@ class SpectralNorm(NormedWeight):
         # Not parallel to any vector that a structured matrix is likely to have, and without random numbers.
         start = torch.sin(torch.arange(1, size + 1, dtype=torch.float64) * 1.618).float()
         init.copy_(self.weight_u, (start / start.norm()).to(self.weight_u.dtype))
+        init.zeros_(self.weight_v)
 
     def normed(self, trained: Tensor) -> Tensor:
         matrix = trained.T if self.rows else trained  # O I
         if not self.training:
             return trained / self.exact_sigma(matrix)
-        with torch.no_grad():
-            right = nn.functional.normalize(matrix.T @ self.weight_u, dim=0, eps=EPS)
-            left = nn.functional.normalize(matrix @ right, dim=0, eps=EPS)
-            self.weight_u.copy_(left)
-        return trained / torch.dot(left, matrix @ right)
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self.step(matrix)
+        # Copies: the next step changes the buffers, and a backward pass still needs these.
+        return trained / torch.dot(self.weight_u.clone(), matrix @ self.weight_v.clone())
+
+    @torch.no_grad()
+    def step(self, matrix: Tensor) -> None:
+        """Of power iteration."""
+        self.weight_v.copy_(nn.functional.normalize(matrix.T @ self.weight_u, dim=0, eps=EPS))
+        self.weight_u.copy_(nn.functional.normalize(matrix @ self.weight_v, dim=0, eps=EPS))
 
     def exact_sigma(self, matrix: Tensor) -> Tensor:
         """Kept until the weight changes."""
@@ -154,7 +162,7 @@ def norm_weight(projection: nn.Module, kind: str) -> None:
 def plain_weight(projection: nn.Module) -> None:
     """Write the normed weight in the place of what was trained, and give the projection its class back; in place."""
     weight = projection.normed(projection.trained).detach().clone()
-    for name in ("weight_scale", "weight_u"):
+    for name in ("weight_scale", "weight_u", "weight_v"):
         if hasattr(projection, name):
             delattr(projection, name)
     projection.__class__ = projection.plain

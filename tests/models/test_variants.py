@@ -150,6 +150,18 @@ def test_power_iteration_finds_the_largest_singular_value(family, input_ids):
     assert torch.equal(module.weight_u, before)  # evaluation changes nothing
 
 
+def test_checkpointing_is_no_step_of_power_iteration(family, input_ids):
+    gradients = []
+    for checkpointing in (False, True):
+        model = moved(family.model(norm="layernorm", weight_norm="spectral", weight_norm_scope="block")).train()
+        if checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        model(input_ids, labels=input_ids, use_cache=False).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers()))
+    for name, value in gradients[0].items():
+        assert torch.equal(value, gradients[1][name]), name
+
+
 def test_residual_gains_are_their_formula(family, input_ids):
     for kind, expected in (("rezero", 0.0), ("skipinit", 0.0), ("fixed", 1 / math.sqrt(6))):
         model = family.model(norm="layernorm", residual_gain=kind).eval()
