@@ -99,11 +99,11 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
         )
     norm = model.base_model.get_submodule(model.base_model.sites.final_norm)
     config = model.config
-    if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none" or config.weight_norm != "none":
+    if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none":
         raise ValueError(
             f"A logit is no sum of what these components write (final_norm {config.final_norm!r}, residual_gain "
-            f"{config.residual_gain!r}, weight_norm {config.weight_norm!r}). Fold gains and weight norms first "
-            "(hf_lnfree.conversion.fold); a final dyt or derf cannot be attributed."
+            f"{config.residual_gain!r}). Fold gains first (hf_lnfree.conversion.fold); a final dyt or derf cannot be "
+            "attributed."
         )
     training = model.training
     model.eval()

@@ -86,6 +86,15 @@ def test_grid_and_ranking_hold_the_same_numbers(family, input_ids):
     assert grid[1, 4].item() == pytest.approx(values["layer 1 mlp"])
 
 
+def test_variants_add_up_or_are_told_to_be_folded(family, input_ids):
+    fused = {"layer_activations": "identity_fused:0,relu:1-2", "ffn_scale": True}
+    for fields in ({"weight_norm": "spectral", "weight_norm_scope": "block"}, {"attention_softcap": 2.0, **fused}):
+        assert attribute(trained(family.model(norm="scale", **fields)).double(), input_ids).largest_error <= 1e-9
+    for fields in ({"residual_gain": "fixed"}, {"final_norm": "dyt"}):
+        with pytest.raises(ValueError, match="no sum of what these components write"):
+            attribute(family.model(**fields), input_ids)
+
+
 def test_a_finished_removal_is_linear(family, input_ids):
     model = removed(trained(family.model(norm="removal", final_norm="removal"))).double()
     found = attribute(model, input_ids)
