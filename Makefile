@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/hf-lnfree demo --output-dir runs/demo $(DEMO_FLAGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
