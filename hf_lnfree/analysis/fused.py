@@ -227,9 +227,9 @@ class _HeadEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        grad_query, grad_key = ctx.saved_tensors
-        factor = (ctx.scale * grad[:, None, None]).to(grad_query.dtype)
-        return grad_query * factor, (grad_key * factor).unflatten(1, (-1, ctx.groups)).sum(2), None, None, None
+        factor = ctx.scale * grad[:, None, None]  # small: in half precision only when multiplied
+        grad_query, grad_key = ((part * factor).to(part.dtype) for part in ctx.saved_tensors)
+        return grad_query, grad_key.unflatten(1, (-1, ctx.groups)).sum(2), None, None, None
 
 
 class _Entropy(torch.autograd.Function):

@@ -25,7 +25,7 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
 
     Args:
         run: output folder of `train`, `study` (one cell) or `remove-norms`.
-        repo_id: what the example in the card loads; the folder's name by default.
+        repo_id: what the example in the card loads; the folder by default.
 
     Raises:
         ValueError: no finished run there.
@@ -36,11 +36,12 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
             f"{run} holds no readable {RESULTS}, which a run writes when it ends: there is nothing to tell."
         )
     config = read(run / "config.json") or {}
+    title = f"{shown_name(results)}{' without LayerNorm' * ('removal' in results)}, seed {results['seed']}"
     card = ModelCard.from_template(
-        card_data(run, results),
+        card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=f"{shown_name(results)}{' without LayerNorm' * ('removal' in results)}, seed {results['seed']}",
-        repo_id=repo_id or run.resolve().name,
+        title=title,
+        repo_id=repo_id or (run.resolve().name if run.is_absolute() else run.as_posix()),
         architecture=(config.get("architectures") or [config.get("model_type")])[0],
         norms=norms(config),
         activation=config.get("activation_function", config.get("hidden_act")),
@@ -79,7 +80,7 @@ def norms(config: Mapping[str, Any]) -> str | None:
     return f"norm {blocks} in the blocks and {config.get('final_norm')} after the last"
 
 
-def card_data(run: Path, results: Mapping[str, Any]) -> ModelCardData:
+def card_data(run: Path, results: Mapping[str, Any], model_name: str) -> ModelCardData:
     dataset = results.get("hub_dataset")
     name, shown = dataset_names(results)
     evaluated = [
@@ -100,7 +101,7 @@ def card_data(run: Path, results: Mapping[str, Any]) -> ModelCardData:
         base_model=results.get("base_model"),
         datasets=[dataset] if dataset else None,
         eval_results=evaluated or None,
-        model_name=run.resolve().name,
+        model_name=model_name,
     )
 
 
