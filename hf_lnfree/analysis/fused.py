@@ -164,6 +164,7 @@ def attention_entropy_with_grad(
     attention_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     r"""
     Row entropies [B, H, Q] that can be trained on, in O(K x block) memory forward and backward.
@@ -173,7 +174,7 @@ def attention_entropy_with_grad(
 
     Args: as for `fused_attention_entropy`.
     """
-    return _Entropy.apply(query, key, attention_mask, is_causal, scale)
+    return _Entropy.apply(query, key, attention_mask, is_causal, scale, softcap)
 
 
 def head_entropy_with_grad(
@@ -183,6 +184,7 @@ def head_entropy_with_grad(
     attention_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     r"""
     Entropies [H] of heads that can be trained on: the mean over all rows of the batch that see a key.
@@ -192,21 +194,31 @@ def head_entropy_with_grad(
 
     Args: as for `fused_attention_entropy`.
     """
-    total = _HeadEntropy.apply(query, key, attention_mask, is_causal, scale)
+    total = _HeadEntropy.apply(query, key, attention_mask, is_causal, scale, softcap)
     support = row_supports(query, key, None if attention_mask is None else seen(attention_mask), is_causal)
     return total / (support > 0).expand(query.shape[:3]).sum((0, 2))
+
+
+def cap_damping(logits: Tensor, problem: Problem) -> Tensor | float:
+    """What a cap leaves of the gradient of a logit: the derivative of c tanh(s / c), by its value."""
+    if problem.softcap is None:
+        return 1.0
+    if problem.bias is not None:
+        raise ValueError("A soft-cap under a mask that adds a bias to logits has no gradient here.")
+    return 1 - (logits / problem.softcap).clamp(-1, 1).square()
 
 
 class _HeadEntropy(torch.autograd.Function):
     """The sum over a head's rows."""
 
     @staticmethod
-    def forward(ctx, query, key, mask, is_causal, scale):
+    def forward(ctx, query, key, mask, is_causal, scale, softcap):
         with torch.autocast(query.device.type, enabled=False):
-            p = _prepare(query, key, None, mask, is_causal, scale)
+            p = _prepare(query, key, None, mask, is_causal, scale, softcap, centre=softcap is None)
             total = p.query.new_zeros(p.query.shape[1])
             grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
             for items, rows, keys, logits in blocks(p):
+                damping = cap_damping(logits, p)
                 top = logits.amax(-1, keepdim=True)
                 probability = (logits := logits.sub_(top)).exp()
                 normaliser = probability.sum(-1, keepdim=True)
@@ -214,7 +226,7 @@ class _HeadEntropy(torch.autograd.Function):
                 expected = torch.linalg.vecdot(probability, logits)
                 alive = top > HIDDEN / 2  # not fully masked
                 total += (normaliser.log() - expected[..., None]).where(alive, 0.0).sum((0, 2, 3))
-                minus_grad = probability.mul_(logits.sub_(expected[..., None]))
+                minus_grad = probability.mul_(logits.sub_(expected[..., None])).mul_(damping)
                 if p.visible is not None:
                     minus_grad.mul_(alive)
                 grad_query[items, :, rows] = minus_grad @ p.key[items, :, keys]
@@ -229,29 +241,31 @@ class _HeadEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         factor = ctx.scale * grad[:, None, None]  # small: in half precision only when multiplied
         grad_query, grad_key = ((part * factor).to(part.dtype) for part in ctx.saved_tensors)
-        return grad_query, grad_key.unflatten(1, (-1, ctx.groups)).sum(2), None, None, None
+        return grad_query, grad_key.unflatten(1, (-1, ctx.groups)).sum(2), None, None, None, None
 
 
 class _Entropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, mask, is_causal, scale):
+    def forward(ctx, query, key, mask, is_causal, scale, softcap):
         ctx.save_for_backward(query, key, mask)
-        ctx.is_causal, ctx.scale = is_causal, scale
-        return fused_attention_entropy(query, key, attention_mask=mask, is_causal=is_causal, scale=scale).entropy
+        ctx.is_causal, ctx.scale, ctx.softcap = is_causal, scale, softcap
+        options = {"is_causal": is_causal, "scale": scale, "softcap": softcap}
+        return fused_attention_entropy(query, key, attention_mask=mask, **options).entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         query, key, mask = ctx.saved_tensors
-        p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale)
+        p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale, ctx.softcap, centre=ctx.softcap is None)
         grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
         for items, rows, keys, logits in blocks(p):
             probability = logits.softmax(-1).where(logits > HIDDEN / 2, 0.0)  # a fully masked row has no gradient
             expected = (probability * logits).sum(-1, keepdim=True)
             grad_logits = -grad[items, :, rows, None] * probability * (logits - expected) * p.scale
+            grad_logits *= cap_damping(logits, p)
             grad_query[items, :, rows] = grad_logits @ p.key[items, :, keys]
             grad_key[items, :, keys] += grad_logits.mT @ p.query[items, :, rows]
         groups = query.shape[1] // key.shape[1]
         grad_key = grad_key.unflatten(1, (-1, groups)).sum(2)
         # Logits are those of centred keys: what centring takes off cancels, since a row's grad_logits add up to zero.
-        return grad_query.to(query.dtype), grad_key.to(key.dtype), None, None, None
+        return grad_query.to(query.dtype), grad_key.to(key.dtype), None, None, None, None

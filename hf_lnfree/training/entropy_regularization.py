@@ -94,12 +94,10 @@ class EntropyRegularization(Procedure):
     def term(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, **options: Any) -> Tensor:
         """Of one layer, before the weight: a mean over its heads, or their sum."""
         scaling, softcap = options.pop("scaling", None), options.pop("softcap", None)
-        if softcap is not None:
-            raise ValueError("Entropy regularisation has no gradient through an attention soft-cap.")
         mask, causal = read_mask(module, query, key, mask, **options)
         assert self.targets is not None
         share = self.targets.shares[module.layer_idx]  # type: ignore[call-overload]
-        options = {"attention_mask": mask, "is_causal": causal, "scale": scaling}
+        options = {"attention_mask": mask, "is_causal": causal, "scale": scaling, "softcap": softcap}
         if self.form == "rows":
             top = math.log(key.shape[2])
             deviation = attention_entropy_with_grad(query, key, **options) - share[:, None] * top  # B H T

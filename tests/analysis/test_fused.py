@@ -56,6 +56,7 @@ def additive(mask):
 
 BIAS = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(5)) * 2
 WINDOW = torch.ones(24, 24).tril().triu(-4).bool()[None, None]
+CAPPED = ("causal", "left padding")  # those whose gradients are taken with a soft-cap
 MASKS = {
     "bidirectional": {},
     "causal": {"is_causal": True},
@@ -180,8 +181,8 @@ def test_nan_stays_nan_and_masked_rows_do_not():
 def test_gradient_in_float64(name, kv_heads, monkeypatch):
     monkeypatch.setattr("hf_lnfree.analysis.kernels.BLOCK_BYTES", 2 * 4 * 24 * 8 * 5)  # blocks of five queries
     q, k, _ = (t.requires_grad_() for t in tensors(kv_heads=kv_heads, width=3))
-    entropy = attention_entropy_with_grad(q, k, **MASKS[name])
-    options = MASKS[name]
+    options = MASKS[name] | ({"softcap": 0.7} if name in CAPPED else {})
+    entropy = attention_entropy_with_grad(q, k, **options)
     expected, _ = definition_with_grad(q, k, options)
     torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-12)
     check_gradients(entropy, expected, q, k)
@@ -206,6 +207,8 @@ def definition_with_grad(q, k, options):
     mask = mask if mask.dtype == torch.bool else mask == 0
     mask = mask.tril() if options.get("is_causal") else mask
     logits = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
+    if cap := options.get("softcap"):
+        logits = cap * torch.tanh(logits / cap)
     log_p = logits.masked_fill(~mask, -1e30).log_softmax(-1)
     rows = mask.any(-1, keepdim=True)
     return -(log_p.exp() * log_p.where(mask & rows, 0.0)).where(rows, 0.0).sum(-1), None
@@ -222,6 +225,11 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="carries no gradient"):
         fused_attention_entropy(q.requires_grad_(), k)
     q = q.detach()
+    biased = torch.full((24, 24), 0.5)
+    for function in (attention_entropy_with_grad, head_entropy_with_grad):
+        with pytest.raises(ValueError, match="no gradient here"):
+            function(q.requires_grad_(), k, attention_mask=biased, softcap=2.0).sum().backward()
+        q = q.detach()
     with pytest.raises(ValueError, match="H a multiple of G"):
         fused_attention_entropy(q, k[:, :3])
     with pytest.raises(ValueError, match="exclude each other"):
