@@ -13,6 +13,7 @@ from hf_lnfree.analysis.plots import STYLE, heatmaps, panels, save
 
 IMAGES = Path(__file__).parent / "images"
 T = 24
+COLOURS = len(STYLE["axes.prop_cycle"])
 
 
 def maps() -> dict[str, torch.Tensor]:
@@ -43,10 +44,10 @@ def outcome(study: dict) -> Figure:
         figure, (left, right) = panels(2, 2, 4.2, 0.8 + 0.28 * len(cells))
         figure.set_layout_engine("compressed")
         for index, (row, done) in enumerate(cells.items()):
-            colour = f"C{index % 10}"
+            colour, line = f"C{index}", "-" if index < COLOURS else "--"
             left.plot([cell["eval_perplexity"] for cell in done], [index] * len(done), "o", color=colour, alpha=0.7)
             layers = torch.tensor([cell["layers"]["entropy"] for cell in done]).mean(0)
-            right.plot(range(1, len(layers) + 1), layers, label=row, color=colour, linewidth=1.3)
+            right.plot(range(1, len(layers) + 1), layers, line, label=row, color=colour, linewidth=1.3)
         left.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel="perplexity, one point a seed")
         left.invert_yaxis()
         bound = causal_bound(128)

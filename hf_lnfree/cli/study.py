@@ -109,7 +109,7 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
 
 
 def rich_table(table: Table) -> RichTable:
-    shown = RichTable(box=SIMPLE_HEAD)
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in table.header:
         shown.add_column(heading, overflow="fold")
     for row in table.rows:
