@@ -1,6 +1,7 @@
 """`hf-lnfree`: every command, its arguments and its help."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -28,7 +29,7 @@ CacheDir = Annotated[str | None, typer.Option(help="Where tokenised data is kept
 UseCPU = Annotated[bool, typer.Option(help="Train on the CPU also where there is a GPU.")]
 Change = Annotated[list[str] | None, typer.Option("--set", help="field=value for all rows; may be given repeatedly.")]
 
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 errors = Console(stderr=True)
 
 # What a wrong argument, file or checkpoint raises; anything else is a defect and shows its traceback.

@@ -35,8 +35,7 @@ def study_command(
     local = {key: value for key, value in local.items() if value}
 
     def announce(text: str) -> None:
-        if is_first_process():
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     if dry_run:
         for cell in cells_of(study, seeds, folder, rows):
