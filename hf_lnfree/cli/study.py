@@ -1,6 +1,7 @@
 """`hf-lnfree study`, `demo` and `compare`: a file and seeds into a study, then a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from .train import DIVERGED
 DEMO = Path(str(files("hf_lnfree") / "training" / "studies" / "demo.yaml"))
 
 
+def announcer(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is, however long."""
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
+
+
 def study_command(
     file: Path,
     scale: str | None,
@@ -33,10 +39,7 @@ def study_command(
 ) -> int:
     study = Study.load(file, scale, parse_changes(change or ()))
     local = {key: value for key, value in local.items() if value}
-
-    def announce(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
+    announce = announcer(console)
     if dry_run:
         for cell in cells_of(study, seeds, folder, rows):
             announce(f"{cell.name}: {cell.state}")
@@ -71,10 +74,7 @@ def search_command(
 ) -> int:
     study = Study.load(file, scale, parse_changes(change or ())).choose(rows)
     values = [value.strip() for value in pair.split(",")]
-
-    def announce(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
+    announce = announcer(console)
     found = search_layers(study, values, budget, seeds, folder, announce, **{k: v for k, v in local.items() if v})
     announce(f'layer_activations: "{found["layer_activations"]}"')
     announce(f"Every rung: {folder / SEARCH}")
