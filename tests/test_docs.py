@@ -1,5 +1,7 @@
 """The pages of docs/: their code runs, their commands are commands, and none is missing."""
 
+import json
+import re
 import shlex
 import subprocess
 import sys
@@ -54,6 +56,23 @@ def test_the_study_of_the_page_is_one(tmp_path):
     for text, count in ((rows, 2), (factors, 6)):
         (tmp_path / "study.yaml").write_text(text)
         assert len(Study.load(tmp_path / "study.yaml").rows) == count
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "findings").glob("*.md")), ids=lambda page: page.stem)
+def test_findings_show_what_their_results_hold(page):
+    """The table, the command and the picture of each page are those of the file that it names."""
+    text = page.read_text()
+    (name,) = re.findall(r"`benchmarks/results/([\w-]+).json`", text)
+    study = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    for row in study["rows"]:
+        assert f"| {row[0]} | {' | '.join(row[2:6])} |" in text
+    assert study["command"] in commands(page)
+    (picture,) = re.findall(r"\(\.\./(images/[^)]+)\)", text)
+    assert picture == f"images/{name}.svg"
+    assert (DOCS / picture).is_file()
+    difference = r"[+-]\d+\.\d ± \d+\.\d %"
+    known = study["note"] + json.dumps(study["rows"], ensure_ascii=False)
+    assert set(re.findall(difference, text)) <= set(re.findall(difference, known))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "findings").glob("*.yaml")), ids=lambda path: path.stem)
