@@ -3,11 +3,12 @@
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .families import family_of, require_no_adapters
-from .folding import norm_sites
+from .folding import fold_stabilizers, norm_sites
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -23,10 +24,11 @@ def to_transformer_lens(
     A `TransformerBridge` around a copy of a causal language model.
 
     Where a norm is gone its hook points stay and see the residual stream itself; `cfg.normalization_type` is that of
-    the blocks: None, "LN" or "RMSPre".
+    the blocks: None, "LN" or "RMSPre". Gains, scales and normed weights of the copy are folded.
 
     Raises:
-        ValueError: TransformerLens is not there, the blocks' norms differ, or a norm is half removed.
+        ValueError: TransformerLens is not there, the blocks' norms differ, a norm is half removed, or queries and keys
+            are normed or logits capped.
     """
     try:
         from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
@@ -40,13 +42,11 @@ def to_transformer_lens(
             f"TransformerLens has one normalization for all blocks ({', '.join(NORMALIZATION_TYPES)}); these are "
             f"{sorted(kinds)} and {model.config.final_norm} after the last block. A finished removal can be folded."
         )
-    config = model.config
-    if config.query_key_norm or config.attention_temperature or config.attention_softcap is not None:
-        raise ValueError(
-            "TransformerLens computes attention itself and knows neither query-key norm nor soft-cap; temperatures of "
-            "heads can be folded (`fold`)."
-        )
+    if model.config.query_key_norm or model.config.attention_softcap is not None:
+        raise ValueError("TransformerLens computes attention itself and knows neither query-key norm nor soft-cap.")
     model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        fold_stabilizers(model)  # it takes the weights of projections, and passes over what stands around them
     names = {site.name.rpartition(".")[2] for site in norm_sites(model) if not isinstance(site.norm, nn.LayerNorm)}
 
     def without_norms(adapter: Any) -> None:

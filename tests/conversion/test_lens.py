@@ -14,6 +14,9 @@ def test_what_transformer_lens_cannot_say_is_refused(family):
     for fields in ({"layer_norms": ["none", "layernorm", "none"]}, {"norm": "removal"}):
         with pytest.raises(ValueError, match="one normalization for all blocks"):
             to_transformer_lens(family.model(**fields))
+    for fields in ({"query_key_norm": True}, {"attention_softcap": 2.0}):
+        with pytest.raises(ValueError, match="neither query-key norm nor soft-cap"):
+            to_transformer_lens(family.model(**fields))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -22,6 +25,8 @@ def test_what_transformer_lens_cannot_say_is_refused(family):
     [
         ({"norm": "none", "final_norm": "none", "activation": "relu"}, None),
         ({"norm": "none", "activation": "learnable_leaky_relu", "negative_slope": 0.3, "lm_head_bias": True}, None),
+        ({"norm": "none", "residual_gain": "fixed", "attention_temperature": True, "ffn_scale": True}, None),
+        ({"norm": "none", "activation": "identity_fused", "weight_norm": "spectral"}, None),
         ({"norm": "rmspre", "final_norm": "rmspre"}, "RMSPre"),
         ({"norm": "layernorm", "final_norm": "layernorm"}, "LN"),
     ],
