@@ -77,7 +77,8 @@ class LNFreeConfigMixin:
         attention_temperature (`bool`, defaults to `False`):
             Whether every head learns a factor of its logits ([`QueryKeyControl`]).
         attention_softcap (`float`, *optional*):
-            Attention logits become `softcap * tanh(logits / softcap)`; eager, flash or flex attention, not sdpa.
+            Attention logits become `softcap * tanh(logits / softcap)`; with eager attention, flash, or flex where the
+            family has it, not with sdpa.
 
     Raises:
         ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown

@@ -200,7 +200,7 @@ class LNFreeMixin:
         if self.config.attention_softcap is not None:
             raise ValueError(
                 "scaled_dot_product_attention cannot cap logits (attention_softcap). Load the model with "
-                'attn_implementation="eager", or on a GPU "flex_attention" or a flash attention that can.'
+                'attn_implementation="eager", or with one that can: flash attention, "flex_attention" for GPT-NeoX.'
             )
         return super()._sdpa_can_dispatch(is_init_check)
 

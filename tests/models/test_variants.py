@@ -21,6 +21,7 @@ from hf_lnfree.models.normalizations import NORMALIZATIONS
 from hf_lnfree.models.softcap import eager_softcap_attention
 from hf_lnfree.models.stabilizers import QueryKeyControl, ResidualGain
 from hf_lnfree.models.weight_norms import NormedWeight
+from hf_lnfree.training.efficiency import can_compile
 
 from ..conftest import cache_field
 
@@ -198,6 +199,7 @@ def test_queries_and_keys_are_controlled(family, input_ids):
     assert torch.equal(got[..., 2, :, :], value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what transformers asks of flex attention
 def test_capped_attention_is_that_of_gemma_2(family, input_ids):
     """In every layer, with a mask and a cache; entropies are those of its maps."""
     generator = torch.Generator().manual_seed(0)
@@ -230,6 +232,9 @@ def test_capped_attention_is_that_of_gemma_2(family, input_ids):
     torch.testing.assert_close(last, expected[:, 4:])
     with pytest.raises(ValueError, match='attn_implementation="eager"'):
         model.set_attn_implementation("sdpa")
+    if model._supports_flex_attn and can_compile(torch.device("cpu")):  # which takes the cap as an argument
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(logits(model, input_ids), expected)
 
 
 @pytest.mark.parametrize("fields", COMBINATIONS, ids=str)
