@@ -50,7 +50,8 @@ def outcome(study: dict) -> Figure:
             right.plot(range(1, len(layers) + 1), layers, line, label=row, color=colour, linewidth=1.3)
         left.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel="perplexity, one point a seed")
         left.invert_yaxis()
-        bound = causal_bound(128)
+        (length,) = {settings["context_length"] for settings in study["settings"].values()}
+        bound = causal_bound(length)
         right.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
         right.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
         right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -72,9 +72,8 @@ def fused_attention_entropy(
             "attention_entropy_with_grad."
         )
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        # A shift of the keys would have to be made good in a sink, and is not undone by a cap.
-        centre = sinks is None and softcap is None
-        problem = _prepare(query, key, value, attention_mask, is_causal, scale, softcap, centre)
+        # A shift of the keys would have to be made good in a sink.
+        problem = _prepare(query, key, value, attention_mask, is_causal, scale, softcap, centre=sinks is None)
         entropy, lse, output = choose(backend, problem)(problem)
         if sinks is not None:
             total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None].expand_as(lse))
@@ -141,6 +140,7 @@ def _prepare(
         bias = mask.to(dtype).where(visible, 0.0)
         bias = bias if bias.any() else None
     key = key.to(dtype)
+    centre = centre and softcap is None  # a cap does not undo a shift of the keys
     key = expand(key - key.mean(dim=2, keepdim=True) if centre else key)
     value = None if value is None else expand(value)
     return Problem(query.to(dtype), key, value, visible, bias, is_causal, scale, softcap)
@@ -199,10 +199,10 @@ def head_entropy_with_grad(
     return total / (support > 0).expand(query.shape[:3]).sum((0, 2))
 
 
-def cap_damping(logits: Tensor, problem: Problem) -> Tensor | float:
-    """What a cap leaves of the gradient of a logit: the derivative of c tanh(s / c), by its value."""
+def cap_damping(logits: Tensor, problem: Problem) -> Tensor | None:
+    """What a cap leaves of the gradient of a logit: the derivative of c tanh(s / c), by its value; None without one."""
     if problem.softcap is None:
-        return 1.0
+        return None
     if problem.bias is not None:
         raise ValueError("A soft-cap under a mask that adds a bias to logits has no gradient here.")
     return 1 - (logits / problem.softcap).clamp(-1, 1).square()
@@ -214,25 +214,27 @@ class _HeadEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, mask, is_causal, scale, softcap):
         with torch.autocast(query.device.type, enabled=False):
-            p = _prepare(query, key, None, mask, is_causal, scale, softcap, centre=softcap is None)
+            p = _prepare(query, key, None, mask, is_causal, scale, softcap)
             total = p.query.new_zeros(p.query.shape[1])
             grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
             for items, rows, keys, logits in blocks(p):
                 damping = cap_damping(logits, p)
                 top = logits.amax(-1, keepdim=True)
-                probability = (logits := logits.sub_(top)).exp()
+                logits -= top
+                probability = logits.exp()
                 normaliser = probability.sum(-1, keepdim=True)
                 probability /= normaliser
                 expected = torch.linalg.vecdot(probability, logits)
                 alive = top > HIDDEN / 2  # not fully masked
                 total += (normaliser.log() - expected[..., None]).where(alive, 0.0).sum((0, 2, 3))
-                minus_grad = probability.mul_(logits.sub_(expected[..., None])).mul_(damping)
+                minus_grad = probability.mul_(logits.sub_(expected[..., None]))
+                if damping is not None:
+                    minus_grad.mul_(damping)
                 if p.visible is not None:
                     minus_grad.mul_(alive)
                 grad_query[items, :, rows] = minus_grad @ p.key[items, :, keys]
                 grad_key[items, :, keys] += minus_grad.mT @ p.query[items, :, rows]
-            groups = query.shape[1] // key.shape[1]
-            ctx.groups, ctx.scale = groups, -p.scale
+            ctx.groups, ctx.scale = query.shape[1] // key.shape[1], -p.scale
             ctx.save_for_backward(grad_query.to(query.dtype), grad_key.to(key.dtype))
         return total
 
@@ -256,13 +258,14 @@ class _Entropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         query, key, mask = ctx.saved_tensors
-        p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale, ctx.softcap, centre=ctx.softcap is None)
+        p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale, ctx.softcap)
         grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
         for items, rows, keys, logits in blocks(p):
             probability = logits.softmax(-1).where(logits > HIDDEN / 2, 0.0)  # a fully masked row has no gradient
             expected = (probability * logits).sum(-1, keepdim=True)
             grad_logits = -grad[items, :, rows, None] * probability * (logits - expected) * p.scale
-            grad_logits *= cap_damping(logits, p)
+            if (damping := cap_damping(logits, p)) is not None:
+                grad_logits *= damping
             grad_query[items, :, rows] = grad_logits @ p.key[items, :, keys]
             grad_key[items, :, keys] += grad_logits.mT @ p.query[items, :, rows]
         groups = query.shape[1] // key.shape[1]

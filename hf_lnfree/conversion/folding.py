@@ -157,10 +157,10 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
         activation = block.get_submodule(sites.activation)
         if isinstance(activation, ScaledMLP):
             before, after = activation.scales
-            for path in sites.mlp_readers(block):
+            readers = sites.mlp_readers(block)
+            for path in readers:
                 scale_output(block.get_submodule(path), before)
-            both = after if sites.mlp_readers(block) else before * after
-            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(both)
+            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(after if readers else before * after)
             block.set_submodule(sites.activation, activation.activation)
         for writer, end in zip(sites.residual_writers, sites.branch_ends, strict=False):
             gain = dict(block.named_modules()).get(end)
