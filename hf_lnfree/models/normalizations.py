@@ -1,6 +1,16 @@
 r"""What may stand where a stock model has a LayerNorm.
 
-Shapes: x [..., D]; gains and biases [D], learned numbers [1].
+- "none": nothing, $y = x$.
+- "layernorm": the stock module, $y = g \odot (x - \bar x) / \sqrt{\overline{(x - \bar x)^2} + \epsilon} + b$ (arXiv
+  1607.06450).
+- "rmsnorm": $y = g \odot x / \sqrt{\overline{x^2} + \epsilon}$ (arXiv 1910.07467).
+- "rmspre": the same without $g$, TransformerLens' name for what is left of a LayerNorm on a centred stream once gain
+  and bias are folded into the weights around it.
+- "dyt", "derf": [`DynamicTanh`], [`DynamicErf`], functions of single numbers.
+- "scale", "affine", "fixed_scale": [`Scale`], [`Affine`], [`FixedScale`], which are linear.
+- "removal": [`RemovalNorm`], a LayerNorm on its way to a fixed scale.
+
+Shapes: x [..., D]; gains and biases [D], learned numbers [1]; overlines are means over D.
 """
 
 from collections.abc import Callable
@@ -130,9 +140,7 @@ def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
 NORMALIZATIONS: dict[str, Callable[[nn.LayerNorm, PreTrainedConfig, Feeds], nn.Module]] = {
     "none": lambda stock, config, feeds: nn.Identity(),
     "layernorm": lambda stock, config, feeds: stock,
-    # x / sqrt(mean(x^2) + eps) * g (arXiv 1910.07467)
     "rmsnorm": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps),
-    # the same without g, "RMSPre" in TransformerLens: what cannot be folded of a LayerNorm on a centred stream
     "rmspre": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps, elementwise_affine=False),
     "dyt": lambda stock, config, feeds: DynamicTanh(stock.normalized_shape[0], alpha_of(config, feeds)),
     "derf": lambda stock, config, feeds: DynamicErf(stock.normalized_shape[0], alpha_of(config, feeds)),

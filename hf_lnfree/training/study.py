@@ -170,21 +170,21 @@ def run_study(
     """
     cells = cells_of(study, seeds, folder, rows)
     keep_settings(study, folder)
-    to_do = sum(cell.results is None for cell in cells)
     started, trained = time.monotonic(), 0
     for index, cell in enumerate(cells, start=1):
         number = f"[{index}/{len(cells)}] {cell.name}"
         if cell.load().results is not None:  # by now another process may have finished it
             announce(f"{number}: {cell.state}, found in {cell.folder}")
             continue
-        left = (time.monotonic() - started) / trained * (to_do - trained) / 60 if trained else None
+        to_do = sum(cell.results is None for cell in cells[index - 1 :])
+        left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
         announce(f"{number}: {'goes on' if cell.state == 'interrupted' else 'starts'}"
                  + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
         try:
             train(*study.arguments(cell.row, cell.seed, cell.folder, **local))
+            trained += 1
         except RunInUse:
             cell.running = True
-        trained += 1
         announce(f"{number}: {cell.load().state}")
     return cells
 
