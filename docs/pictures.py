@@ -3,13 +3,16 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
 from hf_lnfree.analysis.plots import STYLE, heatmaps, panels, save
+from hf_lnfree.training.study_report import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
 T = 24
@@ -36,28 +39,45 @@ def drawn(heads: dict[str, torch.Tensor]) -> Figure:
 
 
 def outcome(study: dict) -> Figure:
-    """Perplexity of every seed by row, and the entropy of every layer at the end, a mean over seeds."""
-    cells = defaultdict(list)
+    """Perplexity of every seed by row, and means over seeds: the entropy of every layer at the end; where activations
+    learn something, that too, and its mean over layers while training."""
+    rows = defaultdict(list)
     for cell in study["cells"]:
-        cells[cell["row"]].append(cell)
+        rows[cell["row"]].append(cell)
+    learned = {key: label for key, label, _ in LEARNED if any(key in cell["layers"] for cell in study["cells"])}
     with matplotlib.rc_context(STYLE):
-        figure, (left, right) = panels(2, 2, 4.2, 0.8 + 0.28 * len(cells))
+        figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.4, 0.8 + 0.28 * len(rows)))
         figure.set_layout_engine("compressed")
-        for index, (row, done) in enumerate(cells.items()):
-            colour, line = f"C{index}", "-" if index < COLOURS else "--"
-            left.plot([cell["eval_perplexity"] for cell in done], [index] * len(done), "o", color=colour, alpha=0.7)
-            layers = torch.tensor([cell["layers"]["entropy"] for cell in done]).mean(0)
-            right.plot(range(1, len(layers) + 1), layers, line, label=row, color=colour, linewidth=1.3)
-        left.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel="perplexity, one point a seed")
-        left.invert_yaxis()
+        perplexity, entropy, *others = axes
+        for index, (row, cells) in enumerate(rows.items()):
+            style = {"color": f"C{index}", "linestyle": "-" if index < COLOURS else "--", "linewidth": 1.3}
+            perplexity.plot(
+                [cell["eval_perplexity"] for cell in cells], [index] * len(cells), "o", color=style["color"]
+            )
+            drawn_by_layer(entropy, cells, "entropy", label=row, **style)
+            for key, at_end, over_training in zip(learned, others[::2], others[1::2], strict=True):
+                if all(key in cell["layers"] for cell in cells):
+                    drawn_by_layer(at_end, cells, key, **style)
+                    steps, values = torch.tensor([cell["over_training"][key] for cell in cells]).mean(0).T
+                    over_training.plot(steps, values, **style)
+        perplexity.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="perplexity, one point a seed")
+        perplexity.invert_yaxis()
         (length,) = {settings["context_length"] for settings in study["settings"].values()}
         bound = causal_bound(length)
-        right.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
-        right.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
-        right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        for ax in (left, right):
+        entropy.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
+        entropy.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
+        entropy.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        for label, at_end, over_training in zip(learned.values(), others[::2], others[1::2], strict=True):
+            at_end.set(xlabel="layer", ylabel=f"{label} at the end")
+            over_training.set(xlabel="step", ylabel=f"{label}, mean of the layers")
+        for ax in axes:
             ax.grid(alpha=0.25, linewidth=0.5)
         return figure
+
+
+def drawn_by_layer(ax: Axes, cells: list[dict], key: str, **style: Any) -> None:
+    values = torch.tensor([cell["layers"][key] for cell in cells]).mean(0)
+    ax.plot(range(1, len(values) + 1), values, **style)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..analysis.entropy import causal_bound
@@ -115,7 +116,7 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "rows": table.rows,
         "note": table.note,
         "cells": [
-            {"row": c.row, "seed": c.seed, **{k: c.results[k] for k in kept if k in c.results}} | last_sample(c)
+            {"row": c.row, "seed": c.seed, **{k: c.results[k] for k in kept if k in c.results}} | by_layer(c)
             for c in done
             if c.results is not None
         ],
@@ -128,10 +129,19 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
     }
 
 
-def last_sample(cell: Cell) -> dict[str, dict[str, list[float]]]:
-    """By layer, at the end of training: mean entropy of its heads in nats, and what its activation learned."""
-    curves_ = {key: layer_curves(cell.log, key) for key in ("entropy", *(key for key, _, _ in LEARNED))}
-    return {"layers": {key: [line[-1][1] for line in lines] for key, lines in curves_.items() if lines}}
+def by_layer(cell: Cell) -> dict[str, Any]:
+    """Of every layer, at the end: mean entropy of its heads in nats, and what its activation learned; of that also a
+    mean over layers at each step that was logged."""
+    learned = [key for key, _, _ in LEARNED]
+    found = {key: lines for key in ("entropy", *learned) if (lines := layer_curves(cell.log, key))}
+    return {
+        "layers": {key: [line[-1][1] for line in lines] for key, lines in found.items()},
+        "over_training": {
+            key: [(points[0][0], fmean(value for _, value in points)) for points in zip(*found[key], strict=True)]
+            for key in learned
+            if key in found
+        },
+    }
 
 
 def data(done: Sequence[Cell]) -> dict[str, Any]:

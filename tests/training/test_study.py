@@ -220,9 +220,13 @@ def test_report_of_what_activations_learn(changes, local, tmp_path):
     assert cells[0].curve("slope/layer_01")
     assert cells[1].curve("slope/global")
     assert cells[2].curve("gelu_share/layer_01")[0] == (0, pytest.approx(0.5))
-    layers = [cell["layers"] for cell in json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]]
-    assert [set(found) for found in layers] == [{"entropy", "slope"}, {"entropy"}, {"entropy", "gelu_share"}]
-    assert layers[0]["slope"] == [cells[0].curve(f"slope/layer_0{i}")[-1][1] for i in range(2)]
+    of_layer, _, of_mix = written = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    assert [set(cell["layers"]) for cell in written] == [{"entropy", "slope"}, {"entropy"}, {"entropy", "gelu_share"}]
+    slopes = [cells[0].curve(f"slope/layer_0{i}") for i in range(2)]
+    assert of_layer["layers"]["slope"] == [slope[-1][1] for slope in slopes]
+    means = [[step, pytest.approx((one + other) / 2)] for (step, one), (_, other) in zip(*slopes, strict=True)]
+    assert of_layer["over_training"] == {"slope": means}
+    assert of_mix["over_training"]["gelu_share"][0] == [0, pytest.approx(0.5)]
 
 
 def test_dry_run_tells_the_state_of_every_cell(finished, changes, capsys):
