@@ -26,7 +26,7 @@ from .losses import use_loss
 from .model_card import RESULTS
 from .procedure import Procedure
 from .push import publish
-from .trainer import LNFreeTrainer
+from .trainer import LNFreeTrainer, only_run
 from .windows import TokenWindows, window_batches
 
 CHOICES = "choices.json"
@@ -53,18 +53,34 @@ def train(
 
     Raises:
         ValueError: arguments, data and model do not fit each other; nothing has been written then.
+        RunInUse: another process trains into the folder.
         OSError: no room for a checkpoint, or a folder that cannot be written.
     """
     if procedure is not None and args.entropy_weight:
         raise ValueError("entropy_weight is for plain training: leave it out here.")
     procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
     folder = Path(args.output_dir)
-    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
-    model_args.config(data_args.context_length)  # a wrong field is refused before the corpus is read
+    find_checkpoint(folder, args.resume_from_checkpoint)  # what is wrong is refused before the corpus is read
+    model_args.config(data_args.context_length)
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args)
     set_seed(args.seed)
     model = procedure.prepare(build_model(model_args, data_args, data))
+    with only_run(args):
+        return train_alone(model, data, folder, model_args, data_args, args, procedure)
+
+
+def train_alone(
+    model: PreTrainedModel,
+    data: TextData,
+    folder: Path,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: LNFreeTrainingArguments,
+    procedure: Procedure,
+) -> dict[str, Any]:
+    """`train` from the first thing that is written on."""
+    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
     require_room(folder, model, args)
     use_cache = model.config.use_cache
     trainer = LNFreeTrainer(
@@ -159,7 +175,6 @@ def on_hub(name: str | None) -> str | None:
 
 def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArguments) -> None:
     """Raise OSError when not even one checkpoint would fit on the disk."""
-    folder.mkdir(parents=True, exist_ok=True)
     needed = CHECKPOINT_BYTES_A_PARAMETER * model.num_parameters()
     free = shutil.disk_usage(folder).free
     if args.save_strategy != "no" and free < needed:

@@ -13,7 +13,7 @@ from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
 from ..files import write_at_once
 from .run import RESULTS, train
 from .settings import RunArguments, merge, parse_settings, read_settings, with_base
-from .trainer import RunInUse
+from .trainer import RunInUse, only_run
 
 STUDY = "study.json"
 
@@ -173,16 +173,18 @@ def run_study(
     started, trained = time.monotonic(), 0
     for index, cell in enumerate(cells, start=1):
         number = f"[{index}/{len(cells)}] {cell.name}"
-        if cell.load().results is not None:  # by now another process may have finished it
-            announce(f"{number}: {cell.state}, found in {cell.folder}")
-            continue
-        to_do = sum(cell.results is None for cell in cells[index - 1 :])
-        left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
-        announce(f"{number}: {'goes on' if cell.state == 'interrupted' else 'starts'}"
-                 + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
+        begun, arguments = cell.folder.exists(), study.arguments(cell.row, cell.seed, cell.folder, **local)
         try:
-            train(*study.arguments(cell.row, cell.seed, cell.folder, **local))
-            trained += 1
+            with only_run(arguments[2]):  # from here on nobody else changes the cell
+                if cell.load().results is not None:
+                    announce(f"{number}: {cell.state}, found in {cell.folder}")
+                    continue
+                to_do = sum(cell.results is None for cell in cells[index - 1 :])
+                left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
+                announce(f"{number}: {'goes on' if begun else 'starts'}"
+                         + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
+                train(*arguments)
+                trained += 1
         except RunInUse:
             cell.running = True
         announce(f"{number}: {cell.load().state}")

@@ -3,8 +3,8 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,36 @@ class RunInUse(ValueError):
     """Another process trains into the folder."""
 
 
+@contextmanager
+def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
+    """
+    While no other run may use `args.output_dir`; may be nested.
+
+    Raises:
+        RunInUse: another one does.
+        ValueError: started by torchrun without forming one group with its peers.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{launched} processes were launched, but each would train alone into {args.output_dir}. "
+            "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
+        )
+    folder = Path(args.output_dir)
+    with ExitStack() as stack:
+        held = [True]
+        if args.process_index == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                # Released by the system when the process dies.
+                stack.enter_context(FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0))
+            except Timeout:
+                held = [False]
+        if not broadcast_object_list(held)[0]:
+            raise RunInUse(f"Another process is training into {folder}. Wait, or give another --output_dir.")
+        yield
+
+
 class LNFreeTrainer(WholeCheckpoints):
     """
     [`Trainer`] for the models of this package.
@@ -49,9 +79,8 @@ class LNFreeTrainer(WholeCheckpoints):
         probe: held-out batches that the recorder looks at; None to record steps only.
 
     Raises:
-        RunInUse: `train` finds another process at work in the output folder.
-        ValueError: `train` was started by torchrun without forming one group with its peers; or a global slope under
-            FSDP.
+        RunInUse, ValueError: `train`, as `only_run`.
+        ValueError: a global slope under FSDP.
     """
 
     args: LNFreeTrainingArguments
@@ -109,26 +138,9 @@ class LNFreeTrainer(WholeCheckpoints):
         return norm
 
     def train(self, *args: Any, **kwargs: Any):
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched > 1 and self.args.world_size == 1:
-            raise ValueError(
-                f"{launched} processes were launched, but each would train alone into {self.args.output_dir}. "
-                "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
-            )
-        folder = Path(self.args.output_dir)
-        with ExitStack() as stack:
-            held = [True]
+        with only_run(self.args):
             if self.args.process_index == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    # Released by the system when the process dies.
-                    stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
-                except Timeout:
-                    held = [False]
-            if not broadcast_object_list(held)[0]:
-                raise RunInUse(f"Another process is training into {folder}. Wait, or give another --output_dir.")
-            if self.args.process_index == 0:
-                shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # of a process that was killed
             return self._train(*args, **kwargs)
 
     def restore(self, checkpoint: str) -> None:

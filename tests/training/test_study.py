@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,22 @@ def test_a_cell_that_another_process_trains_is_passed_over(changes, local, tmp_p
         cells = run_study(study, [0], tmp_path, ["SM+G", "SM+R"], announce=lambda text: None, **local)
     assert [c.state for c in cells] == ["in another process", "finished"]
     assert unfinished(cells) == "Not in the tables: SM+G, seed 0: in another process."
+
+
+def test_a_cell_that_another_process_has_just_finished_is_kept(finished, changes, local, tmp_path, monkeypatch):
+    """It finishes, and drops the checkpoint that was there, between a look at the cell and its lock."""
+
+    @contextmanager
+    def after_the_other(args):
+        shutil.copytree(done, args.output_dir)
+        yield
+
+    done = finished[0] / "SM+R" / "seed-0"
+    monkeypatch.setattr("hf_lnfree.training.study.only_run", after_the_other)
+    said: list[str] = []
+    (cell,) = run_study(Study.load(DEMO, changes=changes), [0], tmp_path, ["SM+R"], said.append, **local)
+    assert said == [f"[1/1] SM+R, seed 0: finished, found in {tmp_path / 'SM+R' / 'seed-0'}"]
+    assert cell.results == json.loads((done / "results.json").read_text())
 
 
 def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_path, capsys):

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
@@ -225,8 +226,6 @@ def test_continues_from_a_checkpoint_of_another_run(arguments, tmp_path):
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
-    from filelock import FileLock
-
     (tmp_path / "run").mkdir()
     # Held by another file descriptor, as another process would hold it.
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="Another process is training into"):
@@ -234,3 +233,12 @@ def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
     train(*arguments())
     with FileLock(tmp_path / "run" / ".lock").acquire(timeout=0) as released:
         assert released.is_locked
+
+
+def test_a_folder_is_one_runs_until_its_results_are_written(arguments, tmp_path, monkeypatch):
+    def last_thing_before(*args):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "run" / ".lock").acquire(timeout=0)
+
+    monkeypatch.setattr("hf_lnfree.training.run.final_report", last_thing_before)
+    train(*arguments())
