@@ -39,15 +39,15 @@ def drawn(heads: dict[str, torch.Tensor]) -> Figure:
 
 
 def outcome(study: dict) -> Figure:
-    """Perplexity of every seed by row, and means over seeds: the entropy of every layer at the end; where activations
-    learn something, that too, and its mean over layers while training."""
+    """Perplexity of every seed by row; entropy of every layer at the end, a mean over the seeds that did not diverge;
+    where activations learn something, that too, and the mean over layers while each seed trains."""
     rows = defaultdict(list)
     for cell in study["cells"]:
         rows[cell["row"]].append(cell)
-    learned = {key: label for key, label, _ in LEARNED if any(key in cell["layers"] for cell in study["cells"])}
+    logged = {key for cell in study["cells"] for key in cell.get("over_training", ())}
+    learned = {key: label for key, label, _ in LEARNED if key in logged}
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.4, 0.8 + 0.28 * len(rows)))
-        figure.set_layout_engine("compressed")
         perplexity, entropy, *others = axes
         for index, (row, cells) in enumerate(rows.items()):
             style = {"color": f"C{index}", "linestyle": "-" if index < COLOURS else "--", "linewidth": 1.3}
@@ -56,10 +56,10 @@ def outcome(study: dict) -> Figure:
             )
             drawn_by_layer(entropy, cells, "entropy", label=row, **style)
             for key, at_end, over_training in zip(learned, others[::2], others[1::2], strict=True):
-                if all(key in cell["layers"] for cell in cells):
+                if all(key in cell.get("over_training", ()) for cell in cells):
                     drawn_by_layer(at_end, cells, key, **style)
-                    steps, values = torch.tensor([cell["over_training"][key] for cell in cells]).mean(0).T
-                    over_training.plot(steps, values, **style)
+                    for cell in cells:
+                        over_training.plot(*zip(*cell["over_training"][key], strict=True), **style | {"linewidth": 0.7})
         perplexity.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="perplexity, one point a seed")
         perplexity.invert_yaxis()
         (length,) = {settings["context_length"] for settings in study["settings"].values()}
@@ -67,16 +67,20 @@ def outcome(study: dict) -> Figure:
         entropy.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
         entropy.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
         entropy.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        for label, at_end, over_training in zip(learned.values(), others[::2], others[1::2], strict=True):
+        for (key, label), at_end, over_training in zip(learned.items(), others[::2], others[1::2], strict=True):
             at_end.set(xlabel="layer", ylabel=f"{label} at the end")
             over_training.set(xlabel="step", ylabel=f"{label}, mean of the layers")
+            if key == "slope":  # from -0.1 to 1
+                at_end.set_yscale("symlog", linthresh=0.1)
+                over_training.set_yscale("symlog", linthresh=0.1)
         for ax in axes:
             ax.grid(alpha=0.25, linewidth=0.5)
         return figure
 
 
 def drawn_by_layer(ax: Axes, cells: list[dict], key: str, **style: Any) -> None:
-    values = torch.tensor([cell["layers"][key] for cell in cells]).mean(0)
+    found = [cell["layers"][key] for cell in cells if cell["diverged_at"] is None]
+    values = torch.tensor(found).mean(0).tolist() if found else []
     ax.plot(range(1, len(values) + 1), values, **style)
 
 

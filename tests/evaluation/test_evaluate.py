@@ -82,18 +82,21 @@ def test_entropy_and_sparsity(model_folder, texts):
     assert "perplexity" not in found
 
 
-def test_two_processes_give_what_one_gives(model_folder, corpus, tmp_path):
-    command = ["hf_lnfree.cli.main", "evaluate", model_folder, "--data", str(corpus), "--context-length", "32"]
+def test_two_processes_give_what_one_gives(model_folder, corpus, tmp_path, capsys):
+    command = ["evaluate", model_folder, "--data", str(corpus), "--context-length", "32", "--out"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    results = []
-    for start, name in ((launch, "two"), ([sys.executable, "-m"], "one")):
-        out = tmp_path / f"{name}.json"
-        done = subprocess.run([*start, *command, "--out", str(out)], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("bits per byte") == 1
-        results.append(json.loads(out.read_text()))
-    two, one = results
+    files = [tmp_path / name for name in ("two.json", "one.json")]
+    done = subprocess.run(
+        [*launch, "hf_lnfree.cli.main", *command, str(files[0])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main([*command, str(files[1])]) == 0
+    for shown in (done.stdout, capsys.readouterr().out):
+        assert shown.count("bits per byte") == 1
+    two, one = (json.loads(file.read_text()) for file in files)
     assert two["tokens"] == one["tokens"]
     assert two["perplexity"]["loss"] == pytest.approx(one["perplexity"]["loss"], rel=1e-5)
     assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-5)

@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, pipeline
 
-from ..conftest import HEADS
+from ..conftest import GPT2, GPT_NEOX, HEADS
+
+IDS = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(0))
 
 DETACHED = """
 import json, sys, warnings
@@ -22,61 +24,68 @@ class Blocked:  # an import hook, so that an installed package is no help either
             raise ModuleNotFoundError("hf_lnfree is not here")
 sys.meta_path.insert(0, Blocked())
 import torch, transformers
-folder, again = sys.argv[1:]
-ids = torch.load(folder + "/ids.pt")
-logits = {}
-for head in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"):
-    auto = getattr(transformers, "AutoModelFor" + head)
-    torch.manual_seed(0)
-    model = auto.from_pretrained(folder, trust_remote_code=True).eval()
-    assert type(model).__module__.startswith("transformers_modules"), type(model)
-    if head == "CausalLM":
-        torch.save(model(ids).logits, folder + "/detached.pt")
-        generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
-        torch.save(generated, folder + "/generated.pt")
-        model.save_pretrained(again)
-        reloaded = transformers.AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True).eval()
-        assert torch.equal(reloaded(ids).logits, model(ids).logits)
-    logits[head] = [list(v.shape) for v in model(ids).values() if isinstance(v, torch.Tensor)]
-print(json.dumps(logits))
+for folder in sys.argv[1:]:
+    ids = torch.load(folder + "/ids.pt")
+    shapes = {}
+    for head in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        auto = getattr(transformers, "AutoModelFor" + head)
+        torch.manual_seed(0)
+        model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+        assert type(model).__module__.startswith("transformers_modules"), type(model)
+        if head == "CausalLM":
+            torch.save(model(ids).logits, folder + "/detached.pt")
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+            torch.save(generated, folder + "/generated.pt")
+            model.save_pretrained(folder + "/again")
+            reloaded = transformers.AutoModelForCausalLM.from_pretrained(folder + "/again", trust_remote_code=True)
+            assert torch.equal(reloaded.eval()(ids).logits, model(ids).logits)
+        shapes[head] = [list(v.shape) for v in model(ids).values() if isinstance(v, torch.Tensor)]
+    json.dump(shapes, open(folder + "/shapes.json", "w"))
 """
 
 
-def run_detached(folder, again):
-    result = subprocess.run(
-        [sys.executable, "-c", DETACHED, str(folder), str(again)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "HF_HOME": str(folder / "home"), "PYTHONPATH": ""},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_checkpoint_works_where_the_package_cannot_be_imported(family, scope, input_ids, tmp_path):
-    model = family.model(
+def mixed(family, scope):
+    return family.model(
         layer_activations=["learnable_leaky_relu", "gelu", "learnable_leaky_relu"],
         layer_norms=["none", "layernorm", "none"],
         slope_scope=scope,
         linear_bias="query_key",
     )
-    model.save_pretrained(tmp_path / "model")
-    torch.save(input_ids, tmp_path / "model" / "ids.pt")
-    shapes = run_detached(tmp_path / "model", tmp_path / "again")
-    assert shapes == {
+
+
+@pytest.fixture(scope="module")
+def detached(tmp_path_factory):
+    """Folders of saved models by family and scope of the slope, after another process has loaded each."""
+    root = tmp_path_factory.mktemp("detached")
+    folders = {(f.name, scope): root / f.name / scope for f in (GPT2, GPT_NEOX) for scope in ("layer", "global")}
+    for family in (GPT2, GPT_NEOX):
+        for scope in ("layer", "global"):
+            mixed(family, scope).save_pretrained(folders[family.name, scope])
+            torch.save(IDS, folders[family.name, scope] / "ids.pt")
+    result = subprocess.run(
+        [sys.executable, "-c", DETACHED, *map(str, folders.values())],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "HF_HOME": str(root / "home"), "PYTHONPATH": ""},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folders
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_checkpoint_works_where_the_package_cannot_be_imported(family, scope, detached):
+    folder, model = detached[family.name, scope], mixed(family, scope)
+    assert json.loads((folder / "shapes.json").read_text()) == {
         "CausalLM": [[2, 12, 99]],
         "SequenceClassification": [[2, 2]],
         "TokenClassification": [[2, 12, 2]],
         "QuestionAnswering": [[2, 12], [2, 12]],
     }
-    assert torch.equal(torch.load(tmp_path / "model" / "detached.pt"), model(input_ids).logits)
-    generated = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=4, do_sample=False)
-    assert torch.equal(torch.load(tmp_path / "model" / "generated.pt"), generated)
-    assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "again")(input_ids).logits, model(input_ids).logits
-    )
+    assert torch.equal(torch.load(folder / "detached.pt"), model(IDS).logits)
+    generated = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, do_sample=False)
+    assert torch.equal(torch.load(folder / "generated.pt"), generated)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder / "again")(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -17,17 +17,9 @@ ROOT = Path(__file__).parents[2]
 KILLED = -9
 
 
-def run_jobs(jobs):
-    command = [sys.executable, "-m", "tests.training.killed", json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def outcomes(corpus, cache_dir, tmp_path_factory):
-    """Every point of interruption, then the same command again; and a run that nothing happened to."""
+    """Every point of interruption, then the same command again; a run that nothing happened to; one that cannot be."""
     folder = tmp_path_factory.mktemp("interrupted")
     overrides = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
     shared = ["train", "--row", "SM+LearnableR-layer", "--config_overrides", json.dumps(overrides)]
@@ -41,12 +33,17 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
         return {"at": at, "arguments": [*shared, "--output_dir", str(folder / name), "--cache_dir", str(cache)]}
 
     points = ["step", "checkpoint", "rotation", "tokenisation", "results", "disk full", "disk full, tokenising"]
-    jobs = [job(None, "straight")]
+    jobs = [job(None, "straight"), job(None, "read-only")]
+    jobs[1]["arguments"] += ["--output_dir", "/sys/hf_lnfree-run"]  # read-only, for root too
     for point in points:
         jobs += [job(point, point), job(None, point)]
-    straight, *others = run_jobs(jobs)
+    command = [sys.executable, "-m", "tests.training.killed", json.dumps(jobs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight, refused, *others = json.loads(done.stdout.splitlines()[-1])
     assert straight["code"] == 0, straight["output"]
-    return folder, dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True))
+    return folder, dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True)), refused
 
 
 def measured(folder):
@@ -57,7 +54,7 @@ def measured(folder):
 
 @pytest.mark.parametrize("point", ["step", "checkpoint", "rotation", "tokenisation", "results"])
 def test_a_killed_run_goes_on_to_the_bit(outcomes, point):
-    folder, codes = outcomes
+    folder, codes, _ = outcomes
     killed, again = codes[point]
     assert killed["code"] == KILLED
     assert again["code"] == 0, again["output"]
@@ -70,8 +67,8 @@ def test_a_killed_run_goes_on_to_the_bit(outcomes, point):
 
 
 def test_it_went_on_and_did_not_start_over(outcomes):
-    folder, _ = outcomes
-    resumed = {p: json.loads((folder / p / "results.json").read_text())["resumed_at"] for p in outcomes[1]}
+    folder, codes, _ = outcomes
+    resumed = {p: json.loads((folder / p / "results.json").read_text())["resumed_at"] for p in codes}
     assert resumed == {
         **{"step": 4, "checkpoint": 4, "rotation": 2, "tokenisation": 0, "results": 9},
         **{"disk full": 4, "disk full, tokenising": 0},
@@ -79,13 +76,13 @@ def test_it_went_on_and_did_not_start_over(outcomes):
 
 
 def test_a_killed_tokenisation_leaves_no_cache_that_counts(outcomes):
-    folder, _ = outcomes
+    folder, *_ = outcomes
     found = {path.name[:8] for path in (folder / "cache-tokenisation" / "windows").iterdir()}
     assert len([name for name in found if not name.startswith(".partial")]) == 2
 
 
 def test_a_full_disk_is_told_and_costs_no_checkpoint(outcomes):
-    folder, codes = outcomes
+    folder, codes, _ = outcomes
     failed, again = codes["disk full"]
     assert failed["code"] == 1
     message = " ".join(failed["output"].split())
@@ -96,7 +93,7 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(outcomes):
 
 
 def test_a_full_disk_while_tokenising_is_told_and_leaves_nothing(outcomes):
-    folder, codes = outcomes
+    folder, codes, _ = outcomes
     failed, again = codes["disk full, tokenising"]
     assert failed["code"] == 1
     assert "error: " in failed["output"]
@@ -105,19 +102,11 @@ def test_a_full_disk_while_tokenising_is_told_and_leaves_nothing(outcomes):
     assert measured(folder / "disk full, tokenising") == measured(folder / "straight")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_training(corpus, cache_dir):
-    arguments = ["train", "--dataset", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--max_steps", "1"]
-    arguments += [
-        "--context_length",
-        "32",
-        "--use_cpu",
-        "--output_dir",
-        "/sys/hf_lnfree-run",
-    ]  # read-only, for root too
-    [outcome] = run_jobs([{"at": None, "arguments": arguments}])
-    assert outcome["code"] == 1
-    assert "error: " in outcome["output"]
-    assert "/sys/hf_lnfree-run" in outcome["output"]
+def test_a_folder_that_cannot_be_written_is_told_before_training(outcomes):
+    *_, refused = outcomes
+    assert refused["code"] == 1
+    assert "error: " in refused["output"]
+    assert "/sys/hf_lnfree-run" in refused["output"]
 
 
 def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_dir, tmp_path, monkeypatch):
