@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import typer
@@ -13,6 +14,7 @@ import yaml
 
 from hf_lnfree.cli.main import app
 from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.training.statistics import estimate
 from hf_lnfree.training.study import Study
 
 from .pages import ROOT, commands, fenced
@@ -58,6 +60,20 @@ def test_the_study_of_the_page_is_one(tmp_path):
         assert len(Study.load(tmp_path / "study.yaml").rows) == count
 
 
+def learned(cells):
+    """Lines of a table: what each row's activations learned, the mean of the layers and each layer."""
+    rows: dict = {}
+    for cell in cells:
+        rows.setdefault(cell["row"], []).append(cell)
+    for row, cells in rows.items():
+        if any(cell["diverged_at"] is not None for cell in cells):
+            continue
+        for key in cells[0].get("over_training", ()):
+            seeds = [cell["layers"][key] for cell in cells]
+            values = [[fmean(layers) for layers in seeds], *zip(*seeds, strict=True)]
+            yield f"| {row} | {' | '.join(estimate(list(value)).format(3) for value in values)} |"
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "findings").glob("*.md")), ids=lambda page: page.stem)
 def test_findings_show_what_their_results_hold(page):
     """The tables, commands and pictures of each page are those of the files that it names."""
@@ -72,6 +88,7 @@ def test_findings_show_what_their_results_hold(page):
             continue
         for row in found["rows"]:
             assert f"| {row[0]} | {' | '.join(row[2:6])} |" in text
+        assert all(line in text for line in learned(found["cells"]))
         assert f"(../images/{name}.svg)" in text
         assert (DOCS / "images" / f"{name}.svg").is_file()
         known += found["note"] + json.dumps(found["rows"], ensure_ascii=False)

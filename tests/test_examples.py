@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -154,31 +153,33 @@ def test_unknown_rows_and_families_name_the_known_ones():
     assert paper_config("gpt2", "SM+R", num_hidden_layers=18).n_layer == 18
 
 
-@pytest.fixture
-def script(workplace, monkeypatch, capsys):
-    """Run an example as a program, in this process; returns what it prints."""
-
-    def run(path, *arguments):
-        monkeypatch.chdir(workplace)
-        monkeypatch.setattr(sys, "argv", [path, *arguments])
-        runpy.run_path(path, run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+def test_quickstart_script(workplace):
+    command = [sys.executable, "examples/quickstart.py", "runs/demo/SM+R/seed-0"]
+    result = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "def read(self, " in result.stdout
+    assert "mean attention entropy in nats (measured)" in result.stdout
 
 
-def test_quickstart_script(script):
-    said = script("examples/quickstart.py", "runs/demo/SM+R/seed-0")
-    assert "def read(self, " in said
-    assert "mean attention entropy in nats (measured)" in said
-
-
-@pytest.mark.parametrize("name", ["finetune_lora", "finetune_classification"])
-def test_finetuning_scripts(name, script):
+@pytest.mark.parametrize("script", ["finetune_lora", "finetune_classification"])
+def test_finetuning_scripts(script, workplace):
     models = ["runs/demo/SM+R/seed-0", "runs/demo/SM+LN+R/seed-0"]
-    short = ["--steps", "2", "--seeds", "0", "1", "--examples", "200"]
-    assert "majority baseline: accuracy" in script(f"examples/{name}.py", *models, *short, "--out", "scores.json")
-    record = json.loads(Path("scores.json").read_text())
+    command = [
+        sys.executable,
+        f"examples/{script}.py",
+        *models,
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+        "1",
+        "--examples",
+        "200",
+    ]
+    result = subprocess.run([*command, "--out", "scores.json"], cwd=workplace, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "majority baseline: accuracy" in result.stdout
+    record = json.loads((workplace / "scores.json").read_text())
     for model in models:
         assert len(record["results"][model]) == 2
         assert 0 <= record["results"][model][0]["f1"] <= record["results"][model][0]["accuracy"] <= 1

@@ -17,6 +17,14 @@ ROOT = Path(__file__).parents[2]
 KILLED = -9
 
 
+def run_jobs(jobs):
+    command = [sys.executable, "-m", "tests.training.killed", json.dumps(jobs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def outcomes(corpus, cache_dir, tmp_path_factory):
     """Every point of interruption, then the same command again; a run that nothing happened to; one that cannot be."""
@@ -37,11 +45,7 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
     jobs[1]["arguments"] += ["--output_dir", "/sys/hf_lnfree-run"]  # read-only, for root too
     for point in points:
         jobs += [job(point, point), job(None, point)]
-    command = [sys.executable, "-m", "tests.training.killed", json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    straight, refused, *others = json.loads(done.stdout.splitlines()[-1])
+    straight, refused, *others = run_jobs(jobs)
     assert straight["code"] == 0, straight["output"]
     return folder, dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True)), refused
 
