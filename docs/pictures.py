@@ -47,7 +47,7 @@ def outcome(study: dict) -> Figure:
     logged = {key for cell in study["cells"] for key in cell.get("over_training", ())}
     learned = {key: label for key, label, _ in LEARNED if key in logged}
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.4, 0.8 + 0.28 * len(rows)))
+        figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.9, 0.8 + 0.28 * len(rows)))
         perplexity, entropy, *others = axes
         for index, (row, cells) in enumerate(rows.items()):
             style = {"color": f"C{index}", "linestyle": "-" if index < COLOURS else "--", "linewidth": 1.3}
