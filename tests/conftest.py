@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import subprocess
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +29,13 @@ SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_atten
 def cache_field(model: transformers.PreTrainedModel) -> str:
     """What a forward pass calls the cache that it takes and returns; transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def run_in_two(*arguments: str) -> subprocess.CompletedProcess:
+    """`python *arguments` by torchrun in two processes of one thread each, from the root of the repository."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, env=environment)
 
 
 @dataclass(frozen=True)

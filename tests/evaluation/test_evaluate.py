@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import evaluate as hf_evaluate
 import pytest
@@ -20,6 +17,7 @@ from hf_lnfree.training.data import load_splits
 from hf_lnfree.training.tokenization import load_tokenizer
 from hf_lnfree.training.windows import cache_folder
 
+from ..conftest import run_in_two
 from ..conversion.conftest import trained
 
 
@@ -84,14 +82,8 @@ def test_entropy_and_sparsity(model_folder, texts):
 
 def test_two_processes_give_what_one_gives(model_folder, corpus, tmp_path, capsys):
     command = ["evaluate", model_folder, "--data", str(corpus), "--context-length", "32", "--out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     files = [tmp_path / name for name in ("two.json", "one.json")]
-    done = subprocess.run(
-        [*launch, "hf_lnfree.cli.main", *command, str(files[0])],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_in_two("-m", "hf_lnfree.cli.main", *command, str(files[0]))
     assert done.returncode == 0, done.stderr[-2000:]
     assert main([*command, str(files[1])]) == 0
     for shown in (done.stdout, capsys.readouterr().out):

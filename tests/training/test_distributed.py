@@ -1,11 +1,7 @@
 """Two processes: the losses, samples and files of one; no window read twice; checkpoints that move; sharded models."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +10,9 @@ from filelock import FileLock
 from hf_lnfree.cli.main import main
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from ..conftest import run_in_two
+
 SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1, "embd_pdrop": 0.0}
-
-
-def run_in_two(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *TORCHRUN, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +27,7 @@ from hf_lnfree.training.removal_schedule import expand, read_schedule
 from hf_lnfree.training.run import train
 from hf_lnfree.training.tokenization import load_tokenizer
 
+from ..conftest import run_in_two
 from ..conversion.conftest import logits, trained
 from ..pages import ROOT, fenced
 from .test_interruptions import KILLED, run_jobs
@@ -230,10 +228,8 @@ def test_two_processes_remove_what_one_does(start, corpus, cache_dir, tmp_path):
     shared += ["--max_steps", "10", "--learning_rate", "1e-3", "--seed", "5", "--use_cpu", "--disable_tqdm", "true"]
     shared += ["--removal_windows", "4", "--max_validation_windows", "8", "--save_strategy", "no"]
     shared += ["--baseline", "false", "--probe_steps", "0", "--schedule", yaml.safe_dump(STAGES)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "hf_lnfree.cli.main", *shared, "--output_dir", str(tmp_path / "two")]
-    command += ["--per_device_train_batch_size", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "4"]
+    done = run_in_two("-m", "hf_lnfree.cli.main", *shared, *two)
     assert done.returncode == 0, done.stderr[-3000:]
     one = ["--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "8"]
     assert main([*shared, *one]) == 0
