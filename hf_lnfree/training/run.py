@@ -59,27 +59,27 @@ def train(
     if procedure is not None and args.entropy_weight:
         raise ValueError("entropy_weight is for plain training: leave it out here.")
     procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
-    folder = Path(args.output_dir)
-    find_checkpoint(folder, args.resume_from_checkpoint)  # what is wrong is refused before the corpus is read
+    # What is wrong is refused before the corpus is read.
+    find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     model_args.config(data_args.context_length)
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args)
     set_seed(args.seed)
     model = procedure.prepare(build_model(model_args, data_args, data))
     with only_run(args):
-        return train_alone(model, data, folder, model_args, data_args, args, procedure)
+        return train_alone(model, data, model_args, data_args, args, procedure)
 
 
 def train_alone(
     model: PreTrainedModel,
     data: TextData,
-    folder: Path,
     model_args: ModelArguments,
     data_args: DataArguments,
     args: LNFreeTrainingArguments,
     procedure: Procedure,
 ) -> dict[str, Any]:
     """`train` from the first thing that is written on."""
+    folder = Path(args.output_dir)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
     require_room(folder, model, args)
     use_cache = model.config.use_cache
