@@ -127,7 +127,7 @@ def eager_entropy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 def attention_candidates(length: int, eager: bool) -> Callable[[str], Candidates]:
     def candidates(device: str) -> Candidates:
-        from hf_lnfree.analysis import fused_attention_entropy
+        from hf_lnfree.attention import fused_attention_entropy
 
         q, k, v = attention_inputs(length, device)
         found: Candidates = {

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from hf_lnfree.training.statistics import estimate
+from hf_lnfree.studies.statistics import estimate
 
 LOSSES = ("loss_before", "loss_after", "loss_plain", "gap")
 

@@ -41,7 +41,7 @@ def extra_megabytes(candidate: str, length: int, device: str) -> float:
     from candidates import attention_inputs, eager_entropy
     from training import peak as peak_of_process
 
-    from hf_lnfree.analysis import fused_attention_entropy
+    from hf_lnfree.attention import fused_attention_entropy
 
     def run(length: int) -> None:
         inputs = attention_inputs(length, device)

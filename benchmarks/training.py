@@ -209,7 +209,7 @@ def loader_candidates(device: str) -> Candidates:
     from torch.utils.data import DataLoader
     from transformers import default_data_collator
 
-    from hf_lnfree.training.windows import TokenWindows
+    from hf_lnfree.data.windows import TokenWindows
 
     windows = TokenWindows.__new__(TokenWindows)
     windows.tokens = np.random.default_rng(0).integers(0, VOCABULARY, (100_000, 128), dtype=np.uint16)

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
-from hf_lnfree.analysis.plots import STYLE, heatmaps, panels, save
-from hf_lnfree.training.study_report import LEARNED
+from hf_lnfree.pages.plots import STYLE, heatmaps, panels, save
+from hf_lnfree.pages.study import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
 T = 24

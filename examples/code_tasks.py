@@ -22,9 +22,9 @@ from transformers import (
     set_seed,
 )
 
+from hf_lnfree.data.corpus import STDLIB, load_corpus
 from hf_lnfree.provenance import command, environment
-from hf_lnfree.training.corpus import STDLIB, load_corpus
-from hf_lnfree.training.statistics import estimate
+from hf_lnfree.studies.statistics import estimate
 
 PACKAGES = ("asyncio", "concurrent", "ctypes", "email", "http", "importlib", "logging", "multiprocessing", "unittest")
 PACKAGES += ("xml",)

@@ -1,30 +1,13 @@
 """Language models without LayerNorm for Hugging Face Transformers, and an analyzer of attention entropy.
 
-Importing the package registers the models with transformers' Auto classes and with PEFT.
+Importing the package makes the models known to transformers' Auto classes and to PEFT. It loads neither: public names,
+listed in `__init__.pyi`, are imported at their first use.
 """
 
-from . import models
-from . import peft as _peft  # noqa: F401
-from .analysis import (
-    AttentionEntropyAnalyzer,
-    EntropyReport,
-    compare_reports,
-    published_reports,
-    record_attention_entropy,
-)
-from .models import *  # noqa: F403
-from .training import LNFreeTrainer, LNFreeTrainingArguments, paper_config
-from .version import __version__
+import lazy_loader
 
-__all__ = [
-    "AttentionEntropyAnalyzer",
-    "EntropyReport",
-    "LNFreeTrainer",
-    "LNFreeTrainingArguments",
-    "__version__",
-    "compare_reports",
-    "paper_config",
-    "published_reports",
-    "record_attention_entropy",
-]
-__all__ += models.__all__
+from .registration import announce_models
+from .version import __version__  # noqa: F401
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+announce_models()

@@ -14,10 +14,10 @@ import yaml
 
 from hf_lnfree.cli.main import app
 from hf_lnfree.cli.train import parse_arguments
-from hf_lnfree.training.statistics import estimate
-from hf_lnfree.training.study import Study
+from hf_lnfree.studies.statistics import estimate
+from hf_lnfree.studies.study import Study
 
-from .pages import ROOT, commands, fenced
+from .fences import ROOT, commands, fenced
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))

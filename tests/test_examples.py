@@ -17,16 +17,17 @@ from hf_lnfree import paper_config
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.cli.train import parse_arguments
-from hf_lnfree.training import DataArguments, LNFreeTrainingArguments
+from hf_lnfree.data import DataArguments
+from hf_lnfree.removal.procedure import removable
+from hf_lnfree.removal.run import RemovalArguments
+from hf_lnfree.removal.schedule import expand, read_schedule
+from hf_lnfree.studies.study import Study, run_study
+from hf_lnfree.training import LNFreeTrainingArguments
 from hf_lnfree.training.recipes import MAIN_ROWS
-from hf_lnfree.training.removal import removable
-from hf_lnfree.training.removal_run import RemovalArguments
-from hf_lnfree.training.removal_schedule import expand, read_schedule
 from hf_lnfree.training.settings import parse_settings, read_settings
-from hf_lnfree.training.study import Study, run_study
 
 from .conftest import GPT2
-from .pages import ROOT, commands, fenced
+from .fences import ROOT, commands, fenced
 
 PAGE = ROOT / "README.md"
 README = PAGE.read_text()

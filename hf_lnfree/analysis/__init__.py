@@ -1,39 +1,5 @@
-"""Model + batches -> numbers -> pictures."""
+"""Model and batches into numbers."""
 
-from .analyzer import AttentionEntropyAnalyzer
-from .capture import AttentionRecord, record_attention_entropy
-from .comparison import EntropyComparison, compare_reports
-from .entropy import (
-    attention_entropy,
-    bucket_shares,
-    causal_bound,
-    collapsed_share,
-    entropy_maximum,
-    normalized_entropy,
-    overloaded_share,
-    row_support,
-)
-from .entropy_report import EntropyReport, published_reports
-from .fused import RowEntropies, attention_entropy_with_grad, fused_attention_entropy, head_entropy_with_grad
+import lazy_loader
 
-__all__ = [
-    "AttentionEntropyAnalyzer",
-    "AttentionRecord",
-    "EntropyComparison",
-    "EntropyReport",
-    "RowEntropies",
-    "attention_entropy",
-    "attention_entropy_with_grad",
-    "bucket_shares",
-    "causal_bound",
-    "collapsed_share",
-    "compare_reports",
-    "entropy_maximum",
-    "fused_attention_entropy",
-    "head_entropy_with_grad",
-    "normalized_entropy",
-    "overloaded_share",
-    "published_reports",
-    "record_attention_entropy",
-    "row_support",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

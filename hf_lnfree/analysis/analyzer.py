@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..attention.fused import RowEntropies
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
-from .fused import RowEntropies
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
-from .fused import RowEntropies, fused_attention_entropy
+from ..attention.fused import RowEntropies, fused_attention_entropy
+from ..attention.masks import read_mask
 from .maps import adds_up_to_one, entropies_of_map, visible_keys
-from .masks import read_mask
 
 Method = Literal["auto", "fused", "attentions"]
 

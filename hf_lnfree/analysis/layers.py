@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from ..attention.fused import largest_logit
+from ..attention.masks import read_mask
 from .capture import wrapped_attention
-from .fused import largest_logit
-from .masks import read_mask
 
 
 @dataclass

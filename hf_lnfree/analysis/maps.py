@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.fused import RowEntropies
+from ..attention.masks import seen
 from .entropy import attention_entropy
-from .fused import RowEntropies
-from .masks import seen
 
 
 def visible_keys(mask: Any, map_: Tensor) -> Tensor | None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.fused import RowEntropies
 from .entropy import normalized_entropy
-from .fused import RowEntropies
 
 BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
 STRATA = 24  # position p (from 1) stands in stratum ceil(log2 p): 1, 2, 3-4, 5-8, ...

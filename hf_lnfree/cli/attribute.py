@@ -6,8 +6,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..analysis.linearity import Attribution, attribute
-from ..analysis.linearity_page import write_attribution
 from ..conversion import Checkpoint, load
+from ..pages.attribution import write_attribution
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

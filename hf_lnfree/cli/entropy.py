@@ -12,10 +12,10 @@ from transformers.utils import logging
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
 from ..analysis.capture import Method
 from ..analysis.entropy import MAXIMA, Maximum
-from ..analysis.entropy_page import comparable, write_entropy_page
-from ..training.arguments import DataArguments
-from ..training.data import load_validation
-from ..training.windows import window_batches
+from ..data.arguments import DataArguments
+from ..data.splits import load_validation
+from ..data.windows import window_batches
+from ..pages.entropy import comparable, write_entropy_page
 
 
 def entropy_command(

@@ -8,11 +8,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..evaluation import evaluate
+from ..data.arguments import DataArguments
+from ..data.splits import load_splits, whole_corpus
+from ..evaluation import run as evaluate
 from ..files import write_at_once
 from ..provenance import shareable
-from ..training.arguments import DataArguments
-from ..training.data import load_splits, whole_corpus
 
 
 def evaluate_command(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..analysis.report import Table
+from ..tables import Table
 from .entropy import display_names
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from safetensors import SafetensorError
 
 from ..analysis.capture import Method
-from ..conversion.convert import Target
+from ..conversion.run import Target
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -141,7 +141,7 @@ def attribute(
 
     Example: hf-lnfree attribute runs/without-norms --prompt "import os" --out attribution
     """
-    from ..analysis.linearity_page import attribution_table, certificate
+    from ..pages.attribution import attribution_table, certificate
     from .attribute import attribute_command
     from .study import rich_table
 
@@ -223,7 +223,7 @@ def card(
     repo_id: Annotated[str | None, typer.Option(help="The repository that the card's example loads.")] = None,
 ) -> None:
     """Write the model card of a run from what it recorded: README.md in its folder."""
-    from ..training.model_card import write_card
+    from ..sharing.card import write_card
 
     console.print(f"Written: {write_card(run, repo_id)}", highlight=False, soft_wrap=True)
 
@@ -237,7 +237,7 @@ def push(
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
 ) -> None:
     """Push a run to the Hub: weights, code, tokenizer, settings, entropies and card, in one commit."""
-    from ..training.push import push_run
+    from ..sharing.push import push_run
 
     console.print(push_run(run, repo_id, private, revision, message), highlight=False, soft_wrap=True)
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..training.arguments import DataArguments, LNFreeTrainingArguments
-from ..training.removal_report import loss_table
-from ..training.removal_run import RemovalArguments, remove_norms
+from ..data.arguments import DataArguments
+from ..pages.removal import loss_table
+from ..removal.run import RemovalArguments, remove_norms
+from ..training.arguments import LNFreeTrainingArguments
 from ..training.settings import parse_settings, read_settings
 from .study import rich_table
 from .train import DIVERGED, Help

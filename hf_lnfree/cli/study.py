@@ -11,14 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ..analysis.report import Table, latex, markdown
-from ..training.search import SEARCH, search_layers
-from ..training.study import Cell, Study, cells_of, is_first_process, run_study
-from ..training.study_comparison import compare_studies
-from ..training.study_report import write_study_report
+from ..pages.study import write_study_report
+from ..studies.comparison import compare_studies
+from ..studies.search import SEARCH, search_layers
+from ..studies.study import Cell, Study, cells_of, is_first_process, run_study
+from ..tables import Table, latex, markdown
 from .train import DIVERGED
 
-DEMO = Path(str(files("hf_lnfree") / "training" / "studies" / "demo.yaml"))
+DEMO = Path(str(files("hf_lnfree") / "studies" / "demo.yaml"))
 
 
 def announcer(console: Console) -> Callable[[str], None]:

@@ -1,5 +1,5 @@
 """Any causal language model on any text: perplexity, bits per byte, attention entropy, sparsity."""
 
-from .evaluate import evaluate
+import lazy_loader
 
-__all__ = ["evaluate"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,8 +11,8 @@ from datasets import Features, Value
 from evaluate import MetricInfo
 from transformers import PreTrainedModel
 
-from ..evaluation import evaluate
-from ..evaluation.evaluate import Metric
+from ..evaluation import run as evaluate
+from ..evaluation.run import Metric
 
 METRICS = ("token_perplexity", "bits_per_byte", "attention_entropy", "activation_sparsity")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..analysis.capture import wrapped_attention
-from ..analysis.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
-from ..analysis.masks import read_mask, seen
+from ..attention.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
+from ..attention.masks import read_mask, seen
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
 

@@ -13,21 +13,21 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.likelihood import perplexity
-from ..analysis.plots import heatmaps, save
+from ..data.arguments import STDLIB, DataArguments
+from ..data.splits import TextData, load_data
+from ..data.windows import TokenWindows, window_batches
 from ..files import write_at_once
+from ..pages.plots import heatmaps, save
 from ..provenance import command, environment, shareable
-from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
+from ..sharing.card import RESULTS
+from ..sharing.push import publish
+from .arguments import LNFreeTrainingArguments, ModelArguments
 from .checkpoints import find_checkpoint, step_of
-from .corpus import STDLIB
-from .data import TextData, load_data
 from .efficiency import Choices, attention_dropout, choose_attention, choose_loss, training_dtype
 from .entropy_regularization import EntropyRegularization
 from .losses import use_loss
-from .model_card import RESULTS
 from .procedure import Procedure
-from .push import publish
 from .trainer import LNFreeTrainer, only_run
-from .windows import TokenWindows, window_batches
 
 CHOICES = "choices.json"
 CHECKPOINT_BYTES_A_PARAMETER = 12  # weights and two moments, in float32

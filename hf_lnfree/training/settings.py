@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .arguments import DataArguments, LNFreeTrainingArguments, ModelArguments
+from ..data.arguments import DataArguments
+from .arguments import LNFreeTrainingArguments, ModelArguments
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
 

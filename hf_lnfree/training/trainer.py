@@ -21,11 +21,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..analysis.analyzer import Batch
 from ..analysis.likelihood import perplexity
 from ..models import named_slopes
+from ..sharing.card import RESULTS, write_card
 from .arguments import LNFreeTrainingArguments
 from .callbacks import JsonlLog, ReadableProgress
 from .checkpoints import PARTIAL, WholeCheckpoints
 from .divergence import DivergenceGuard
-from .model_card import RESULTS, write_card
 from .recorder import FlightRecorder
 
 

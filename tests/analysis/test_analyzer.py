@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
-from hf_lnfree.analysis import RowEntropies, causal_bound, compare_reports
+from hf_lnfree.analysis import causal_bound, compare_reports
 from hf_lnfree.analysis.totals import EntropyTotals
+from hf_lnfree.attention import RowEntropies
 
 
 def reference(model, ids, **inputs):
@@ -136,7 +137,7 @@ def test_rows_without_a_key_are_left_out_and_counted():
 
 
 def test_texts_and_datasets(model, cache_dir, corpus):
-    from hf_lnfree.training import DataArguments, load_data
+    from hf_lnfree.data import DataArguments, load_data
 
     tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
     texts = ["def f(x):\n    return x", "", "import os"] * 5

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_lnfree.analysis.fused import largest_logit
 from hf_lnfree.analysis.layers import decoder_blocks, record_layers
+from hf_lnfree.attention.fused import largest_logit
 from tests.conftest import SIZES
 
 

@@ -8,7 +8,8 @@ import torch
 from onnxruntime import InferenceSession
 from transformers import AutoConfig
 
-from hf_lnfree.conversion import convert, export_onnx, to_transformer_lens
+from hf_lnfree.conversion import export_onnx, to_transformer_lens
+from hf_lnfree.conversion import run as convert
 
 from .conftest import logits, trained
 

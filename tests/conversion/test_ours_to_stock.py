@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_lnfree.conversion import convert, fold, to_stock
+from hf_lnfree.conversion import fold, to_stock
+from hf_lnfree.conversion import run as convert
 
 from .conftest import logits, trained
 from .test_folding import removed

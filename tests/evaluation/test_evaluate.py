@@ -10,12 +10,12 @@ from datasets import disable_progress_bars
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_lnfree.cli.main import main
-from hf_lnfree.evaluation import evaluate
+from hf_lnfree.data import DataArguments
+from hf_lnfree.data.splits import load_splits
+from hf_lnfree.data.tokenization import load_tokenizer
+from hf_lnfree.data.windows import cache_folder
+from hf_lnfree.evaluation import run as evaluate
 from hf_lnfree.metrics import METRICS, metric_path
-from hf_lnfree.training import DataArguments
-from hf_lnfree.training.data import load_splits
-from hf_lnfree.training.tokenization import load_tokenizer
-from hf_lnfree.training.windows import cache_folder
 
 from ..conftest import run_in_two
 from ..conversion.conftest import trained

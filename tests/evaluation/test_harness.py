@@ -38,8 +38,8 @@ def test_documents_are_the_same_each_time_and_have_one_right_answer(code_tasks, 
 
 
 def test_the_held_out_files_are_those_of_training(code_tasks):
-    from hf_lnfree.training import DataArguments
-    from hf_lnfree.training.data import load_splits
+    from hf_lnfree.data import DataArguments
+    from hf_lnfree.data.splits import load_splits
 
     assert set(code_tasks.held_out_files()) == set(load_splits(DataArguments())[1].texts)
 

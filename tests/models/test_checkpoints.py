@@ -129,7 +129,7 @@ def test_loading_into_norm_free_names_what_was_dropped(family, tmp_path, caplog,
 def test_text_generation_pipeline(family, tmp_path):
     from transformers import AutoTokenizer
 
-    from hf_lnfree.training.tokenization import train_bpe
+    from hf_lnfree.data.tokenization import train_bpe
 
     tokenizer = train_bpe(["def f(x):\n    return x\n"] * 5, 300)
     model = family.model(vocab_size=len(tokenizer))

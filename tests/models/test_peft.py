@@ -11,8 +11,8 @@ from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, Tas
 from safetensors.torch import load_file, save_file
 
 from hf_lnfree.conversion import fold, to_stock
+from hf_lnfree.removal.procedure import removable
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
-from hf_lnfree.training.removal import removable
 
 from ..conftest import HEADS
 from ..conversion.conftest import trained

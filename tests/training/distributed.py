@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import default_data_collator
 
-from hf_lnfree.training import DataArguments, LNFreeTrainer, LNFreeTrainingArguments, load_data
+from hf_lnfree.data import DataArguments, load_data
+from hf_lnfree.data.windows import TokenWindows, window_batches
+from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 from hf_lnfree.training.recorder import FlightRecorder
-from hf_lnfree.training.windows import TokenWindows, window_batches
 from tests.conftest import GPT2, GPT_NEOX
 
 

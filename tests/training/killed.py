@@ -11,7 +11,8 @@ import sys
 import tempfile
 
 from hf_lnfree.cli.main import main
-from hf_lnfree.training import checkpoints, run, windows
+from hf_lnfree.data import windows
+from hf_lnfree.training import checkpoints, run
 from hf_lnfree.training.trainer import LNFreeTrainer
 
 STEP = 5  # how many steps are done before, where a job does not say

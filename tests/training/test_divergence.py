@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_lnfree.cli.main import main
-from hf_lnfree.training import DataArguments, LNFreeTrainer, LNFreeTrainingArguments, ModelArguments, train
+from hf_lnfree.data import DataArguments
+from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments, ModelArguments, train
 from hf_lnfree.training.divergence import MOST_ROLLBACKS, SCALER_PATIENCE, DivergenceGuard
 
 TINY = {"n_layer": 3, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1, "embd_pdrop": 0.0}

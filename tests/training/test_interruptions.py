@@ -114,7 +114,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(outcomes):
 
 
 def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_dir, tmp_path, monkeypatch):
-    from hf_lnfree.training import DataArguments, LNFreeTrainingArguments, ModelArguments, run
+    from hf_lnfree.data import DataArguments
+    from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments, run
 
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from hf_lnfree import LNFreeTrainingArguments
+from hf_lnfree.data import DataArguments
 from hf_lnfree.models import named_slopes
-from hf_lnfree.training import DataArguments, LNFreeTrainer, ModelArguments, train
+from hf_lnfree.training import LNFreeTrainer, ModelArguments, train
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
 

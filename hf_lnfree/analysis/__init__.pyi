@@ -1,0 +1,15 @@
+from .analyzer import AttentionEntropyAnalyzer as AttentionEntropyAnalyzer
+from .capture import AttentionRecord as AttentionRecord
+from .capture import record_attention_entropy as record_attention_entropy
+from .comparison import EntropyComparison as EntropyComparison
+from .comparison import compare_reports as compare_reports
+from .entropy import attention_entropy as attention_entropy
+from .entropy import bucket_shares as bucket_shares
+from .entropy import causal_bound as causal_bound
+from .entropy import collapsed_share as collapsed_share
+from .entropy import entropy_maximum as entropy_maximum
+from .entropy import normalized_entropy as normalized_entropy
+from .entropy import overloaded_share as overloaded_share
+from .entropy import row_support as row_support
+from .entropy_report import EntropyReport as EntropyReport
+from .entropy_report import published_reports as published_reports

@@ -1,0 +1,5 @@
+"""How any model of transformers calls attention, its masks, and row entropies without T x T maps."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

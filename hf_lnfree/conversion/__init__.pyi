@@ -1,0 +1,10 @@
+from .checkpoint import Checkpoint as Checkpoint
+from .folding import Folding as Folding
+from .folding import fold as fold
+from .lens import to_transformer_lens as to_transformer_lens
+from .onnx import export_onnx as export_onnx
+from .ours_to_stock import to_stock as to_stock
+from .run import convert as convert
+from .stock_to_ours import convert_checkpoint as convert_checkpoint
+from .stock_to_ours import load as load
+from .stock_to_ours import ours as ours

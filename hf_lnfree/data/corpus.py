@@ -1,0 +1,239 @@
+"""Where documents come from: the interpreter's standard library, local files, or a dataset on the Hub.
+
+A corpus is rows of a `datasets.Dataset`, which for the Hub lie memory-mapped on the disk, and a key that tells it from
+any other without reading it. Training and validation are told apart by the hash of each document, so one that occurs
+twice never stands on both sides.
+"""
+
+import hashlib
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset, Features, Value, load_dataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfApi
+from tqdm.auto import tqdm
+
+from ..files import atomic_folder, content_key
+from .arguments import STDLIB
+
+STDLIB_LEFT_OUT = {
+    "config",
+    "distutils",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "test",
+    "tests",
+    "tkinter",
+    "turtledemo",
+    "__pycache__",
+}
+TEXT_SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".json", ".jsonl"}
+TEXT_COLUMNS = ("content", "text", "code")
+TABLES = {".jsonl": "json", ".parquet": "parquet"}
+HUB_ALIASES = {"codeparrot-ds-": "huggingface-course/codeparrot-ds-"}
+
+
+SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled at a time
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """
+    Documents of one split in a fixed order, read when they are needed.
+
+    Args:
+        name: what it was asked for by.
+        rows: the dataset that holds them.
+        column: of `rows`, with the text.
+        key: hash that changes whenever the documents do.
+        side: which part of a corpus that is split by hash; None for all of it.
+        validation_fraction: share of documents on the validation side.
+    """
+
+    name: str
+    rows: Dataset
+    column: str
+    key: str
+    side: Literal["train", "validation"] | None = None
+    validation_fraction: float = 0.0
+
+    @classmethod
+    def from_texts(cls, name: str, texts: list[str]) -> "Corpus":
+        """A corpus in memory, whose key is the hash of its texts."""
+        rows = Dataset.from_dict({"text": texts}, features=Features({"text": Value("large_string")}))
+        return cls(name, rows, "text", content_key(*(document_hash(text).hex() for text in texts)))
+
+    def keeps(self, text: str) -> bool:
+        """Whether a document counts: not blank, and on this side."""
+        if not text.strip():
+            return False
+        if self.side is None:
+            return True
+        held_out = int.from_bytes(document_hash(text)[:8], "big") / 2**64 < self.validation_fraction
+        return held_out == (self.side == "validation")
+
+    @property
+    def texts(self) -> Iterator[str]:
+        for batch in self.rows.select_columns(self.column).iter(1000):
+            yield from filter(self.keeps, batch[self.column])
+
+
+def document_hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def load_corpus(
+    dataset: str,
+    max_files: int | None = None,
+    shuffle_seed: int | None = None,
+    text_column: str | None = None,
+    streaming_cache: Path | None = None,
+) -> Corpus:
+    """
+    Find every document of a corpus.
+
+    Args:
+        dataset: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, or the name of a Hub
+            dataset with its split ("name" or "name:split").
+        max_files: keep the first N documents, after shuffling.
+        shuffle_seed: shuffle documents first (Hub datasets only; local files are sorted by path).
+        text_column: column of a table or a Hub dataset; found by itself among `content`, `text`, `code`.
+        streaming_cache: stream a Hub dataset and keep no more than the documents asked for, in this folder, instead of
+            downloading all of it. A stream is shuffled in a buffer of 10,000, so its order is another one.
+
+    Raises:
+        ValueError: nothing was found, or nothing of it could be decoded.
+    """
+    path = Path(dataset).expanduser()
+    if path.suffix in TABLES and path.is_file():
+        corpus = _table(path, max_files, text_column)
+    elif dataset == STDLIB or path.exists():
+        root = Path(sysconfig.get_paths()["stdlib"]) if dataset == STDLIB else path
+        corpus = Corpus.from_texts(dataset, list(_read_files(_local_files(dataset, root)[:max_files], root)))
+    else:
+        corpus = _hub_corpus(dataset, max_files, shuffle_seed, text_column, streaming_cache)
+    if next(corpus.texts, None) is None:
+        raise ValueError(
+            f"The corpus {dataset!r} is empty. Give 'stdlib', a file or folder with text "
+            f"({', '.join(sorted(TEXT_SUFFIXES))}), or the name of a Hub dataset."
+        )
+    return corpus
+
+
+def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+    """Training and validation part; a document's side follows from its own sha256 alone."""
+    sides: list[Corpus] = []
+    for side in ("train", "validation"):
+        key = content_key(corpus.key, side, validation_fraction)
+        part = replace(corpus, key=key, side=side, validation_fraction=validation_fraction)
+        if next(part.texts, None) is None:
+            raise ValueError(
+                f"The {side} split of {corpus.name!r} is empty: {len(corpus.rows)} documents, "
+                f"validation_fraction={validation_fraction}. Give more documents, another fraction, or a dataset for "
+                "validation (--validation_dataset)."
+            )
+        sides.append(part)
+    return sides[0], sides[1]
+
+
+def _local_files(dataset: str, root: Path) -> list[Path]:
+    if dataset == STDLIB:
+        return _stdlib_files(root)
+    return sorted(p for p in root.rglob("*") if p.suffix in TEXT_SUFFIXES) if root.is_dir() else [root]
+
+
+def _stdlib_files(root: Path) -> list[Path]:
+    def wanted(path: Path) -> bool:
+        folders = path.relative_to(root).parts[:-1]
+        return not any(folder.split("-")[0] in STDLIB_LEFT_OUT or folder in STDLIB_LEFT_OUT for folder in folders)
+
+    return sorted(p for p in root.rglob("*.py") if wanted(p))
+
+
+def _read_files(paths: list[Path], root: Path) -> Iterator[str]:
+    undecodable = []
+    for path in paths:
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            undecodable.append(path.name)
+    if undecodable:
+        warnings.warn(
+            f"{len(undecodable)} of {len(paths)} files in {root} are not UTF-8 and were left out: "
+            f"{', '.join(undecodable[:5])}{', ...' if len(undecodable) > 5 else ''}",
+            stacklevel=2,
+        )
+
+
+def _hub_corpus(
+    dataset: str, max_files: int | None, shuffle_seed: int | None, text_column: str | None, streaming_cache: Path | None
+) -> Corpus:
+    name, _, split = dataset.partition(":")
+    split = split or "train"
+    for alias, full in HUB_ALIASES.items():
+        name = full + name.removeprefix(alias) if name.startswith(alias) else name
+    try:
+        rows = load_dataset(name, split=split, streaming=streaming_cache is not None)
+        # A stream has no fingerprint of its data: the commit stands for it.
+        commit = HfApi().dataset_info(name).sha if streaming_cache is not None else None
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise ValueError(
+            f"{dataset!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
+            f"reached ({type(error).__name__})."
+        ) from error
+    column = _text_column(dataset, rows.column_names or list(next(iter(rows))), text_column)  # a stream may not know
+    if streaming_cache is not None:
+        if shuffle_seed is not None:
+            rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
+        key = content_key("stream", name, split, commit, column, shuffle_seed, SHUFFLE_BUFFER, max_files)
+        rows = rows if max_files is None else rows.take(max_files)
+        return Corpus(dataset, _kept(streaming_cache / key, rows, column), "text", key)
+    if shuffle_seed is not None:
+        rows = rows.shuffle(seed=shuffle_seed)
+    if max_files is not None:
+        rows = rows.select(range(min(max_files, len(rows))))
+    return Corpus(dataset, rows, column, content_key(rows._fingerprint, column))
+
+
+def _table(path: Path, max_files: int | None, text_column: str | None) -> Corpus:
+    try:
+        rows = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+    column = _text_column(str(path), rows.column_names, text_column)
+    rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
+    if max_files is not None:
+        rows = rows.select(range(min(max_files, len(rows))))
+    return Corpus(
+        str(path), rows, column, content_key(hashlib.sha256(path.read_bytes()).hexdigest(), column, max_files)
+    )
+
+
+def _text_column(dataset: str, names: list[str], wanted: str | None) -> str:
+    columns = [wanted] if wanted else [column for column in TEXT_COLUMNS if column in names]
+    if not columns or columns[0] not in names:
+        raise ValueError(
+            f"{dataset!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
+            "Name one with --text_column."
+        )
+    return columns[0]
+
+
+def _kept(folder: Path, stream: Iterable[dict], column: str) -> Dataset:
+    """The text of a stream, written down once."""
+    if not folder.exists():
+        with atomic_folder(folder) as partial:
+            features = Features({"text": Value("large_string")})
+            with ArrowWriter(path=str(partial / "documents.arrow"), features=features) as writer:
+                for row in tqdm(stream, desc="streaming", unit="file", leave=False):
+                    writer.write({"text": row[column]})
+                writer.finalize()
+    return Dataset.from_file(str(folder / "documents.arrow"))

@@ -1,0 +1,267 @@
+"""Pictures of entropy reports and of training: every use of matplotlib is here.
+
+Colours are told apart by the colour-blind: viridis and PuOr for values, Okabe and Ito's palette for names.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from ..analysis.comparison import EntropyComparison
+from ..analysis.entropy import MAXIMA
+from ..analysis.entropy_report import EntropyReport
+
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hf_lnfree",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=PALETTE),
+}
+MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
+LARGEST_ANNOTATED = 16  # heads in a row
+Curve = Sequence[tuple[float, float]]
+
+
+def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes, `width` x `height` inches each; what the last row does not need is left blank."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for ax in axes[count:]:
+        ax.axis("off")
+    for ax in axes[:count]:
+        ax.tick_params(labelbottom=True)  # also where axes are shared and no panel stands below
+    return figure, axes[:count]
+
+
+def title(report: EntropyReport) -> str:
+    return f"{shorten(report.name)} ({report.source})"
+
+
+def shorten(name: str, length: int = 24) -> str:
+    """The end of a long name, where paths differ."""
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
+def cells(ax: Axes, values: Any, shown: Any, cmap: str, low: float, high: float, form: str) -> Any:
+    """Layers x heads as an annotated image; heads that are not `shown` stay white."""
+    layers, heads = values.shape
+    colours = matplotlib.colormaps[cmap].with_extremes(bad="white")
+    image = ax.imshow(values.where(shown, math.nan).numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for layer, head in shown.nonzero().tolist() if heads <= LARGEST_ANNOTATED else ():
+        value = float(values[layer, head])
+        r, g, b = to_rgb(colours((value - low) / (high - low))) if math.isfinite(value) else (1, 1, 1)
+        color = "black" if 0.3 * r + 0.6 * g + 0.1 * b > 0.45 else "white"
+        text = format(value, form) if math.isfinite(value) else "nan"
+        ax.text(head, layer, text, ha="center", va="center", fontsize=6.5, color=color)
+    every = 1 if max(layers, heads) <= LARGEST_ANNOTATED else 4
+    ax.set(xlabel="head", ylabel="layer", xticks=range(0, heads, every), yticks=range(0, layers, every))
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return image
+
+
+def cell_size(reports: Sequence[EntropyReport]) -> tuple[float, float]:
+    """Width and height of a panel that keeps its numbers legible."""
+    layers, heads = (max(r.entropy.shape[i] for r in reports) for i in (0, 1))
+    width, height = (0.42 * heads, 0.32 * layers) if heads <= LARGEST_ANNOTATED else (0.18 * heads, 0.18 * layers)
+    longest = 0.085 * max(len(title(report)) for report in reports)  # at font size 10
+    return max(2.6, longest, width + 1.2), max(2.8, height + 0.9)  # room for the label of the colour bar
+
+
+def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
+    """Mean entropy of every head in nats, side by side on one colour scale from 0 to the largest bound."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(reports), columns, *cell_size(reports))
+        top = max(float(r.bound[r.heads].max()) for r in reports)
+        for report, ax in zip(reports, axes, strict=True):
+            image = cells(ax, report.entropy, report.heads, "viridis", 0.0, top, ".2f")
+            ax.set_title(title(report), fontsize=10)
+        figure.colorbar(image, ax=axes, label="mean attention entropy (nats)", shrink=0.8)
+        return figure
+
+
+def difference_heatmaps(comparisons: Sequence[EntropyComparison], columns: int = 2) -> Figure:
+    """How far each head's mean entropy moved, in nats; what moved beyond chance is framed."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(comparisons), columns, *cell_size([c.other for c in comparisons]))
+        largest = max(float(c.difference.abs().nan_to_num().max()) for c in comparisons) or 1.0
+        for comparison, ax in zip(comparisons, axes, strict=True):
+            shown = comparison.baseline.heads
+            image = cells(ax, comparison.difference, shown, "PuOr", -largest, largest, "+.2f")
+            for layer, head in comparison.moved.nonzero().tolist():
+                frame = Rectangle((head - 0.46, layer - 0.44), 0.92, 0.88, fill=False, linewidth=0.8)
+                ax.add_patch(frame)
+            ax.set_title(f"{shorten(comparison.other.name)}\nminus {shorten(comparison.baseline.name)}", fontsize=10)
+        figure.colorbar(image, ax=axes, label="difference (nats); framed: moved", shrink=0.8)
+        return figure
+
+
+def attribution_grid(values: Any, columns: Sequence[str], name: str) -> Figure:
+    """What every head, MLP and bias adds to a logit, layers from top to bottom."""
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = panels(1, 1, max(3.6, 0.5 * len(columns) + 1.4), max(2.6, 0.34 * len(values) + 1.0))
+        largest = float(values.abs().nan_to_num().max()) or 1.0
+        image = cells(ax, values, ~values.isnan(), "PuOr", -largest, largest, "+.2f")
+        ax.set(xlabel="head, and the rest of the layer", xticks=range(len(columns)), xticklabels=columns, title=name)
+        figure.colorbar(image, ax=ax, label="added to the logit", shrink=0.8)
+        return figure
+
+
+def bucket_bars(reports: Sequence[EntropyReport]) -> Figure:
+    """Shares of heads by quarter of each of three maxima, with 95 % bootstrap intervals."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(MAXIMA), 3, 3.3, 2.9, sharey=True)
+        width = 0.8 / len(reports)
+        for ax, maximum in zip(axes, MAXIMA, strict=True):
+            for index, report in enumerate(reports):
+                shares = 100 * report.buckets(maximum)
+                intervals = 100 * report.bucket_intervals(maximum)
+                errors = (intervals - shares[:, None]).abs().nan_to_num().T.numpy()
+                places = [quarter + (index - (len(reports) - 1) / 2) * width for quarter in range(4)]
+                ax.bar(
+                    places,
+                    shares.tolist(),
+                    width * 0.92,
+                    yerr=errors,
+                    label=shorten(report.name),
+                    error_kw={"linewidth": 0.8},
+                )
+            ax.set(xticks=range(4), xticklabels=["≤ ¼", "≤ ½", "≤ ¾", "> ¾"], ylim=(0, 105))
+            ax.set_xlabel(f"mean entropy / {MAXIMUM_LABELS[maximum]}")
+        axes[0].set_ylabel("heads (%)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        return figure
+
+
+def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
+    """Row entropies of each layer: median, middle half, and 5 % to 95 %; dotted, ln(context length)."""
+    with matplotlib.rc_context(STYLE):
+        height = max(2.2, 0.2 * max(len(r.modules) for r in reports) + 0.9)
+        figure, axes = panels(len(reports), columns, 3.6, height, sharex=True)
+        for report, ax in zip(reports, axes, strict=True):
+            if report.histogram.shape[-1]:
+                low, quarter, middle, three, high = report.quantiles(
+                    [0.05, 0.25, 0.5, 0.75, 0.95], by_layer=True
+                ).tolist()
+                layers = range(len(report.modules))
+                ax.hlines(layers, low, high, color=PALETTE[0], linewidth=1)
+                ax.hlines(layers, quarter, three, color=PALETTE[0], linewidth=4.5)
+                ax.plot(middle, layers, "o", color="white", markeredgecolor="black", markersize=4)
+            ax.axvline(math.log(report.context_length), color="grey", linewidth=0.8, linestyle=":")
+            ax.set(xlabel="entropy of a row (nats)", ylabel="layer")
+            ax.set_title(title(report), fontsize=10)
+            ax.invert_yaxis()
+            ax.set_xlim(left=0)
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        return figure
+
+
+def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
+    """Mean entropy of each layer by position in the sequence, early layers dark, late ones light; dotted, the bound."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(reports), columns, 3.6, 2.7, sharex=True, sharey=True)
+        for report, ax in zip(reports, axes, strict=True):
+            rows = report.strata_rows.sum((0, 1)) > 0
+            middles = [(2 ** (s - 1) + 1 + 2**s) / 2 if s else 1.0 for s in rows.nonzero().flatten().tolist()]
+            for layer, heads in enumerate(report.heads):
+                values = report.strata_entropy[layer, heads][:, rows].mean(0).tolist()
+                ax.plot(middles, values, "o-", markersize=2.5, **layer_style(layer, len(report.modules)))
+            if middles:
+                bound = report.strata_bound[report.heads][:, rows].nanmean(0).tolist()
+                ax.plot(middles, bound, color="grey", linewidth=0.9, linestyle=":", label="maximum")
+                ax.set_xscale("log", base=2)
+                ax.legend(frameon=False, fontsize=7)
+            ax.set(xlabel="position (tokens)", ylabel="mean entropy (nats)")
+            ax.set_title(title(report), fontsize=10)
+        return figure
+
+
+def layer_style(layer: int, layers: int) -> dict[str, Any]:
+    """Dark to light by depth; the first and the last have a label."""
+    return {
+        "color": matplotlib.colormaps["viridis"](layer / max(1, layers - 1) * 0.9),
+        "label": f"layer {layer}" if layer in (0, layers - 1) else None,
+        "linewidth": 1.2,
+    }
+
+
+def layer_dynamics(rows: Mapping[str, Sequence[Curve]], ylabel: str, bound: float | None = None) -> Figure:
+    """For each panel one curve a layer over training steps, early layers dark and late layers light."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(rows), 2, 4.6, 2.7, sharex=True, sharey=True)
+        for ax, (name, layers) in zip(axes, rows.items(), strict=True):
+            for layer, points in enumerate(layers):
+                ax.plot(*zip(*points, strict=True), **layer_style(layer, len(layers)))
+            if bound is not None:
+                ax.axhline(bound, color="grey", linewidth=0.8, linestyle=":", label="maximum")
+            ax.set(title=name, xlabel="step", ylabel=ylabel)
+            ax.legend(frameon=False, fontsize=7)
+        return figure
+
+
+def entropy_dynamics(histories: Mapping[str, Sequence[Mapping[str, Any]]], bound: float | None = None) -> Figure:
+    """
+    Mean entropy of each layer over training, from the `log_history` (or log.jsonl) of runs with an attention probe.
+
+    Raises:
+        ValueError: a history without `entropy/layer_00`.
+    """
+    rows = {name: layer_curves(history, "entropy") for name, history in histories.items()}
+    for name, layers in rows.items():
+        if not layers:
+            raise ValueError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
+    return layer_dynamics(rows, "mean entropy (nats)", bound)
+
+
+def layer_curves(history: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
+    """The curve of `key`/layer_00, `key`/layer_01, ... over steps; none where the log does not have it."""
+    keys = sorted({name for entry in history for name in entry if name.startswith(f"{key}/layer_")})
+    return [[(entry["step"], entry[name]) for entry in history if name in entry] for name in keys]
+
+
+def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False) -> Figure:
+    """Named curves of (x, y); points that are not finite leave a gap."""
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = panels(1, 1, 6.4, 3.4)
+        for name, points in lines.items():
+            ax.plot(*zip(*points, strict=True), label=name, linewidth=1.4) if points else None
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        if log:
+            ax.set_yscale("log")
+        ax.grid(alpha=0.25, linewidth=0.5)
+        ax.legend(frameon=False, fontsize=8)
+        return figure
+
+
+def save(figure: Figure, path: str | Path, suffixes: Sequence[str] = (".svg", ".png")) -> None:
+    """The figure as `path` with each suffix; a picture of the same numbers is the same file."""
+    with matplotlib.rc_context(STYLE):
+        for suffix in suffixes:
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(Path(path).with_suffix(suffix), dpi=150, metadata=metadata)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand inside a page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]

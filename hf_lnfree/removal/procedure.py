@@ -1,0 +1,237 @@
+"""Norms removed by fine-tuning: each LayerNorm becomes a fixed scale on a schedule, while the model trains on."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from ..conversion.families import blank, set_block_norms
+from ..conversion.folding import fold, norm_sites
+from ..conversion.stock_to_ours import ours
+from ..data.windows import window_batches
+from ..models.removal import MAIN, VALUE, RemovalNorm
+from ..training.procedure import Procedure
+from .schedule import Removal, expand
+
+if TYPE_CHECKING:
+    from ..training.trainer import LNFreeTrainer
+
+GATES = {"all": (MAIN, VALUE), "query_key": (MAIN,), "value": (VALUE,)}
+
+logger = logging.getLogger(__name__)
+
+
+def removable(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    A copy of a model, of ours or stock, in which every LayerNorm is a [`RemovalNorm`] that still does what it did.
+
+    Raises:
+        ValueError: it has no LayerNorm, or is no model that can become one of ours.
+    """
+    model = ours(model)
+    if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
+        raise ValueError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
+    config = copy.deepcopy(model.config)
+    kinds = ["removal" if kind == "layernorm" else kind for kind in config.block_norms]
+    set_block_norms(config, kinds)
+    config.final_norm = "removal" if config.final_norm == "layernorm" else config.final_norm
+    if "removal" not in {*kinds, config.final_norm}:
+        raise ValueError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")
+    new = blank(type(model), config, model.dtype)
+    _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
+    assert not unexpected, unexpected
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new
+
+
+class PlainFineTuning(Procedure):
+    """What a removal is compared with: the same model with its norms, as one of ours, so that losses mean the same."""
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        return ours(model)
+
+
+class NormRemoval(Procedure, TrainerCallback, ExportableState):
+    """
+    Removes norms while a model is fine-tuned, and folds what is left at the end.
+
+    Its state is a part of each checkpoint's trainer_state.json, so that a run goes on in the middle of the schedule.
+
+    Args:
+        schedule: as `read_schedule` gives it.
+        gate_steps: over how many steps a norm goes from sigma to its fixed scale; 0 and 1 are a switch.
+        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens other than
+            the first of a sequence: it keeps residual streams at one size (arXiv 2507.02559, auxiliary loss).
+        windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
+    """
+
+    def __init__(
+        self,
+        schedule: Sequence[dict[str, Any]] | Literal["auto"],
+        gate_steps: int = 0,
+        residual_norm_weight: float = 0.0,
+        windows: int = 64,
+        lora_rank: int | None = None,
+        lora_alpha: int | None = None,
+    ):
+        super().__init__(lora_rank, lora_alpha)
+        self.schedule, self.gate_steps, self.weight, self.windows = schedule, gate_steps, residual_norm_weight, windows
+        self.removals: list[Removal] = []
+        self.events: list[dict[str, Any]] = []
+        self.norms: dict[str, RemovalNorm] = {}
+
+    # What Procedure asks for
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        model = removable(model)
+        self.norms = {site.name: site.norm for site in norm_sites(model) if isinstance(site.norm, RemovalNorm)}
+        self.removed_model = model
+        return model
+
+    def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
+        if trainer.is_fsdp_enabled:
+            raise ValueError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
+        self.trainer = trainer
+        self.removals = expand(self.schedule, self.removed_model, steps, self.gate_steps)
+        trainer.add_callback(self)
+        if self.weight:
+            trainer.penalties.append(self.penalty)
+
+    def finish(self, model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+        merged = super().finish(model)
+        left = [name for name, norm in self.norms.items() if not norm.finished]
+        if left:
+            logger.warning(
+                "%d norms are not removed to the end (%s, ...): the model is not folded.", len(left), left[0]
+            )
+            return merged
+        folded, _ = fold(merged)
+        return folded
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | {
+            "removal": {
+                **self.plan,
+                "events": self.events,
+                "sigma": {name: norm.sigma.tolist() for name, norm in self.norms.items()},
+            }
+        }
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        schedule = [asdict(removal) for removal in self.removals]
+        return {"schedule": schedule, "gate_steps": self.gate_steps, "residual_norm_weight": self.weight}
+
+    # What Trainer asks for
+
+    def state(self) -> dict[str, Any]:
+        norms = {name: [*norm.sigma.tolist(), norm.batches.item()] for name, norm in self.norms.items()}
+        return {"args": {}, "attributes": {"plan": self.plan, "events": self.events, "norms": norms}}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 0:
+            self.calibrate()
+        else:
+            self.resume(state)
+
+    def resume(self, state: TrainerState) -> None:
+        callbacks: Any = state.stateful_callbacks
+        stored = callbacks.get(type(self).__name__, {}).get("attributes")
+        if stored is None or stored["plan"] != self.plan:
+            raise ValueError(
+                "The checkpoint is of a run with another schedule, or of none that removes norms. Give the schedule, "
+                "gate_steps, residual_norm_weight and max_steps of that run, or another --output_dir."
+            )
+        self.events[:] = stored["events"]
+        for name, (first, others, batches) in stored["norms"].items():
+            self.norms[name].sigma.copy_(torch.tensor([first, others]))
+            self.norms[name].batches.fill_(batches)
+        for removal in self.removals:
+            self.set_gate(removal, self.gate(removal, state.global_step - 1))
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        step = state.global_step
+        for removal in self.removals:
+            gate = self.gate(removal, step)
+            if removal.step == step:
+                self.agree(removal)
+                self.events.append({**asdict(removal), "loss_before": self.loss(), "loss_after": None})
+            self.set_gate(removal, gate)  # at every step: a rollback takes gates back
+            if gate == 1 and self.gate(removal, step - 1) < 1:
+                self.removed(removal)
+        self.observe(True)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.observe(False)
+
+    # What both rest on
+
+    def gate(self, removal: Removal, step: int) -> float:
+        """How far a removal is in the forward passes of a step."""
+        return min(1.0, max(0, step - removal.step + 1) / max(1, self.gate_steps))
+
+    @torch.no_grad()
+    def set_gate(self, removal: Removal, gate: float) -> None:
+        if gate and removal.part == "first":
+            for norm in self.norms.values():
+                norm.first_gate.fill_(gate)
+        elif gate:
+            self.norms[removal.norm].gate[list(GATES[removal.part])] = gate
+
+    def removed(self, removal: Removal) -> None:
+        """Note the loss after a removal, and log it."""
+        event = next(event for event in self.events if (event["norm"], event["part"]) == (removal.norm, removal.part))
+        event["loss_after"] = self.loss()
+        left = sum(not norm.gate.eq(1).all() for norm in self.norms.values())
+        # Logging clears should_log, and the host's own entry may still be due.
+        should_log = self.trainer.control.should_log
+        self.trainer.log(
+            {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")} | {"removal/norms": left}
+        )
+        self.trainer.control.should_log = should_log
+
+    def agree(self, removal: Removal) -> None:
+        """One average over all processes, for a norm whose average stops moving now."""
+        for norm in self.norms.values() if removal.part == "first" else (self.norms[removal.norm],):
+            if dist.is_initialized() and not norm.gate.any():
+                dist.all_reduce(norm.sigma)
+                norm.sigma /= dist.get_world_size()
+
+    def observe(self, on: bool) -> None:
+        for norm in self.norms.values():
+            norm.observing = on
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """The first averages, from training windows."""
+        self.observe(True)
+        self.run(self.trainer.train_dataset)
+        self.observe(False)
+
+    def loss(self) -> float:
+        """Of held-out windows, in nats a token."""
+        return self.run(self.trainer.eval_dataset)
+
+    @torch.no_grad()
+    def run(self, windows: Any) -> float:
+        """The loss on windows spread over a split, in eval mode."""
+        model = self.trainer.recorder.model
+        training = model.training
+        model.eval()
+        batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+        losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
+        model.train(training)
+        return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+
+    def penalty(self) -> Tensor:
+        r"""`residual_norm_weight` times the mean of $(\sigma / \sigma_0 - 1)^2$ in the last forward pass."""
+        deviations = [norm.deviation for norm in self.norms.values() if norm.deviation is not None]
+        return self.weight * torch.stack([deviation.square().mean() for deviation in deviations]).mean()

@@ -1,0 +1,151 @@
+"""A model card out of what a run recorded; what is not known is left out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..data.arguments import STDLIB
+from ..files import write_at_once
+from ..provenance import shareable
+
+TEMPLATE = files("hf_lnfree") / "sharing" / "templates" / "model_card.md"
+RESULTS = "results.json"
+EVALUATION = "evaluation.json"  # of `hf-lnfree evaluate --out RUN/evaluation.json`
+CARD = "README.md"
+SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed", "bf16", "fp16")
+
+
+def write_card(run: Path, repo_id: str | None = None) -> Path:
+    """
+    Write `README.md` into the folder of a finished run.
+
+    Args:
+        run: output folder of `train`, `study` (one cell) or `remove-norms`.
+        repo_id: what the example in the card loads; the folder by default.
+
+    Raises:
+        ValueError: no finished run there.
+    """
+    results = read(run / RESULTS)
+    if results is None:
+        raise ValueError(
+            f"{run} holds no readable {RESULTS}, which a run writes when it ends: there is nothing to tell."
+        )
+    config = read(run / "config.json") or {}
+    title = f"{shown_name(results)}{' without LayerNorm' * ('removal' in results)}, seed {results['seed']}"
+    card = ModelCard.from_template(
+        card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=title,
+        repo_id=repo_id or (run.resolve().name if run.is_absolute() else run.as_posix()),
+        architecture=(config.get("architectures") or [config.get("model_type")])[0],
+        norms=norms(config),
+        activation=config.get("activation_function", config.get("hidden_act")),
+        parameters=thousands(results.get("parameters")),
+        trainable_parameters=thousands(results.get("trainable_parameters")),
+        measured=list(measured(run, results)),
+        picture="entropy.svg" if (run / "entropy.svg").is_file() else None,
+        events=(results.get("nonfinite_events") or [{}])[-1].get("verdict"),
+        made_from=list(made_from(results)),
+        entropy_file=(run / "entropy.json").is_file(),
+    )
+    write_at_once(run / CARD, shareable(str(card)))
+    return run / CARD
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def thousands(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def shown_name(results: Mapping[str, Any]) -> str:
+    """The row, or the last part of the model that a run began with."""
+    return str(results["row"]).rstrip("/").rpartition("/")[2]
+
+
+def norms(config: Mapping[str, Any]) -> str | None:
+    if "norm" not in config:
+        return None
+    blocks = "by layer" if config.get("layer_norms") else config["norm"]
+    return f"norm {blocks} in the blocks and {config.get('final_norm')} after the last"
+
+
+def card_data(run: Path, results: Mapping[str, Any], model_name: str) -> ModelCardData:
+    dataset = results.get("hub_dataset")
+    name, shown = dataset_names(results)
+    evaluated = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=name,
+            dataset_name=f"{shown}, held out",
+            metric_type=metric,
+            metric_value=value,
+            metric_name=label,
+        )
+        for metric, label, value in metrics(run, results)
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["lnfree", "layernorm-free"],
+        base_model=results.get("base_model"),
+        datasets=[dataset] if dataset else None,
+        eval_results=evaluated or None,
+        model_name=model_name,
+    )
+
+
+def dataset_names(results: Mapping[str, Any]) -> tuple[str, str]:
+    """For the index, and to be read; a folder of somebody's machine is not named."""
+    if results["arguments"]["data"]["dataset"] == STDLIB:
+        return STDLIB, "Python's standard library"
+    name = results.get("hub_dataset")
+    return (name, name) if name else ("local", "local files")
+
+
+def metrics(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(type, name, value) of everything that was measured and is a number."""
+    evaluation = read(run / EVALUATION) or {}
+    found = {
+        ("perplexity", "perplexity"): results.get("eval_perplexity"),
+        ("bits_per_byte", "bits per byte"): evaluation.get("bits_per_byte", {}).get("bits_per_byte"),
+        ("overloaded_heads", "share of heads above 3/4 of the maximum entropy"): results.get("overloaded_heads"),
+        ("collapsed_heads", "share of heads below 1/4 of the maximum entropy"): results.get("collapsed_heads"),
+    }
+    for (metric, name), value in found.items():
+        if isinstance(value, (int, float)) and value == value:
+            yield metric, name, value
+
+
+def measured(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for _, name, value in metrics(run, results):
+        yield name, f"{100 * value:.0f} %" if name.startswith("share") else f"{value:.4g}"
+    if removal := read(run / "removal.json"):
+        yield "held-out loss before norms were removed", f"{removal['loss_before']:.4f} nats a token"
+        yield "after", f"{removal['loss_after']:.4f} nats a token"
+        if removal["gap"] is not None:
+            yield "to as many steps of plain fine-tuning", f"{removal['gap']:+.4f} nats a token"
+
+
+def made_from(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data, training = results["data"], results["arguments"]["training"]
+    yield "data", dataset_names(results)[1]
+    yield "tokens", f"{results['tokens']:,} in {results['steps']:,} steps, windows of {data['train']['context_length']}"
+    for split in ("train", "validation"):
+        yield f"sha256 of the {split} tokens", f"`{data[split]['sha256']}`"
+    for name in SETTINGS:
+        if training.get(name) not in (None, False):
+            yield name.replace("_", " "), str(training[name])
+    environment = results["environment"]
+    packages = ("hf_lnfree", "python", "torch", "transformers", "device")
+    yield "versions", ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)

@@ -1,0 +1,51 @@
+"""Two studies row by row, paired by seed."""
+
+from pathlib import Path
+
+from ..pages.study import by_row, data, paired, perplexities, share
+from ..tables import Table
+from .statistics import estimate
+from .study import Cell
+
+
+def compare_studies(one: Path, other: Path) -> Table:
+    """
+    Two studies row by row, over the seeds that both have.
+
+    Raises:
+        ValueError: a folder without a study, or two without a common row.
+    """
+    found = [finished_cells(folder) for folder in (one, other)]
+    common = [row for row in found[0] if row in found[1]]
+    if not common:
+        raise ValueError(
+            f"{one} and {other} have no finished row in common: {', '.join(found[0])}; {', '.join(found[1])}."
+        )
+    lines, same_data = [], True
+    for row in common:
+        before, after = found[0][row], found[1][row]
+        gap = paired(after, before)
+        hashes = {data([cells[0]])["validation"]["sha256"] for cells in (before, after)}
+        same_data = same_data and len(hashes) == 1
+        lines.append(
+            [
+                row,
+                *(estimate(list(perplexities(cells).values())).format(2) for cells in (before, after)),
+                "no common seed" if gap is None else f"{gap.format(1, percent=True, sign=True)} ({gap.seeds} seeds)",
+                *(share(cells, "overloaded") for cells in (before, after)),
+            ]
+        )
+    names = [folder.name for folder in (one, other)]
+    note = "Mean ± 95 % interval over seeds; the change is paired by seed."
+    if not same_data:
+        note += " The held-out tokens differ: perplexities of different data or tokenizers do not compare."
+    header = ["row", *(f"perplexity, {name}" for name in names), "change", *(f">3max/4, {name}" for name in names)]
+    return Table(header, lines, note)
+
+
+def finished_cells(folder: Path) -> dict[str, list[Cell]]:
+    seeds = sorted(folder.glob("*/seed-*"), key=lambda p: (p.parent.name, int(p.name.removeprefix("seed-"))))
+    cells = by_row([Cell(p.parent.name, int(p.name.removeprefix("seed-")), p).load() for p in seeds])
+    if not cells:
+        raise ValueError(f"{folder} holds no finished cell of a study.")
+    return cells

@@ -1,0 +1,220 @@
+"""A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
+from ..files import write_at_once
+from ..training.run import RESULTS, train
+from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
+from ..training.trainer import RunInUse, only_run
+
+STUDY = "study.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Args:
+        title: of the report.
+        about: what the report says first.
+        rows: name -> the fields of `hf-lnfree train`, at the chosen scale.
+        scale: name of that scale; "" for a file without scales.
+        compare: pairs of rows (one, other) whose relative difference stands below the table.
+        published: the key of the published perplexities that belong beside it.
+    """
+
+    title: str
+    rows: dict[str, dict[str, Any]]
+    about: str = ""
+    scale: str = ""
+    compare: Sequence[Sequence[str]] = ()
+    published: str | None = None
+
+    @classmethod
+    def load(cls, path: Path, scale: str | None = None, changes: Mapping[str, Any] | None = None) -> "Study":
+        """
+        Read a study file.
+
+        Args:
+            path: YAML with `title`, `rows` (name -> a file of `hf-lnfree train`, or fields) and, if wanted, `base`
+                (fields that all rows share), `about`, `compare`, `published` and `scales` (name -> fields that win).
+                `factors` (field -> values, of the training or of the model's configuration) multiply the rows, or make
+                them all when there are none.
+            scale: one of the file's scales; the first by default.
+            changes: fields that win over all others.
+
+        Raises:
+            ValueError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
+        """
+        values = read_settings(path)
+        known = {"title", "about", "rows", "factors", "scales", "compare", "published"}
+        shared = {key: value for key, value in values.items() if key not in known}
+        scales = values.get("scales") or {}
+        if scale is not None and scale not in scales:
+            raise ValueError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
+        scale = scale or next(iter(scales), "")
+        scaled = with_base(scales.get(scale) or {}, path.parent)
+        bases = values.get("rows") or ({"": {}} if values.get("factors") else None)
+        if not isinstance(bases, dict):
+            raise ValueError(f"{path} is no study: `rows` must map names to files or fields, or `factors` be there.")
+        rows = {}
+        for (name, row), (label, chosen) in itertools.product(bases.items(), combinations(values.get("factors"), path)):
+            given = row if isinstance(row, dict) else {"base": row}
+            fields_ = merge(shared, with_base(given, path.parent))
+            name = " ".join(filter(None, (name, label)))
+            rows[name] = merge(merge(merge(fields_, scaled), chosen), changes or {})
+            rows[name].pop("output_dir", None)
+            parse_settings(rows[name], f"{path}, row {name}", ["--output_dir", "unused"])
+        published, compare = values.get("published"), values.get("compare") or []
+        if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
+            raise ValueError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
+        if unknown := {name for pair in compare for name in pair} - set(rows):
+            raise ValueError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
+        title = values.get("title", path.stem)
+        return cls(title, rows, values.get("about", ""), scale, compare, published)
+
+    def choose(self, rows: Sequence[str] | None) -> "Study":
+        """With these rows only; all for None."""
+        if unknown := [row for row in rows or () if row not in self.rows]:
+            raise ValueError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(self.rows)}.")
+        return replace(self, rows={row: fields for row, fields in self.rows.items() if rows is None or row in rows})
+
+    def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
+        """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""
+        settings = {**self.rows[row], "seed": seed, "resume_from_checkpoint": "auto", **local}
+        return parse_settings(settings, row, ["--output_dir", str(folder)])
+
+
+def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("norm=dyt, ...", fields) for every combination of values; ("", {}) without factors."""
+    factors = factors or {}
+    if wrong := [name for name, values in factors.items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"{path}: the factor {wrong[0]} must be a list of values.")
+    of_a_run = {field.name for kind in get_args(RunArguments) for field in fields(kind)}
+    for values in itertools.product(*factors.values()):
+        chosen = dict(zip(factors, values, strict=True))
+        label = ", ".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
+        overrides = {name: chosen.pop(name) for name in set(chosen) - of_a_run}
+        yield label, chosen | ({"config_overrides": overrides} if overrides else {})
+
+
+@dataclass
+class Cell:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    folder: Path
+    running: bool = False
+    """Whether another process trains it."""
+    results: dict[str, Any] | None = None
+    entropy: EntropyReport | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self) -> "Cell":
+        """Read what its folder holds; nothing counts before `results.json` is there."""
+        if (self.folder / RESULTS).is_file():
+            self.results = json.loads((self.folder / RESULTS).read_text())
+            self.log = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+            report = self.folder / "entropy.json"
+            self.entropy = EntropyReport.load(report) if report.is_file() else None
+        return self
+
+    @property
+    def state(self) -> str:
+        if self.results is None:
+            unfinished = "interrupted" if self.folder.exists() else "to do"
+            return "in another process" if self.running else unfinished
+        return "finished" if self.results["diverged_at"] is None else f"diverged at step {self.results['diverged_at']}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[key]) for entry in self.log if key in entry]
+
+
+def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
+    """The grid, seed by seed, so that whole sets of rows are done first."""
+    chosen = study.choose(rows).rows
+    return [Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen]
+
+
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    folder: Path,
+    rows: Sequence[str] | None = None,
+    announce: Callable[[str], None] = print,
+    **local: Any,
+) -> list[Cell]:
+    """
+    Train the cells that are not finished, in `folder`/ROW/seed-N; interrupted ones go on from their checkpoint.
+
+    Several processes may share a folder: a cell in which another one is at work is passed over.
+
+    Args:
+        rows: only these.
+        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `use_cpu`.
+
+    Raises:
+        ValueError: cells were begun with other settings than the study has now, or settings that do not fit.
+    """
+    cells = cells_of(study, seeds, folder, rows)
+    keep_settings(study, folder)
+    started, trained = time.monotonic(), 0
+    for index, cell in enumerate(cells, start=1):
+        number = f"[{index}/{len(cells)}] {cell.name}"
+        begun, arguments = cell.folder.exists(), study.arguments(cell.row, cell.seed, cell.folder, **local)
+        try:
+            with only_run(arguments[2]):  # from here on nobody else changes the cell
+                if cell.load().results is not None:
+                    announce(f"{number}: {cell.state}, found in {cell.folder}")
+                    continue
+                to_do = sum(cell.results is None for cell in cells[index - 1 :])
+                left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
+                announce(f"{number}: {'goes on' if begun else 'starts'}"
+                         + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
+                train(*arguments)
+                trained += 1
+        except RunInUse:
+            cell.running = True
+        announce(f"{number}: {cell.load().state}")
+    return cells
+
+
+def keep_settings(study: Study, folder: Path) -> None:
+    """Write the settings down; refuse those that differ from what cells in the folder were begun with."""
+    path = folder / STUDY
+    rows: dict[str, Any] = json.loads(json.dumps(study.rows))
+    if path.is_file():
+        then: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"]
+        begun = {row for row in then if any((folder / row).glob("seed-*"))}
+        differences = [
+            f"{row}: {key} was {then[row].get(key)!r}, is {rows.get(row, {}).get(key)!r}"
+            for row in sorted(begun & set(rows))
+            for key in sorted({*then[row], *rows[row]})
+            if then[row].get(key) != rows[row].get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
+                "change, or give another --output-dir."
+            )
+        rows = {**{row: then[row] for row in begun}, **rows}
+    if is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_at_once(path, json.dumps({"title": study.title, "scale": study.scale, "rows": rows}, indent=1) + "\n")
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun or accelerate launched; before they know each other."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,34 @@
+"""A table of texts, for a terminal, a README or a paper."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Table:
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def markdown(table: Table) -> str:
+    """The table for a README."""
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{body}\n\n{table.note}\n" if table.note else f"{body}\n"
+
+
+LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "≤": r"$\leq$", ">": "$>$", "<": "$<$"}
+LATEX |= {character: f"\\{character}" for character in "%&_#${}"}
+
+
+def latex(table: Table) -> str:
+    """The table for a paper: a booktabs `tabular`, the note as a comment."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+    note = "".join(f"% {text}\n" for text in table.note.splitlines())
+    columns = "l" + "r" * (len(table.header) - 1)
+    body = "\n".join([r"\toprule", line(table.header), r"\midrule", *map(line, table.rows), r"\bottomrule"])
+    return f"{note}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"

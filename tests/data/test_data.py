@@ -1,0 +1,289 @@
+"""Corpora, tokenizers and windows: what is cut, what is cached, what is refused."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from transformers import default_data_collator
+
+from hf_lnfree.data.arguments import DataArguments
+from hf_lnfree.data.corpus import Corpus, load_corpus, split_by_hash
+from hf_lnfree.data.splits import load_data
+from hf_lnfree.data.tokenization import train_bpe
+from hf_lnfree.data.windows import TokenWindows, build_windows, cut
+from tests.hub import Hub
+
+
+@pytest.fixture
+def arguments(corpus, cache_dir):
+    return DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=16)
+
+
+def documents():
+    return [np.array(ids, dtype=np.uint16) for ids in ([1] * 7, [2] * 3, [3] * 8)]
+
+
+def test_exact_windows_stay_within_a_document_and_drop_the_tail():
+    pieces = list(cut(documents(), 4, "exact", 0))
+    assert [windows.tolist() for windows, _ in pieces] == [[[1] * 4], [], [[3] * 4, [3] * 4]]
+    assert [dropped for _, dropped in pieces] == [3, 3, 0]
+
+
+def test_packed_windows_join_documents_and_drop_the_last_tail_only():
+    pieces = list(cut(documents(), 4, "packed", 0))
+    tokens = [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
+    assert np.concatenate([windows for windows, _ in pieces]).flatten().tolist() == tokens[:20]
+    assert sum(dropped for _, dropped in pieces) == 1
+    with pytest.raises(ValueError, match="end-of-text token, and this tokenizer has none"):
+        list(cut(documents(), 4, "packed", None))
+
+
+def test_windows_decode_to_the_documents(arguments, corpus):
+    data = load_data(arguments)
+    texts = {path.read_text() for path in corpus.iterdir()}
+    for item in (data.train[0], data.validation[0]):
+        assert item["input_ids"].shape == (16,)
+        assert torch.equal(item["input_ids"], item["labels"])
+        assert any(data.tokenizer.decode(item["input_ids"]) in text for text in texts)
+    assert data.train.meta["documents"] + data.validation.meta["documents"] == 40
+    assert len(data.tokenizer) == 300
+    assert data.train.tokens.dtype == np.uint16
+
+
+def test_split_follows_the_hash_of_each_file():
+    texts = [f"document {i}" for i in range(400)]
+    train, validation = split_by_hash(Corpus.from_texts("c", texts), 0.2)
+    again, _ = split_by_hash(Corpus.from_texts("c", texts[::-1] + texts[:50]), 0.2)
+    assert set(again.texts) == set(train.texts)
+    assert len(list(validation.texts)) == pytest.approx(80, abs=25)
+    assert sorted([*train.texts, *validation.texts]) == sorted(texts)
+
+
+def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
+    first = load_data(arguments)
+
+    def forbidden(*_, **__):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr("hf_lnfree.data.windows.tokenised", forbidden)
+    assert load_data(arguments).train.sha256 == first.train.sha256
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for path in corpus.iterdir():
+        (copy / path.name).write_text(path.read_text())
+    arguments.dataset = str(copy)
+    assert load_data(arguments).train.sha256 == first.train.sha256
+    (copy / "module_00.py").write_text("changed = True\n" * 100)
+    with pytest.raises(AssertionError, match="tokenised again"):
+        load_data(arguments)
+
+
+def test_interrupted_tokenising_leaves_nothing_behind(arguments, corpus, tmp_path, monkeypatch):
+    tokenizer = train_bpe(["a b c"], 300)
+
+    def interrupted(*_):
+        yield b"", np.ones(16, np.uint16)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_lnfree.data.windows.tokenised", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_windows(load_corpus(str(corpus)), tokenizer, replace(arguments, cache_dir=str(tmp_path)), "train")
+    assert list((tmp_path / "windows").iterdir()) == []
+
+
+def test_tokenizer_by_folder_and_validation_dataset(arguments, corpus, tmp_path):
+    train_bpe(["def return import"] * 3, 300).save_pretrained(tmp_path)
+    arguments.tokenizer, arguments.validation_dataset = str(tmp_path), str(corpus / "module_01.py")
+    data = load_data(arguments)
+    assert len(data.tokenizer) < 300
+    assert (data.train.meta["documents"], data.validation.meta["documents"]) == (40, 1)
+
+
+def test_embedded_corpus_is_the_standard_library():
+    corpus = load_corpus("stdlib")
+    assert sum(map(len, corpus.texts)) > 5_000_000
+    assert not any("class TestCase(unittest" in text for text in islice(corpus.texts, 50))
+
+
+def test_undecodable_files_are_left_out_and_named(tmp_path):
+    (tmp_path / "good.py").write_text("x = 1\n")
+    (tmp_path / "bad.py").write_bytes(b"\xff\xfe\x00latin")
+    with pytest.warns(UserWarning, match=r"1 of 2 files .* not UTF-8 .*bad\.py"):
+        assert list(load_corpus(str(tmp_path)).texts) == ["x = 1\n"]
+
+
+@pytest.mark.parametrize("content", [None, "", "  \n "])
+def test_empty_corpus_is_an_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "empty.py").write_text(content)
+    with pytest.raises(ValueError, match="is empty"):
+        load_corpus(str(tmp_path))
+
+
+def test_corpus_shorter_than_one_window_is_an_error(tmp_path, cache_dir):
+    for i in range(30):
+        (tmp_path / f"{i}.py").write_text(f"x = {i}\n")
+    arguments = DataArguments(
+        dataset=str(tmp_path), cache_dir=cache_dir, vocab_size=300, context_length=128, validation_fraction=0.4
+    )
+    with pytest.raises(ValueError, match=r"no window of 128 tokens .*--windows packed"):
+        load_data(arguments)
+
+
+def test_one_document_cannot_be_split(tmp_path):
+    (tmp_path / "one.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"split of .* is empty: 1 documents"):
+        split_by_hash(load_corpus(str(tmp_path)), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"windows": "sliding"}, "'exact', 'packed'"),
+        ({"context_length": 1}, "at least 2"),
+        ({"validation_fraction": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_wrong_data_arguments(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**fields)
+
+
+def test_unknown_dataset_says_what_it_could_be():
+    with pytest.raises(ValueError, match=r"neither 'stdlib' nor a path .* cannot be reached"):
+        load_corpus("somebody/nothing-here")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning", "ignore:This process:DeprecationWarning")
+def test_two_processes_tokenise_as_one_does(arguments, tmp_path):
+    one = load_data(arguments)
+    two = load_data(replace(arguments, cache_dir=str(tmp_path), tokenizing_processes=2))
+    assert one.train.meta == two.train.meta
+    assert np.array_equal(one.train.tokens, two.train.tokens)
+    folder = next((tmp_path / "windows").iterdir())
+    assert sorted(p.name for p in folder.iterdir()) == ["meta.json", "tokens.bin"]
+
+
+def test_meta_describes_the_file_and_the_documents(arguments, corpus):
+    train = load_data(arguments).train
+    texts, _ = split_by_hash(load_corpus(str(corpus)), arguments.validation_fraction)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(t.encode()).digest() for t in texts.texts)).hexdigest()
+    assert train.meta["corpus_sha256"] == digest
+    assert train.sha256 == hashlib.sha256(np.asarray(train.tokens).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no meta.json", "half a meta.json"])
+def test_a_damaged_token_cache_is_an_error_and_is_made_anew_after_removal(arguments, tmp_path, damage):
+    arguments.cache_dir = str(tmp_path)
+    whole = load_data(arguments).train
+    folders = list((tmp_path / "windows").iterdir())
+    for folder in folders:
+        tokens, meta = folder / "tokens.bin", folder / "meta.json"
+        content = bytearray(tokens.read_bytes())
+        if damage == "a flipped bit":
+            content[len(content) // 2] ^= 1
+            tokens.write_bytes(content)
+        elif damage == "a lost end":
+            tokens.write_bytes(content[:-2])
+        elif damage == "no meta.json":
+            meta.unlink()
+        else:
+            meta.write_text(meta.read_text()[:20])
+    with pytest.raises(ValueError, match=r"tokens cached in .*windows.* are damaged: .* Remove that folder"):
+        load_data(arguments)
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert load_data(arguments).train.sha256 == whole.sha256
+
+
+def test_a_batch_is_read_at_once(arguments):
+    train = load_data(arguments).train
+    batch = train.__getitems__([5, 0, 5])
+    assert [torch.equal(item["input_ids"], train[i]["labels"]) for i, item in zip((5, 0, 5), batch, strict=True)]
+    loader = torch.utils.data.DataLoader(train, batch_size=4, collate_fn=default_data_collator)
+    assert next(iter(loader))["input_ids"].shape == (4, 16)
+
+
+HUB_CLIENT = """
+import json, sys
+from pathlib import Path
+from hf_lnfree.training.corpus import load_corpus
+
+def texts(*arguments, **options):
+    corpus = load_corpus(*arguments, **options)
+    return [corpus.key, list(corpus.texts)]
+
+kept = Path(sys.argv[1])
+found = {
+    "first": texts("codeparrot-ds-train", 10),
+    "shuffled": texts("codeparrot-ds-train", 10, 0),
+    "again": texts("codeparrot-ds-train", 10, 0),
+    "validation": texts("codeparrot-ds-valid:train", None),
+    "streamed": texts("codeparrot-ds-train", 10, None, streaming_cache=kept),
+    "streamed, shuffled": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
+    "streamed again": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
+    "column": texts("codeparrot-ds-train", 2, text_column="path"),
+}
+for name, options in (("somebody/nothing-here", {}), ("codeparrot-ds-train", {"text_column": "body"})):
+    try:
+        texts(name, **options)
+    except ValueError as error:
+        found[name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_hub_datasets_downloaded_and_streamed(tmp_path):
+    """CodeParrot's short name, splits, shuffling before the first N, the text column, one file kept of a stream."""
+    for name, count in (("train", 60), ("valid", 5)):
+        folder = tmp_path / "hub" / "huggingface-course" / f"codeparrot-ds-{name}"
+        folder.mkdir(parents=True)
+        for shard in range(2):
+            rows = [{"path": "p", "content": f"document {i}"} for i in range(shard, count, 2)]
+            (folder / f"ds_{shard}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hub = Hub(tmp_path / "hub")
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", HUB_CLIENT, str(tmp_path / "kept")]
+    client = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert client.returncode == 0, client.stderr[-2000:]
+    found = json.loads(client.stdout.splitlines()[-1])
+    documents = {f"document {i}" for i in range(60)}
+    assert found["first"][1] == [f"document {i}" for i in range(0, 20, 2)]
+    for shuffled in (found["shuffled"], found["streamed, shuffled"]):
+        assert len(set(shuffled[1])) == 10
+        assert set(shuffled[1]) < documents
+        assert shuffled[1] != found["first"][1]
+    assert found["again"] == found["shuffled"]
+    assert found["streamed again"] == found["streamed, shuffled"]
+    assert found["streamed"][1] == found["first"][1]
+    assert len(found["validation"][1]) == 5
+    assert found["column"][1] == ["p", "p"]
+    keys = [key for name, (key, _) in list(found.items())[:8] if "again" not in name]
+    assert len(set(keys)) == len(keys)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert "the Hub has no such dataset" in found["somebody/nothing-here"]
+    assert "no text column body; its columns are ['path', 'content']" in found["codeparrot-ds-train"]
+
+
+def test_windows_are_memory_mapped(arguments):
+    data = load_data(arguments)
+    assert isinstance(data.train, TokenWindows)
+    assert isinstance(data.train.tokens, np.memmap)
+    assert data.train.num_tokens == len(data.train) * 16
+
+
+def test_limited_validation_is_spread_over_the_files(arguments):
+    whole = load_data(arguments).validation
+    arguments.max_validation_windows = 4
+    few = load_data(arguments).validation
+    assert len(few) == 4
+    step = len(whole) // 4
+    assert all(torch.equal(few[i]["input_ids"], whole[i * step]["input_ids"]) for i in range(4))

@@ -1,0 +1,106 @@
+"""The pictures say the numbers of the reports, and the page stands alone."""
+
+import re
+
+import pytest
+import torch
+
+from hf_lnfree import AttentionEntropyAnalyzer, published_reports
+from hf_lnfree.analysis import compare_reports
+from hf_lnfree.pages.entropy import file_names, write_entropy_page
+from hf_lnfree.pages.plots import (
+    bucket_bars,
+    difference_heatmaps,
+    distributions,
+    entropy_dynamics,
+    heatmaps,
+    position_curves,
+    save,
+    to_svg,
+)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    from tests.conftest import GPT2
+
+    ids = torch.randint(3, 99, (24, 12), generator=torch.Generator().manual_seed(1)).split(8)
+    models = [GPT2.model(seed=seed, activation="relu") for seed in (0, 1)]
+    return [AttentionEntropyAnalyzer(m).run(ids, name=f"model {i}") for i, m in enumerate(models)]
+
+
+def texts(figure):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", to_svg(figure))
+
+
+def test_heatmaps_print_every_head_on_one_scale(reports):
+    figure = heatmaps(reports)
+    shown = texts(figure)
+    for report in reports:
+        assert {f"{value:.2f}" for value in report.entropy.flatten().tolist()} <= set(shown)
+        assert f"{report.name} (measured)" in shown
+    images = [ax.images[0] for ax in figure.axes if ax.images]
+    assert len({image.get_clim() for image in images}) == 1
+    assert images[0].get_clim() == (0.0, float(reports[0].bound.max()))
+
+
+def test_differences_frame_what_moved(reports):
+    comparison = compare_reports(*reports)
+    figure = difference_heatmaps([comparison])
+    assert len(figure.axes[0].patches) == int(comparison.moved.sum()) > 0
+    assert f"{comparison.difference[0, 0]:+.2f}" in texts(figure)
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == -high
+
+
+def test_bucket_bars_are_the_shares(reports):
+    figure = bucket_bars(reports)
+    for ax, maximum in zip(figure.axes, ("observed", "causal", "log_length"), strict=True):
+        heights = [bar.get_height() for bar in ax.patches]
+        expected = torch.cat([report.buckets(maximum) for report in reports]) * 100
+        assert heights == pytest.approx(expected.tolist())
+
+
+def test_position_curves_and_distributions(reports):
+    ax = position_curves(reports).axes[0]
+    line = ax.lines[0]
+    assert list(line.get_xdata()) == [1.0, 2.0, 3.5, 6.5, 12.5]
+    assert line.get_ydata() == pytest.approx(reports[0].strata_entropy[0].mean(0).tolist())
+    ax = distributions(reports).axes[0]
+    assert ax.lines[0].get_xdata() == pytest.approx(reports[0].quantiles([0.5], by_layer=True)[0].tolist())
+
+
+def test_published_means_alone_can_be_drawn(tmp_path):
+    reports = list(published_reports().values())[:2]
+    write_entropy_page(tmp_path, reports)
+    assert "published" in (tmp_path / "report.html").read_text()
+
+
+def test_dynamics_from_a_log_history():
+    history = [{"step": s, "entropy/layer_00": 1.0 + s, "entropy/layer_01": 2.0, "loss": 3.0} for s in (0, 10)]
+    figure = entropy_dynamics({"run": [*history, {"step": 10, "loss": 1.0}]}, bound=4.0)
+    lines = figure.axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[1.0, 11.0], [2.0, 2.0], [4.0, 4.0]]
+    with pytest.raises(ValueError, match="without an attention probe"):
+        entropy_dynamics({"run": [{"step": 1, "loss": 2.0}]})
+
+
+def test_the_same_numbers_are_the_same_picture(reports, tmp_path):
+    for name in ("a", "b"):
+        save(heatmaps(reports), tmp_path / name)
+    for suffix in (".svg", ".png"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_the_page_stands_alone(reports, tmp_path):
+    write_entropy_page(tmp_path / "page", reports)
+    page = (tmp_path / "page" / "report.html").read_text()
+    loads = re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)
+    assert [target[:40] for target in loads if not target.startswith("data:")] == []
+    assert page.count("<svg") == 5
+    for report in reports:
+        assert report.metadata["data_sha256"] in page
+        for flag in report.flags():
+            assert flag.reason.split(",")[0] in page.replace("&#43;", "+")
+    assert file_names(reports) == ["model-0", "model-1"]
+    assert file_names([reports[0], reports[0]]) == ["model-0-0", "model-0-1"]

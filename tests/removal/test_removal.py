@@ -1,0 +1,378 @@
+"""Norms removed by fine-tuning: the schedule, its ends, interruption at every stage, LoRA, other families."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTForCausalLM,
+)
+
+from hf_lnfree.cli.main import main
+from hf_lnfree.conversion import fold, to_stock
+from hf_lnfree.data import DataArguments
+from hf_lnfree.data.tokenization import load_tokenizer
+from hf_lnfree.models import LNFreeMixin
+from hf_lnfree.models.removal import RemovalNorm
+from hf_lnfree.removal.procedure import NormRemoval, removable
+from hf_lnfree.removal.run import RemovalArguments, remove_norms
+from hf_lnfree.removal.schedule import expand, read_schedule
+from hf_lnfree.training import LNFreeTrainingArguments
+from hf_lnfree.training.run import train
+
+from ..conftest import run_in_two
+from ..conversion.conftest import logits, trained
+from ..fences import ROOT, fenced
+from .test_interruptions import KILLED, run_jobs
+
+STAGES = [
+    {"norms": "mlp", "start": 1},
+    {"norms": "query_key", "start": 3},
+    {"norms": "value", "start": 5},
+    {"norms": "final", "start": 7},
+    {"norms": "first", "start": 8},
+]
+
+
+@pytest.fixture(scope="module")
+def start(corpus, cache_dir, tmp_path_factory):
+    """A GPT-2 with LayerNorm and its tokenizer, as a stock checkpoint."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hf_lnfree.data.splits import load_splits
+    from hf_lnfree.data.windows import cache_folder
+
+    folder = tmp_path_factory.mktemp("with-norms") / "stock"
+    data = DataArguments(dataset=str(corpus), vocab_size=300, cache_dir=cache_dir)
+    tokenizer = load_tokenizer(None, load_splits(data)[0], 300, cache_folder(data))
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": len(tokenizer)}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    trained(GPT2LMHeadModel(GPT2Config(**sizes, **tokens, initializer_range=0.2))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def arguments(corpus, cache_dir, tmp_path):
+    data = DataArguments(dataset=str(corpus), context_length=32, cache_dir=cache_dir, max_validation_windows=8)
+    training = LNFreeTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=10,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        probe_steps=4,
+        attention_report_windows=0,
+        save_steps=5,
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    return data, training
+
+
+def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
+    arguments[1].attention_report_windows = 4
+    summary = remove_norms(start, RemovalArguments(schedule=str(STAGES), removal_windows=4), *arguments)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
+    assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert (model.config.norm, model.config.final_norm, summary["norms_left"]) == ("none", "none", "none")
+    # the last evaluation before folding and the one after
+    losses = [loss for step, loss in summary["curves"]["removal"] if step == 10]
+    assert losses[-1] == pytest.approx(losses[0], abs=1e-5)
+    assert summary["gap"] == summary["loss_after"] - summary["loss_plain"]
+    assert summary["curves"]["plain"][0] == pytest.approx(summary["curves"]["removal"][0], abs=1e-5)
+    assert [(e["step"], e["norm"], e["part"]) for e in summary["events"]] == [
+        (1, "transformer.h.0.ln_2", "all"),
+        (2, "transformer.h.1.ln_2", "all"),
+        (3, "transformer.h.0.ln_1", "query_key"),
+        (4, "transformer.h.1.ln_1", "query_key"),
+        (5, "transformer.h.0.ln_1", "value"),
+        (6, "transformer.h.1.ln_1", "value"),
+        (7, "transformer.ln_f", "all"),
+        (8, "*", "first"),
+    ]
+    assert all(math.isfinite(e["loss_before"]) and e["loss_after"] != e["loss_before"] for e in summary["events"])
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [e["removal/norms"] for e in log if "removal/norms" in e] == [4, 3, 3, 3, 2, 1, 0, 0]
+    assert sum("loss" in entry for entry in log) == 10
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "transformer.h.1.ln_2" in page
+    assert "Loading" not in page
+    assert "SM+R" not in (tmp_path / "run" / "entropy.svg").read_text()  # the row of no checkpoint
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "plain")
+    assert (plain.config.model_type, plain.config.norm) == ("lnfree_gpt2", "layernorm")
+    to_stock(model)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_pythia_too(start, arguments, parallel, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "use_parallel_residual": parallel}
+    torch.manual_seed(0)
+    model = trained(GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, initializer_range=0.2, eos_token_id=0, bos_token_id=0)))
+    model.save_pretrained(tmp_path / "pythia")
+    tokenizer.save_pretrained(tmp_path / "pythia")
+    options = RemovalArguments(schedule="auto", removal_windows=4, baseline=False)
+    summary = remove_norms(str(tmp_path / "pythia"), options, *arguments)
+    assert summary["norms_left"] == "none"
+    assert [event["part"] for event in summary["events"]].count("query_key") == 2
+    removed = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert not [m for m in removed.modules() if isinstance(m, nn.LayerNorm)]
+
+
+def test_before_the_first_removal_training_is_that_of_layernorm(start, arguments, tmp_path):
+    """The same losses as plain fine-tuning, but for rounding, until a norm goes."""
+    late = [{"norms": "transformer.h.*.ln_?", "start": 9, "every": 0}]
+    remove_norms(start, RemovalArguments(schedule=str(late), removal_windows=4), *arguments)
+
+    def losses(folder):
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    removal, plain = losses(tmp_path / "run"), losses(tmp_path / "run" / "plain")
+    assert removal[:9] == pytest.approx(plain[:9], abs=1e-4)
+    left = AutoModelForCausalLM.from_pretrained(tmp_path / "run")  # the final norm is not on the schedule
+    assert left.config.norm == "removal"
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_gradual_gates_a_penalty_and_lora(start, arguments, lora, tmp_path):
+    data, training = arguments
+    options = {"gate_steps": 3, "residual_norm_weight": 0.1, "removal_windows": 4, "baseline": False}
+    stages = [*STAGES[:3], {"norms": "final", "start": 6}, {"norms": "first", "start": 7}]
+    summary = remove_norms(start, RemovalArguments(schedule=str(stages), lora_rank=lora, **options), data, training)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.final_norm == "none"
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert all(event["loss_after"] is not None for event in summary["events"])
+    assert summary["gap"] is None
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["trainable_parameters"] < 10_000) == (lora is not None)
+
+
+def test_gates_rise_in_steps(start):
+    removal = NormRemoval(STAGES, gate_steps=4)
+    model = removal.prepare(AutoModelForCausalLM.from_pretrained(start))
+    first = expand(STAGES, model, 20)[0]
+    assert [removal.gate(first, step) for step in range(7)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_the_penalty_is_the_formula(start):
+    removal = NormRemoval(STAGES, residual_norm_weight=0.5)
+    model = removal.prepare(AutoModelForCausalLM.from_pretrained(start)).double()
+    inputs = {}
+    for name, norm in removal.norms.items():
+        norm.sigma.copy_(torch.tensor([3.0, 0.7]))
+        norm.gate.fill_(1e-9)  # so that the average stays
+        norm.register_forward_pre_hook(lambda m, args, name=name: inputs.update({name: args[0]}))
+    removal.observe(True)
+    model(torch.arange(24).view(2, 12))
+    penalty = removal.penalty()
+    terms = []
+    for name, norm in removal.norms.items():
+        sigma = (inputs[name].var(-1, correction=0) + norm.eps).sqrt()
+        deviation = (sigma / 0.7 - 1).square()
+        deviation[:, 0] = 0  # first positions have a size of their own
+        terms.append(deviation.mean())
+    torch.testing.assert_close(penalty, 0.5 * torch.stack(terms).mean(), rtol=1e-6, atol=1e-9)
+    penalty.backward()
+    assert model.transformer.wte.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("extra", [[], ["--lora_rank", "2"]], ids=["weights", "lora"])
+def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, extra):
+    shared = ["remove-norms", start, "--dataset", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
+    shared += ["--max_steps", "10", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--seed", "5"]
+    shared += ["--gate_steps", "2", "--removal_windows", "4", "--residual_norm_weight", "0.1", "--baseline", "false"]
+    shared += ["--logging_steps", "1", "--probe_steps", "0", "--attention_report_windows", "0", "--save_steps", "1"]
+    shared += ["--save_total_limit", "1", "--use_cpu", "--disable_tqdm", "true", "--resume_from_checkpoint", "auto"]
+    shared += ["--max_validation_windows", "8", "--schedule", yaml.safe_dump(STAGES, default_flow_style=True), *extra]
+
+    def job(at, name):
+        step, _, point = (at or "0 ").partition(" ")
+        return {"at": point or None, "step": int(step), "arguments": [*shared, "--output_dir", str(tmp_path / name)]}
+
+    points = ["2 step", "4 checkpoint", "6 step", "7 rotation", "9 step", "0 results"]
+    jobs = [job(None, "straight")]
+    for point in points:
+        jobs += [job(point, point.replace(" ", "-")), job(None, point.replace(" ", "-"))]
+    straight, *others = run_jobs(jobs)
+    assert straight["code"] == 0, straight["output"]
+    expected = json.loads((tmp_path / "straight" / "removal.json").read_text())
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "straight").state_dict()
+    for point, killed, resumed in zip(points, others[::2], others[1::2], strict=True):
+        assert killed["code"] == KILLED, killed["output"]
+        assert resumed["code"] == 0, resumed["output"]
+        folder = tmp_path / point.replace(" ", "-")
+        found = json.loads((folder / "removal.json").read_text())
+        assert {k: found[k] for k in ("events", "sigma", "loss_after")} == {
+            k: expected[k] for k in ("events", "sigma", "loss_after")
+        }
+        for name, value in AutoModelForCausalLM.from_pretrained(folder).state_dict().items():
+            assert torch.equal(value, weights[name]), (point, name)
+
+
+def test_two_processes_remove_what_one_does(start, corpus, cache_dir, tmp_path):
+    shared = ["remove-norms", start, "--dataset", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
+    shared += ["--max_steps", "10", "--learning_rate", "1e-3", "--seed", "5", "--use_cpu", "--disable_tqdm", "true"]
+    shared += ["--removal_windows", "4", "--max_validation_windows", "8", "--save_strategy", "no"]
+    shared += ["--baseline", "false", "--probe_steps", "0", "--schedule", yaml.safe_dump(STAGES)]
+    two = ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "4"]
+    done = run_in_two("-m", "hf_lnfree.cli.main", *shared, *two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = ["--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "8"]
+    assert main([*shared, *one]) == 0
+    two, one = (json.loads((tmp_path / name / "removal.json").read_text()) for name in ("two", "one"))
+    assert two["norms_left"] == "none"
+    assert [event["norm"] for event in two["events"]] == [event["norm"] for event in one["events"]]
+    assert two["loss_after"] == pytest.approx(one["loss_after"], abs=0.05)  # averages over half a batch and a whole one
+
+
+def test_a_finished_run_is_read_and_the_plain_one_gone_on_with(start, arguments, tmp_path):
+    data, training = arguments
+    options = RemovalArguments(schedule=str(STAGES), removal_windows=4, baseline=False)
+    before = remove_norms(start, options, data, training)
+    training.resume_from_checkpoint = "auto"
+    options.baseline = True
+    after = remove_norms(start, options, data, training)
+    assert after["loss_after"] == before["loss_after"]
+    assert after["gap"] is not None
+    training.resume_from_checkpoint = None
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        remove_norms(start, options, data, training)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("[{norms: transformer.h.7.ln_2, start: 1}]", r"no such LayerNorm.*mlp.*transformer.h.0.ln_1"),
+        ("[{norms: mlp, start: 1}, {norms: '*ln_2', start: 4}]", r"removes transformer.h.0.ln_2 \(query_key\) twice"),
+        ("[{norms: attention, start: 1}, {norms: value, start: 4}]", r"removes transformer.h.0.ln_1 \(value\) twice"),
+        ("[{norms: mlp, start: 9}]", r"transformer.h.1.ln_2 at step 10, and training ends after 10"),
+        ("[{norms: mlp}]", "start of a stage is a whole number"),
+        ("[{norms: mlp, start: 1, every: -1}]", "every of a stage is a whole number"),
+        ("[{norms: mlp, start: 1, after: 2}]", r"\['after'\] is not known"),
+        ("[{start: 1}]", "A stage names its norms"),
+        ("[]", "A schedule is a list of stages"),
+        ("[{", "is not YAML"),
+        ("slowly", "neither 'auto' nor a file"),
+    ],
+)
+def test_schedules_that_make_no_sense(start, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        expand(read_schedule(schedule), removable(AutoModelForCausalLM.from_pretrained(start)), 10)
+
+
+def test_a_gradual_removal_must_end_before_the_training(start):
+    model = removable(AutoModelForCausalLM.from_pretrained(start))
+    assert expand([{"norms": "final", "start": 6}], model, 10, gate_steps=4)
+    with pytest.raises(ValueError, match="at step 7 over 4 steps, and training ends after 10"):
+        expand([{"norms": "final", "start": 7}], model, 10, gate_steps=4)
+
+
+def test_another_schedule_does_not_go_on(start, arguments):
+    data, training = arguments
+    options = {"removal_windows": 4, "baseline": False}
+    remove_norms(start, RemovalArguments(schedule=str(STAGES), **options), data, training)
+    (Path(training.output_dir) / "results.json").unlink()
+    training.resume_from_checkpoint = "auto"
+    with pytest.raises(ValueError, match="of a run with another schedule"):
+        remove_norms(start, RemovalArguments(schedule=str(STAGES[:3]), **options), data, training)
+
+
+def test_the_automatic_schedule_keeps_its_order(family):
+    model = removable(family.stock_model())
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (family.name == "gpt2")
+    removals = expand("auto", model, 300)
+    steps = [removal.step for removal in removals]
+    assert steps == sorted(steps)
+    kinds = [removal.part if removal.norm != removals[-2].norm else "final" for removal in removals]
+    assert kinds == ["all"] * 3 + ["query_key"] * 3 + ["value"] * 3 + ["final", "first"]
+    assert (steps[0], steps[2], steps[3], steps[-2], steps[-1]) == (20, 42, 44, 104, 116)
+    assert expand("auto", model, 30)[-1].step == 12
+
+
+def test_a_schedule_may_be_a_file(tmp_path):
+    (tmp_path / "stages.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    assert read_schedule(str(tmp_path / "stages.yaml")) == STAGES
+
+
+def test_models_without_layernorm_are_refused(family):
+    with pytest.raises(ValueError, match=r"no LayerNorm to remove: its norms are \['none'\]"):
+        removable(family.model(norm="none", final_norm="none"))
+    stock = family.stock_model(**{"layer_norm_epsilon" if family.name == "gpt2" else "layer_norm_eps": 1e12})
+    with pytest.raises(ValueError, match="has a fixed scale already"):
+        removable(stock)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("gate_steps", -1), ("removal_windows", 0), ("lora_rank", 0), ("residual_norm_weight", -0.1)]
+)
+def test_arguments_are_checked(field, value):
+    with pytest.raises(ValueError, match=field):
+        RemovalArguments(**{field: value})
+
+
+# Another family, as the documentation declares it
+
+
+OPT = {}
+exec(fenced(ROOT / "docs" / "extending.md", "python")[2], OPT)
+LNFreeOPTConfig, LNFreeOPTModel = OPT["LNFreeOPTConfig"], OPT["LNFreeOPTModel"]
+LNFreeOPTForCausalLM = OPT["LNFreeOPTForCausalLM"]
+
+
+class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
+    config_class = LNFreeOPTConfig
+    sites = LNFreeOPTModel.sites
+
+    def __init__(self, config):
+        OPTForCausalLM.__init__(self, config)
+        self.model = LNFreeOPTModel(config)
+        self.post_init()
+
+
+def test_any_family_that_declares_its_sites(input_ids):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "vocab_size": 99}
+    config = LNFreeOPTConfig(**sizes, word_embed_proj_dim=32, norm="layernorm", init_std=0.2, dropout=0.0)
+    model = trained(LNFreeOPTForCausalLM(config)).double()
+    removal = NormRemoval([{"norms": "attention", "start": 0}, {"norms": "mlp", "start": 1}])
+    changed = removal.prepare(model)
+    torch.testing.assert_close(logits(changed, input_ids), logits(model, input_ids), rtol=0, atol=1e-9)
+    assert [removal.part for removal in expand(removal.schedule, changed, 5)] == ["all"] * 4
+    assert [r.part for r in expand("auto", changed, 30)] == ["all"] * 5 + ["first"]
+    with pytest.raises(ValueError, match="no such LayerNorm"):
+        expand([{"norms": "value", "start": 1}], changed, 5)
+    for norm in removal.norms.values():
+        norm.gate.fill_(1.0)
+        norm.first_gate.fill_(1.0)
+        norm.sigma.fill_(0.8)
+    folded = removal.finish(changed)
+    assert not [m for m in folded.modules() if isinstance(m, (nn.LayerNorm, RemovalNorm))]
+    torch.testing.assert_close(logits(folded, input_ids), logits(changed, input_ids), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"HeadWithoutBias has no place for lm_head.bias"):
+        fold(trained(HeadWithoutBias(config)))
+
+
+def test_train_takes_any_procedure(start, arguments, tmp_path):
+    """LoRA without removal, through the same door."""
+    from hf_lnfree.training.arguments import ModelArguments
+    from hf_lnfree.training.procedure import Procedure
+
+    data, training = arguments
+    data.tokenizer = start
+    results = train(ModelArguments(model_name_or_path=start), data, training, Procedure(lora_rank=2))
+    assert results["lora_rank"] == 2
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.model_type == "gpt2"
