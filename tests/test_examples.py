@@ -18,8 +18,8 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.data import DataArguments
+from hf_lnfree.removal.arguments import RemovalArguments
 from hf_lnfree.removal.procedure import removable
-from hf_lnfree.removal.run import RemovalArguments
 from hf_lnfree.removal.schedule import expand, read_schedule
 from hf_lnfree.studies.study import Study, run_study
 from hf_lnfree.training import LNFreeTrainingArguments

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..attention.fused import RowEntropies
+from ..errors import DataError
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
@@ -83,12 +84,12 @@ class AttentionEntropyAnalyzer:
             progress: show a progress bar.
 
         Raises:
-            ValueError: nothing to analyse, or a model whose attention cannot be recorded.
+            DataError: nothing to analyse, or a model whose attention cannot be recorded.
         """
         config = getattr(self.model, "config", None)
         positions = getattr(config, "max_position_embeddings", None) or context_length
         if tokenizer is not None and context_length > positions:
-            raise ValueError(f"context_length={context_length} exceeds the {positions} positions of the model.")
+            raise DataError(f"context_length={context_length} exceeds the {positions} positions of the model.")
         if tokenizer is not None:
             batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
         totals = EntropyTotals(self.replicates, self.seed)
@@ -105,7 +106,7 @@ class AttentionEntropyAnalyzer:
                 rows = by_depth(record)
                 totals.add(rows, self._tokens(rows, inputs))
         if not totals.modules or not int(totals.sequences):
-            raise ValueError("There is nothing to analyse: batches is empty, or holds padding only.")
+            raise DataError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
             name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
             **totals.fields(),

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ..attention.fused import RowEntropies, fused_attention_entropy
 from ..attention.masks import read_mask
+from ..errors import AttentionError
 from .maps import adds_up_to_one, entropies_of_map, visible_keys
 
 Method = Literal["auto", "fused", "attentions"]
@@ -68,10 +69,10 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
         >>> record.entropies["transformer.h.0.attn"].mean((0, 2))
 
     Raises:
-        ValueError: no attention of the model was recorded, a mask or a map that cannot be read.
+        AttentionError: no attention of the model was recorded, a mask or a map that cannot be read.
     """
     if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not known. Allowed: {', '.join(map(repr, get_args(Method)))}.")
+        raise AttentionError(f"method={method!r} is not known. Allowed: {', '.join(map(repr, get_args(Method)))}.")
     recorder = _Recorder(model, method)
     with ExitStack() as stack:
         if method == "attentions":
@@ -83,7 +84,7 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
         stack.enter_context(_DirectCalls(recorder) if method != "attentions" else nullcontext())
         yield recorder.record
     if not recorder.found:
-        raise ValueError(
+        raise AttentionError(
             f"No attention of {type(recorder.model).__name__} was recorded with method={method!r}: it was not called, "
             "it has no softmax attention, or its attention neither uses transformers' ALL_ATTENTION_FUNCTIONS nor "
             "returns its map [batch, heads, queries, keys]"
@@ -110,13 +111,13 @@ def wrapped_attention(wrap: Callable[[Callable], Callable]) -> Iterator[None]:
 def eager_attention(model: nn.Module) -> Iterator[None]:
     """Eager attention inside, what was there before outside, also after an exception."""
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
+        raise AttentionError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
     before = model.config._attn_implementation
     if before == "eager":
         yield
         return
     if not switchable(model):
-        raise ValueError(
+        raise AttentionError(
             f"{type(model).__name__} cannot be switched to eager attention after it was loaded. Load it with "
             "from_pretrained(..., attn_implementation='eager'), or use method='auto'."
         )
@@ -279,7 +280,7 @@ def row_entropies(
     mask, causal = read_mask(module, query, key, mask, **options)
     if map_ is not None:
         if s_aux is None and not adds_up_to_one(map_):
-            raise ValueError("The rows of an attention map do not add up to 1: dropout is on. Call model.eval().")
+            raise AttentionError("The rows of an attention map do not add up to 1: dropout is on. Call model.eval().")
         return entropies_of_map(map_, mask)
     return fused_attention_entropy(
         query, key, attention_mask=mask, is_causal=causal, scale=scaling, softcap=softcap, sinks=s_aux

@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 from torch import Tensor
 
+from ..errors import ModelError
 from .entropy_report import EntropyReport
 
 
@@ -59,11 +60,11 @@ def compare_reports(baseline: EntropyReport, other: EntropyReport) -> EntropyCom
     Compare head by head.
 
     Raises:
-        ValueError: the models have other numbers of layers or heads.
+        ModelError: the models have other numbers of layers or heads.
     """
     if baseline.entropy.shape != other.entropy.shape:
         shapes = (" x ".join(map(str, r.entropy.shape)) for r in (baseline, other))
-        raise ValueError(
+        raise ModelError(
             f"{baseline.name} and {other.name} cannot be compared head by head: they have {' and '.join(shapes)} "
             "layers x heads. Their summaries can be: see EntropyReport.buckets."
         )

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..errors import SettingsError
+
 Maximum = Literal["observed", "causal", "log_length"]
 MAXIMA: tuple[Maximum, ...] = get_args(Maximum)
 
@@ -62,7 +64,7 @@ def normalized_entropy(entropy: Tensor, support: Tensor) -> Tensor:
 def causal_bound(length: int) -> float:
     r"""Largest mean entropy of a causal head at context length T: $\frac{1}{T}\sum_{i=1}^{T} \ln i = \ln(T!)/T$."""
     if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}.")
+        raise SettingsError(f"length must be at least 1, got {length}.")
     return math.lgamma(length + 1) / length
 
 
@@ -85,7 +87,9 @@ def entropy_maximum(head_entropy: Tensor, maximum: Maximum | float, length: int)
         return causal_bound(length)
     if maximum == "log_length":
         return math.log(length)
-    raise ValueError(f"maximum={maximum!r} is not known. Allowed: {', '.join(map(repr, MAXIMA))}, or a number of nats.")
+    raise SettingsError(
+        f"maximum={maximum!r} is not known. Allowed: {', '.join(map(repr, MAXIMA))}, or a number of nats."
+    )
 
 
 def bucket_shares(head_entropy: Tensor, maximum: float | Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import RunError
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
 from .totals import BINS_PER_NAT
 
@@ -176,14 +177,14 @@ class EntropyReport:
     def load(cls, path: str | Path) -> "EntropyReport":
         """
         Raises:
-            ValueError: one of the two files is missing or something else.
+            RunError: one of the two files is missing or something else.
         """
         path = Path(path)
         try:
             values = json.loads(path.read_text()) | load_file(path.with_suffix(".safetensors"))
             return cls(**{f.name: values[f.name] for f in fields(cls)})
         except (FileNotFoundError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
+            raise RunError(
                 f"{path} and {path.with_suffix('.safetensors').name} beside it are no entropy report: "
                 f"{type(error).__name__} {error}."
             ) from error

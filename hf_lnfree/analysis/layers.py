@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 
 from ..attention.fused import largest_logit
 from ..attention.masks import read_mask
+from ..errors import ModelError
 from .capture import wrapped_attention
 
 
@@ -45,13 +46,13 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     The blocks of a model by name, first to last.
 
     Raises:
-        ValueError: no ModuleList has as many entries as the configuration has layers.
+        ModelError: no ModuleList has as many entries as the configuration has layers.
     """
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return {f"{name}.{index}": block for index, block in enumerate(module)}
-    raise ValueError(f"{type(model).__name__} has no ModuleList of {count} blocks.")
+    raise ModelError(f"{type(model).__name__} has no ModuleList of {count} blocks.")
 
 
 @functools.cache
@@ -110,7 +111,7 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
     The statistics of everything that `model` runs inside; they are filled in when the context ends.
 
     Raises:
-        ValueError: the blocks of the model are not found.
+        ModelError: the blocks of the model are not found.
     """
     blocks = list(decoder_blocks(model).values())
     layers = [_Layer() for _ in blocks]

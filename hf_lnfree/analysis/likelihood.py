@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import SettingsError
+
 BLOCK = 16  # batches of windows that are sorted by length at a time
 NORMAL_975 = 1.96
 
@@ -121,11 +123,11 @@ def document_likelihoods(
         (number, nats, predicted tokens) of each document with at least two tokens.
 
     Raises:
-        ValueError: a window of less than two tokens, or a stride that would skip tokens.
+        SettingsError: a window of less than two tokens, or a stride that would skip tokens.
     """
     stride = context_length // 2 if stride is None else stride
     if context_length < 2 or not 1 <= stride < context_length:
-        raise ValueError(
+        raise SettingsError(
             f"context_length must be at least 2 and stride at least 1 and smaller, got {context_length} and {stride}."
         )
     stream = windows(documents, context_length, stride)

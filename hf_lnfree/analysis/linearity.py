@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import ModelError
 from ..models import LNFreeMixin
 from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
@@ -89,18 +90,18 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
         inputs: more arguments of the model, like an attention mask.
 
     Raises:
-        ValueError: a model whose places are not declared, or that has no language-model head.
+        ModelError: a model whose places are not declared, or that has no language-model head.
     """
     head = model.get_output_embeddings()
     if not isinstance(model.base_model, LNFreeMixin) or not isinstance(head, nn.Linear):
-        raise ValueError(
+        raise ModelError(
             f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads a "
             "stock GPT-2 or Pythia as one."
         )
     norm = model.base_model.get_submodule(model.base_model.sites.final_norm)
     config = model.config
     if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none":
-        raise ValueError(
+        raise ModelError(
             f"A logit is no sum of what these components write (final_norm {config.final_norm!r}, residual_gain "
             f"{config.residual_gain!r}). Fold gains first (hf_lnfree.conversion.fold); a final dyt or derf cannot be "
             "attributed."

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..attention.fused import RowEntropies
+from ..errors import DataError
 from .entropy import normalized_entropy
 
 BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
@@ -42,10 +43,10 @@ class EntropyTotals:
             tokens: for each of them, [B, Q] bool: which queries count.
 
         Raises:
-            ValueError: another batch had other attention modules.
+            DataError: another batch had other attention modules.
         """
         if self.modules and list(rows) != self.modules:
-            raise ValueError(f"Batches differ in the attention modules that they call: {self.modules}, {list(rows)}.")
+            raise DataError(f"Batches differ in the attention modules that they call: {self.modules}, {list(rows)}.")
         self.modules = list(rows)
         entropies = [r.entropy for r in rows.values()]
         weights = torch.poisson(torch.ones(len(entropies[0]), self.replicates), generator=self.generator)

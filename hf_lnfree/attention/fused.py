@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import AttentionError
 from .kernels import HIDDEN, Problem, blocks, choose
 from .masks import seen
 
@@ -64,10 +65,10 @@ def fused_attention_entropy(
             compiled for a GPU at its first call, which pays for many calls of one shape.
 
     Raises:
-        ValueError: gradients are asked of it, shapes or options do not fit, or the back end cannot do what is asked.
+        AttentionError: gradients are asked of it, shapes or options do not fit, or the back end cannot do it.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value)):
-        raise ValueError(
+        raise AttentionError(
             "fused_attention_entropy carries no gradient. Call it under torch.no_grad(), or use "
             "attention_entropy_with_grad."
         )
@@ -121,12 +122,12 @@ def _prepare(
     centre: bool = True,
 ) -> Problem:
     if query.dim() != 4 or key.dim() != 4 or query.shape[-1] != key.shape[-1] or query.shape[1] % key.shape[1]:
-        raise ValueError(
+        raise AttentionError(
             "query must be [B, H, Q, D] and key [B, G, K, D] with H a multiple of G, got "
             f"{list(query.shape)} and {list(key.shape)}."
         )
     if is_causal and mask is not None:
-        raise ValueError("is_causal and attention_mask exclude each other: put causality into the mask.")
+        raise AttentionError("is_causal and attention_mask exclude each other: put causality into the mask.")
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     groups = query.shape[1] // key.shape[1]
 
@@ -204,7 +205,7 @@ def cap_damping(logits: Tensor, problem: Problem) -> Tensor | None:
     if problem.softcap is None:
         return None
     if problem.bias is not None:
-        raise ValueError("A soft-cap under a mask that adds a bias to logits has no gradient here.")
+        raise AttentionError("A soft-cap under a mask that adds a bias to logits has no gradient here.")
     return 1 - (logits / problem.softcap).clamp(-1, 1).square()
 
 

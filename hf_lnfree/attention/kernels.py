@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from ..errors import AttentionError
+
 BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "flex", "chunked")
 BLOCK_BYTES = 2**20  # of one block of logits, on a CPU
 FEWEST_ROWS = 16  # of one block
@@ -178,12 +180,12 @@ def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
         "flex": plain,  # after "chunked": "auto" never compiles, which takes longer than most analyses
     }
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is not known. Allowed: {', '.join(map(repr, BACKENDS))}.")
+        raise AttentionError(f"backend={backend!r} is not known. Allowed: {', '.join(map(repr, BACKENDS))}.")
     if backend == "auto":
         short = p.query.device.type == "cpu" and p.key.shape[2] <= LONG
         backend = "chunked" if short else next(name for name, can in able.items() if can)
     if not able[backend]:
-        raise ValueError(
+        raise AttentionError(
             f"backend={backend!r} cannot do this: it needs its own device, and neither a bias nor softcap. "
             "Use 'chunked' or 'auto'."
         )

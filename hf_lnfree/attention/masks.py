@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from ..errors import AttentionError
+
 
 def read_mask(
     module: nn.Module,
@@ -33,12 +35,12 @@ def read_mask(
         A mask for `fused_attention_entropy`, bool or additive, and whether the call is causal without one.
 
     Raises:
-        ValueError: packed sequences, or a mask of a form not listed here.
+        AttentionError: packed sequences, or a mask of a form not listed here.
     """
     queries, keys = query.shape[2], key.shape[2]
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if other.get("cu_seq_lens_q") is not None or other.get("cache") is not None:
-        raise ValueError(
+        raise AttentionError(
             f"{type(module).__name__} was called with packed sequences, whose borders only a flash kernel reads. "
             "Record with one sequence a row and an attention_mask."
         )
@@ -48,7 +50,7 @@ def read_mask(
     if isinstance(mask, Tensor) and mask.dim() == 4:
         mask, causal = mask[..., :keys], False
     elif mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-        raise ValueError(
+        raise AttentionError(
             f"{type(module).__name__} was given a mask that is not known here, {type(mask).__name__}"
             f"{list(getattr(mask, 'shape', []))}. Record with model.set_attn_implementation('sdpa') or 'eager'."
         )
@@ -56,7 +58,7 @@ def read_mask(
         mask, causal = flash_mask(mask, queries, keys, causal, sliding_window, query.device)
     else:
         if mask is not None:
-            raise ValueError(f"{type(module).__name__} was given a mask [batch, keys] outside flash attention.")
+            raise AttentionError(f"{type(module).__name__} was given a mask [batch, keys] outside flash attention.")
         causal = causal and queries > 1  # as sdpa decides it: without a mask a decoder's prefill is causal
     if position_bias is not None:
         mask, causal = with_bias(position_bias, mask, causal, queries, keys), False

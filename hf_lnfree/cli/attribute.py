@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..analysis.linearity import Attribution, attribute
 from ..conversion import Checkpoint, load
+from ..errors import SettingsError
 from ..pages.attribution import write_attribution
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -17,14 +18,14 @@ def attribute_command(
 ) -> tuple[Attribution, str]:
     """The attribution of the token after the prompt, and that token as text."""
     if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
+        raise SettingsError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
     loaded, _ = load(Checkpoint(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     if not ids.numel():
-        raise ValueError("The prompt holds no token.")
+        raise SettingsError("The prompt holds no token.")
     if ids.shape[1] > loaded.config.max_position_embeddings:
-        raise ValueError(
+        raise SettingsError(
             f"The prompt has {ids.shape[1]} tokens; {model} takes {loaded.config.max_position_embeddings}."
         )
     wanted = None if target is None else torch.full_like(ids, one_token(tokenizer, target))
@@ -40,5 +41,5 @@ def one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([token])) for token in ids)
-        raise ValueError(f"--target must be one token of the model; {text!r} is {len(ids)}: {parts}.")
+        raise SettingsError(f"--target must be one token of the model; {text!r} is {len(ids)}: {parts}.")
     return ids[0]

@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging
 
 from ..conversion.run import Target, convert
+from ..errors import SettingsError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -16,7 +17,7 @@ def convert_command(
     source: str, out: Path, to: Target, dtype: str | None, cache: bool, check: bool, revision: str | None
 ) -> dict[str, Any]:
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
+        raise SettingsError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
     logging.disable_progress_bar()
     return convert(source, out, to, None if dtype is None else DTYPES[dtype], cache, check, True, revision)
 

@@ -15,6 +15,7 @@ from ..analysis.entropy import MAXIMA, Maximum
 from ..data.arguments import DataArguments
 from ..data.splits import load_validation
 from ..data.windows import window_batches
+from ..errors import SettingsError
 from ..pages.entropy import comparable, write_entropy_page
 
 
@@ -71,7 +72,7 @@ def load_model(name: str, device: str, context_length: int, trust_remote_code: b
         logging.set_verbosity(verbosity)
     positions = getattr(model.config, "max_position_embeddings", None) or context_length
     if context_length > positions:
-        raise ValueError(f"--context-length {context_length} exceeds the {positions} positions of {name}.")
+        raise SettingsError(f"--context-length {context_length} exceeds the {positions} positions of {name}.")
     return model
 
 
@@ -90,10 +91,12 @@ def parse_maximum(text: str) -> Maximum | float:
         return text  # type: ignore[return-value]
     try:
         value = float(text)
-    except ValueError:
+    except SettingsError:
         value = 0.0
     if not value > 0:
-        raise ValueError(f"--maximum must be one of {', '.join(MAXIMA)}, or a positive number of nats; got {text!r}.")
+        raise SettingsError(
+            f"--maximum must be one of {', '.join(MAXIMA)}, or a positive number of nats; got {text!r}."
+        )
     return value
 
 

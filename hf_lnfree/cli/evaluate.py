@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from ..data.arguments import DataArguments
 from ..data.splits import load_splits, whole_corpus
+from ..errors import SettingsError
 from ..evaluation import run as evaluate
 from ..files import write_at_once
 from ..provenance import shareable
@@ -25,7 +26,7 @@ def evaluate_command(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     if out is not None and not out.parent.is_dir():
-        raise ValueError(f"There is no folder {out.parent} for --out.")
+        raise SettingsError(f"There is no folder {out.parent} for --out.")
     arguments = DataArguments(dataset=data, text_column=text_column)
     everything = Path(data).expanduser().is_file()
     corpus = whole_corpus(arguments) if everything else load_splits(arguments)[1]

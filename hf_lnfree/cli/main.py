@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from ..analysis.capture import Method
 from ..conversion.run import Target
+from ..errors import SettingsError
 
 app = typer.Typer(
     name="hf-lnfree",
@@ -292,7 +293,7 @@ def study(
     folder = output_dir or Path("runs") / "-".join(filter(None, (file.stem, scale, "search" if search else None)))
     if search is not None:
         if dry_run:
-            raise ValueError("--dry-run shows the cells of a study; those of a --search are found on the way.")
+            raise SettingsError("--dry-run shows the cells of a study; those of a --search are found on the way.")
         raise typer.Exit(
             search_command(file, scale, chosen, search, budget, parse_seeds(seeds), folder, change, local, console)
         )
@@ -314,10 +315,12 @@ def compare(
 def parse_seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds must be whole numbers with commas between them, like 0,1,2; got {text!r}.") from None
+    except SettingsError:
+        raise SettingsError(
+            f"--seeds must be whole numbers with commas between them, like 0,1,2; got {text!r}."
+        ) from None
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds names a seed twice: {text}.")
+        raise SettingsError(f"--seeds names a seed twice: {text}.")
     return seeds
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ..data.arguments import DataArguments
+from ..errors import SettingsError
 from ..pages.removal import loss_table
-from ..removal.run import RemovalArguments, remove_norms
+from ..removal.arguments import RemovalArguments
+from ..removal.run import remove_norms
 from ..training.arguments import LNFreeTrainingArguments
 from ..training.settings import parse_settings, read_settings
 from .study import rich_table
@@ -30,7 +32,9 @@ def removal_command(arguments: list[str], console: Console) -> int:
         arguments = arguments[1:]
     file = positional[1] if len(positional) > 1 else ""
     if len(positional) > 2 or (not positional and not {"-h", "--help"} & set(arguments)):
-        raise ValueError(f"remove-norms takes MODEL and at most one CONFIG.yaml, got {' '.join(positional) or 'none'}.")
+        raise SettingsError(
+            f"remove-norms takes MODEL and at most one CONFIG.yaml, got {' '.join(positional) or 'none'}."
+        )
     removal, data, training = parse_settings(
         read_settings(Path(file)) if file else {},
         file,

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from ..errors import SettingsError
 from ..pages.study import write_study_report
 from ..studies.comparison import compare_studies
 from ..studies.search import SEARCH, search_layers
@@ -92,7 +93,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     for text in changes:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set takes field=value, for instance --set max_steps=100; got {text!r}.")
+            raise SettingsError(f"--set takes field=value, for instance --set max_steps=100; got {text!r}.")
         parsed[key.strip()] = yaml.safe_load(value)
     return parsed
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .. import models
+from ..errors import ModelError
 from ..models import DecoderSites, LNFreeMixin
 
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
@@ -59,13 +60,13 @@ FAMILIES = {
 def family_of(model_type: str) -> Family:
     """
     Raises:
-        ValueError: neither a family of ours nor the stock one behind it.
+        ModelError: neither a family of ours nor the stock one behind it.
     """
     for stock, family in FAMILIES.items():
         if model_type in (stock, family.config.model_type):
             return family
     known = ", ".join(f"{family.stock} ({name})" for name, family in FAMILIES.items())
-    raise ValueError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
+    raise ModelError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
 
 
 def sites_of(model: PreTrainedModel) -> DecoderSites:
@@ -73,16 +74,16 @@ def sites_of(model: PreTrainedModel) -> DecoderSites:
     Where a model keeps its norms and projections: what its class declares, or the stock family of ours.
 
     Raises:
-        ValueError: neither.
+        ModelError: neither.
     """
     base = model.base_model
     return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
 
 
 def require_no_adapters(model: PreTrainedModel) -> None:
-    """Raise ValueError for a model with adapters: they stand between its norms and its weights."""
+    """Raise ModelError for a model with adapters: they stand between its norms and its weights."""
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError("The model has adapters: merge them first (merge_and_unload), and adapt what comes out anew.")
+        raise ModelError("The model has adapters: merge them first (merge_and_unload), and adapt what comes out anew.")
 
 
 def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:

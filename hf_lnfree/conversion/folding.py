@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import OTHERS, RemovalNorm
@@ -117,7 +118,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
         The new model, and what was done.
 
     Raises:
-        ValueError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled;
+        ModelError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled;
             adapters.
     """
     require_no_adapters(model)
@@ -217,14 +218,14 @@ def check(sites: Sequence[NormSite]) -> None:
         if isinstance(norm, RemovalNorm):
             gates = [*norm.gate.tolist(), norm.first_gate.item()]
             if any(gates) and not norm.finished:
-                raise ValueError(
+                raise ModelError(
                     f"{site.name} is half removed (gates {gates}) and cannot be folded. Finish its schedule, with the "
                     "first position."
                 )
         elif scale is not None and isinstance(norm, nn.LayerNorm):
             largest = norm.weight.abs().max().item()
             if not largest > 1e-3 * scale:
-                raise ValueError(
+                raise ModelError(
                     f"{site.name} is disabled by its epsilon ({norm.eps:g}), but its gain is at most {largest:.3g} and "
                     f"would have to be of the size of {scale:.3g}: the checkpoint is half converted."
                 )
@@ -284,7 +285,7 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     a_block = len(blocks) // config.num_hidden_layers
     by_layer = [set(blocks[start : start + a_block]) for start in range(0, len(blocks), a_block)]
     if mixed := [index for index, kinds in enumerate(by_layer) if len(kinds) > 1]:
-        raise ValueError(
+        raise ModelError(
             f"Layer {mixed[0]} has norms that are removed and others that are not, and a configuration has one kind of "
             "norm a layer. Remove the others too."
         )
@@ -307,7 +308,7 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     kept = new.state_dict()
     lost = {name for name in set(state) - set(kept) if name.rpartition(".")[0] not in folding.norms}
     if lost:
-        raise ValueError(f"{type(model).__name__} has no place for {', '.join(sorted(lost))}, which folding made.")
+        raise ModelError(f"{type(model).__name__} has no place for {', '.join(sorted(lost))}, which folding made.")
     missing = {name: torch.zeros_like(kept[name]) for name in kept if name not in state and name.endswith(".bias")}
     state = {name: tensor.to(dtypes.get(name, model.dtype)) for name, tensor in state.items() if name in kept}
     new.load_state_dict(state | missing)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import ModelError
 from .families import family_of, require_no_adapters
 from .folding import fold_stabilizers, norm_sites
 
@@ -27,23 +28,23 @@ def to_transformer_lens(
     the blocks: None, "LN" or "RMSPre". Gains, scales and normed weights of the copy are folded.
 
     Raises:
-        ValueError: TransformerLens is not there, the blocks' norms differ, a norm is half removed, or queries and keys
+        ModelError: TransformerLens is not there, the blocks' norms differ, a norm is half removed, or queries and keys
             are normed or logits capped.
     """
     try:
         from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:
-        raise ValueError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
+        raise ModelError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
     require_no_adapters(model)
     kinds = set(model.config.block_norms)
     if len(kinds) > 1 or not kinds | {model.config.final_norm} <= set(NORMALIZATION_TYPES):
-        raise ValueError(
+        raise ModelError(
             f"TransformerLens has one normalization for all blocks ({', '.join(NORMALIZATION_TYPES)}); these are "
             f"{sorted(kinds)} and {model.config.final_norm} after the last block. A finished removal can be folded."
         )
     if model.config.query_key_norm or model.config.attention_softcap is not None:
-        raise ValueError("TransformerLens computes attention itself and knows neither query-key norm nor soft-cap.")
+        raise ModelError("TransformerLens computes attention itself and knows neither query-key norm nor soft-cap.")
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         fold_stabilizers(model)  # it takes the weights of projections, and passes over what stands around them

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
 
+from ..errors import ModelError
 from .folding import norm_sites
 
 # Operators that are no linear map of the activations; a Div counts where its divisor is computed.
@@ -65,15 +66,15 @@ def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = Fal
         How many of which nonlinear operators the graph has.
 
     Raises:
-        ValueError: the packages are not there, or a norm is half removed.
+        ModelError: the packages are not there, or a norm is half removed.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"ONNX needs packages of its own: pip install 'hf_lnfree[onnx]' ({error}).") from error
+        raise ModelError(f"ONNX needs packages of its own: pip install 'hf_lnfree[onnx]' ({error}).") from error
     if removed := [site.name for site in norm_sites(model) if site.kind == "removal"]:
-        raise ValueError(
+        raise ModelError(
             f"{removed[0]} is being removed: finish its schedule and fold the model before it is exported."
         )
     model = copy.deepcopy(model).eval()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, require_no_adapters
@@ -36,7 +37,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
         dtype: of the new weights; that of the model by default.
 
     Raises:
-        ValueError: the stock class cannot hold the model; the message lists every reason.
+        ModelError: the stock class cannot hold the model; the message lists every reason.
     """
     require_no_adapters(model)
     model = folded_where_linear(model)
@@ -48,7 +49,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     kinds = {site.kind for site in sites}
     if reasons := obstacles(model, kinds, dtype):
         listed = "".join(f"\n- {reason}" for reason in reasons)
-        raise ValueError(f"A stock {family.stock} cannot hold this model:{listed}")
+        raise ModelError(f"A stock {family.stock} cannot hold this model:{listed}")
     config = stock_config(model, family)
     if kinds == {"none"}:
         setattr(config, family.eps_field, EPS)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..errors import ModelError
 from .checkpoint import Checkpoint
 from .families import Family, family_of, set_block_norms
 from .folding import DISABLING_EPS
@@ -38,7 +39,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     to disable those that are there: the two forms in which GPT-2 without LayerNorm is published.
 
     Raises:
-        ValueError: another architecture, missing or unknown tensors, shapes that do not fit the configuration.
+        ModelError: another architecture, missing or unknown tensors, shapes that do not fit the configuration.
     """
     model_class, config, eps = target(checkpoint)
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         if checkpoint.shapes[stored] != parameters[name]:
             problems.append(f"has {stored} as {list(checkpoint.shapes[stored])} instead of {list(parameters[name])}")
     if problems:
-        raise ValueError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems[:SHOWN])}.")
+        raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems[:SHOWN])}.")
     if eps >= DISABLING_EPS:
         result.disabled = True
         result.notes.append(
@@ -77,12 +78,12 @@ def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedCon
     stored = checkpoint.config
     family = family_of(stored.get("model_type", ""))
     if stored["model_type"] == family.config.model_type:
-        raise ValueError(f"{checkpoint.source} is a model of this package already.")
+        raise ModelError(f"{checkpoint.source} is a model of this package already.")
     if "quantization_config" in stored:
-        raise ValueError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
+        raise ModelError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
     architecture = (stored.get("architectures") or [f"{family.stock}Model"])[0]
     if architecture not in family.classes:
-        raise ValueError(f"There is no class of ours for {architecture}, only for {', '.join(family.classes)}.")
+        raise ModelError(f"There is no class of ours for {architecture}, only for {', '.join(family.classes)}.")
     config = our_config(family, stored)
     return family.classes[architecture], config, getattr(config, family.eps_field)
 

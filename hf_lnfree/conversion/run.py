@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..errors import ModelError
 from ..files import atomic_folder
 from ..provenance import command, environment, shareable
 from .checkpoint import Checkpoint
@@ -49,22 +50,22 @@ def convert(
         The report that is also written into the folder as conversion.json.
 
     Raises:
-        ValueError: the source cannot be converted to that, or `out` is there already.
+        ModelError: the source cannot be converted to that, or `out` is there already.
     """
     if to not in get_args(Target):
-        raise ValueError(f"--to {to!r} is not known. Allowed: {', '.join(get_args(Target))}.")
+        raise ModelError(f"--to {to!r} is not known. Allowed: {', '.join(get_args(Target))}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already. Give another folder, or remove it.")
+        raise ModelError(f"{out} is there already. Give another folder, or remove it.")
     checkpoint = Checkpoint(source, revision)
     report: dict[str, Any] = {"source": str(source), "revision": revision, "to": to, "notes": []}
     if to == "lnfree" and is_ours(checkpoint):
-        raise ValueError(f"{source} is a model of this package already. Choose --to folded, fused, stock or onnx.")
+        raise ModelError(f"{source} is a model of this package already. Choose --to folded, fused, stock or onnx.")
     if out.exists():
         out.rmdir()  # empty; it comes back by renaming
     planned = plan(checkpoint) if to == "lnfree" else None
     if planned is not None and not planned.disabled:
         if dtype is not None:
-            raise ValueError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
+            raise ModelError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
         result = convert_checkpoint(checkpoint, out, progress, planned)
         report |= {"notes": result.notes, "dtype": str(result.config.dtype)}
         if check and result.model_class.__name__.endswith("ForCausalLM"):

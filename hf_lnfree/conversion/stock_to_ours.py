@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models
+from ..errors import ModelError
 from ..files import atomic_folder
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
@@ -28,7 +29,7 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     Write a stock checkpoint as one of ours: the same tensors, shard by shard, so that memory holds one of them.
 
     Raises:
-        ValueError: as `plan`; or a tensor that is not finite. Nothing is written then.
+        ModelError: as `plan`; or a tensor that is not finite. Nothing is written then.
     """
     result = planned or plan(checkpoint)
     with atomic_folder(out) as folder:
@@ -71,7 +72,7 @@ def require_finite(name: str, tensor: Tensor) -> None:
         hint = (
             " float16 ends at 65504, and gains that were scaled to disable LayerNorm lie beyond: take float32 weights."
         )
-    raise ValueError(f"{name} holds {bad} values that are not finite ({tensor.dtype}).{hint}")
+    raise ModelError(f"{name} holds {bad} values that are not finite ({tensor.dtype}).{hint}")
 
 
 def save_code_and_config(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
@@ -96,14 +97,14 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     A stock model in memory as one of ours, a model of this package as it is.
 
     Raises:
-        ValueError: another family, or a head that no class of ours has.
+        ModelError: another family, or a head that no class of ours has.
     """
     require_no_adapters(model)
     if isinstance(model.base_model, LNFreeMixin):
         return model
     family = family_of(model.config.model_type)
     if type(model).__name__ not in family.classes:
-        raise ValueError(f"There is no class of ours for {type(model).__name__}, only for {', '.join(family.classes)}.")
+        raise ModelError(f"There is no class of ours for {type(model).__name__}, only for {', '.join(family.classes)}.")
     config = our_config(family, model.config.to_dict())
     new = blank(family.classes[type(model).__name__], config, model.dtype)
     new.load_state_dict(model.state_dict())
@@ -120,7 +121,7 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
     The model of a checkpoint, of ours or stock, as one of ours in the dtype of its weights, and what is to be said.
 
     Raises:
-        ValueError: as `convert_checkpoint`.
+        ModelError: as `convert_checkpoint`.
     """
     if is_ours(checkpoint):
         architecture = checkpoint.config["architectures"][0]

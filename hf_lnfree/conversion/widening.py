@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from ..errors import ModelError
 from .families import blank
 from .folding import as_linear, norm_sites
 
@@ -26,10 +27,10 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
         model: of this package, without norms.
 
     Raises:
-        ValueError: it has cross-attention, whose keys are read from another stream.
+        ModelError: it has cross-attention, whose keys are read from another stream.
     """
     if getattr(model.config, "add_cross_attention", False):
-        raise ValueError(
+        raise ModelError(
             "A model with cross-attention that was trained without norms cannot be made one with a centred stream."
         )
     sites, config = model.base_model.sites, copy.deepcopy(model.config)

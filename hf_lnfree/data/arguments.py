@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import SettingsError
+
 STDLIB = "stdlib"
 """The name of the corpus that needs no network: Python's standard library."""
 
@@ -43,10 +45,10 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.windows not in ("exact", "packed"):
-            raise ValueError(f"windows={self.windows!r} is not known. Allowed: 'exact', 'packed'.")
+            raise SettingsError(f"windows={self.windows!r} is not known. Allowed: 'exact', 'packed'.")
         if self.context_length < 2:
-            raise ValueError(f"context_length must be at least 2 (one prediction), got {self.context_length}.")
+            raise SettingsError(f"context_length must be at least 2 (one prediction), got {self.context_length}.")
         if self.tokenizing_processes is not None and self.tokenizing_processes < 1:
-            raise ValueError(f"tokenizing_processes must be at least 1, got {self.tokenizing_processes}.")
+            raise SettingsError(f"tokenizing_processes must be at least 1, got {self.tokenizing_processes}.")
         if self.validation_dataset is None and not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
+            raise SettingsError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")

@@ -19,6 +19,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
+from ..errors import DataError
 from ..files import atomic_folder, content_key
 from .arguments import STDLIB
 
@@ -110,7 +111,7 @@ def load_corpus(
             downloading all of it. A stream is shuffled in a buffer of 10,000, so its order is another one.
 
     Raises:
-        ValueError: nothing was found, or nothing of it could be decoded.
+        DataError: nothing was found, or nothing of it could be decoded.
     """
     path = Path(dataset).expanduser()
     if path.suffix in TABLES and path.is_file():
@@ -121,7 +122,7 @@ def load_corpus(
     else:
         corpus = _hub_corpus(dataset, max_files, shuffle_seed, text_column, streaming_cache)
     if next(corpus.texts, None) is None:
-        raise ValueError(
+        raise DataError(
             f"The corpus {dataset!r} is empty. Give 'stdlib', a file or folder with text "
             f"({', '.join(sorted(TEXT_SUFFIXES))}), or the name of a Hub dataset."
         )
@@ -135,7 +136,7 @@ def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, C
         key = content_key(corpus.key, side, validation_fraction)
         part = replace(corpus, key=key, side=side, validation_fraction=validation_fraction)
         if next(part.texts, None) is None:
-            raise ValueError(
+            raise DataError(
                 f"The {side} split of {corpus.name!r} is empty: {len(corpus.rows)} documents, "
                 f"validation_fraction={validation_fraction}. Give more documents, another fraction, or a dataset for "
                 "validation (--validation_dataset)."
@@ -185,7 +186,7 @@ def _hub_corpus(
         # A stream has no fingerprint of its data: the commit stands for it.
         commit = HfApi().dataset_info(name).sha if streaming_cache is not None else None
     except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise ValueError(
+        raise DataError(
             f"{dataset!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
             f"reached ({type(error).__name__})."
         ) from error
@@ -207,7 +208,7 @@ def _table(path: Path, max_files: int | None, text_column: str | None) -> Corpus
     try:
         rows = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
     except (DatasetGenerationError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+        raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
     column = _text_column(str(path), rows.column_names, text_column)
     rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
     if max_files is not None:
@@ -220,7 +221,7 @@ def _table(path: Path, max_files: int | None, text_column: str | None) -> Corpus
 def _text_column(dataset: str, names: list[str], wanted: str | None) -> str:
     columns = [wanted] if wanted else [column for column in TEXT_COLUMNS if column in names]
     if not columns or columns[0] not in names:
-        raise ValueError(
+        raise DataError(
             f"{dataset!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
             "Name one with --text_column."
         )

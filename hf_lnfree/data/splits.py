@@ -24,7 +24,7 @@ def load_data(args: DataArguments) -> TextData:
     """Read, split, tokenise and cut the corpus; everything is cached by content and found again.
 
     Raises:
-        ValueError: an empty corpus, one without a single window, or a damaged cache.
+        DataError: an empty corpus, one without a single window, or a damaged cache.
     """
     train, validation = load_splits(args)
     tokenizer = load_tokenizer(args.tokenizer, train, args.vocab_size, cache_folder(args))

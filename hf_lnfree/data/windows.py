@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import DataError
 from ..files import atomic_folder, content_key
 from .arguments import DataArguments
 from .corpus import Corpus, document_hash
@@ -77,7 +78,7 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
     """Tokenise and cut a corpus into a folder that `TokenWindows` opens; found again when nothing changed.
 
     Raises:
-        ValueError: no window, no end-of-text token to pack with, or a folder found whose tokens are damaged.
+        DataError: no window, no end-of-text token to pack with, or a folder found whose tokens are damaged.
     """
     length = args.context_length
     key = content_key(corpus.key, tokenizer_hash(tokenizer), length, args.windows)
@@ -104,7 +105,7 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
                 contents.update(windows.data)
                 file.write(windows.data)
         if not count:
-            raise ValueError(
+            raise DataError(
                 f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
                 f"{dropped} tokens). Shorten --context_length, use --windows packed, or give more text."
             )
@@ -132,18 +133,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
         expected = meta["windows"] * meta["context_length"] * np.dtype(meta["dtype"]).itemsize
         size = (folder / "tokens.bin").stat().st_size
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(damaged(folder, f"{type(error).__name__} {error}")) from error
+        raise DataError(damaged(folder, f"{type(error).__name__} {error}")) from error
     if size != expected:
-        raise ValueError(damaged(folder, f"tokens.bin has {size} bytes instead of {expected}"))
+        raise DataError(damaged(folder, f"tokens.bin has {size} bytes instead of {expected}"))
     return meta
 
 
 def check_windows(folder: Path) -> None:
-    """Raise ValueError unless the tokens are those that were written."""
+    """Raise DataError unless the tokens are those that were written."""
     meta = read_meta(folder)
     with open(folder / "tokens.bin", "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-            raise ValueError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
+            raise DataError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
 
 
 def damaged(folder: Path, why: str) -> str:
@@ -160,7 +161,7 @@ def cut(
             yield ids[:whole].reshape(-1, length), len(ids) - whole
         return
     if eos is None:
-        raise ValueError("windows='packed' joins documents with an end-of-text token, and this tokenizer has none.")
+        raise DataError("windows='packed' joins documents with an end-of-text token, and this tokenizer has none.")
     rest = np.empty(0, np.uint16)
     for ids in documents:
         rest = np.concatenate((rest.astype(ids.dtype), ids, np.array([eos], ids.dtype)))

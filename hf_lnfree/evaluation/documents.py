@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import SettingsError
+
 BATCH = 64  # texts tokenised at a time
 LONGEST = 50_000_000  # characters: a tokenizer takes a text as a whole, and about thirty bytes for each of them
 
@@ -21,7 +23,7 @@ class TokenisedDocuments:
         first: a token before each document, so that its first own token is predicted too; None for none.
 
     Raises:
-        ValueError: a text too long to be tokenised as a whole.
+        SettingsError: a text too long to be tokenised as a whole.
     """
 
     def __init__(self, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, first: int | None):
@@ -32,7 +34,7 @@ class TokenisedDocuments:
         batch: list[str] = []
         for number, text in enumerate(self.texts):
             if len(text) > LONGEST:
-                raise ValueError(
+                raise SettingsError(
                     f"Document {number} has {len(text):,} characters, and a tokenizer takes a document as a whole, up "
                     f"to {LONGEST:,} here. Cut it into documents: a .jsonl file with one text a line."
                 )

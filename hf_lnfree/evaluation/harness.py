@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..errors import SettingsError
 from ..files import write_at_once
 from ..provenance import command, environment, shareable
 
@@ -38,16 +39,16 @@ def run_harness(
         out: a JSON file for the scores.
 
     Raises:
-        ValueError: the harness is not installed, or a task is not known.
+        SettingsError: the harness is not installed, or a task is not known.
     """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ValueError(f"This needs lm-evaluation-harness: pip install 'hf_lnfree[eval]' ({error}).") from error
+        raise SettingsError(f"This needs lm-evaluation-harness: pip install 'hf_lnfree[eval]' ({error}).") from error
     manager = TaskManager(include_path=tasks_path())
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        raise ValueError(f"The harness has no task {', '.join(unknown)}; those over code are {', '.join(TASKS)}.")
+        raise SettingsError(f"The harness has no task {', '.join(unknown)}; those over code are {', '.join(TASKS)}.")
     scores = {}
     for model in models:
         found: Any = simple_evaluate(

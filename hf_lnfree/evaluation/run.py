@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.layers import record_layers
 from ..analysis.likelihood import Likelihood, document_likelihoods, perplexity
+from ..errors import SettingsError
 from ..provenance import command, environment
 from .documents import TokenisedDocuments
 
@@ -53,10 +54,10 @@ def evaluate(
         For each metric its value and the half width of its 95 % interval over documents, and what it rests on.
 
     Raises:
-        ValueError: no document predicts a token; windows that the model has no positions for; an unknown metric.
+        SettingsError: no document predicts a token; windows that the model has no positions for; an unknown metric.
     """
     if unknown := set(metrics) - set(get_args(Metric)):
-        raise ValueError(f"Unknown metrics: {', '.join(sorted(unknown))}. Allowed: {', '.join(get_args(Metric))}.")
+        raise SettingsError(f"Unknown metrics: {', '.join(sorted(unknown))}. Allowed: {', '.join(get_args(Metric))}.")
     state = PartialState(cpu=not torch.accelerator.is_available())  # forms a group of processes on the CPU too
     name = model if isinstance(model, str) else model.config.name_or_path
     if isinstance(model, str):
@@ -64,7 +65,7 @@ def evaluate(
         model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=trust_remote_code).to(state.device)
     assert isinstance(model, PreTrainedModel)
     if tokenizer is None:
-        raise ValueError("A model that is no name needs its tokenizer as well.")
+        raise SettingsError("A model that is no name needs its tokenizer as well.")
     context_length = window_length(model, context_length)
     first = opening_token(tokenizer) if first_token else None
     mine = itertools.islice(texts, state.process_index, None, state.num_processes)
@@ -78,7 +79,7 @@ def evaluate(
         likelihood = sum(gather_object([likelihood]), Likelihood())
         counted.documents = sum(gather_object([counted.documents]))
     if not likelihood.tokens:
-        raise ValueError(
+        raise SettingsError(
             f"None of the {counted.documents} documents predicts a token: they are empty, or one token long "
             "(--first-token puts one before each)."
         )
@@ -173,7 +174,7 @@ def window_length(model: PreTrainedModel, wanted: int | None) -> int:
     if wanted is None:
         return min(positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
     if positions is not None and wanted > positions:
-        raise ValueError(f"--context-length {wanted} exceeds the {positions} positions of the model.")
+        raise SettingsError(f"--context-length {wanted} exceeds the {positions} positions of the model.")
     return wanted
 
 
@@ -181,4 +182,4 @@ def opening_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise ValueError("The tokenizer has neither a BOS nor an EOS token to put before each document.")
+    raise SettingsError("The tokenizer has neither a BOS nor an EOS token to put before each document.")

@@ -11,6 +11,7 @@ from datasets import Features, Value
 from evaluate import MetricInfo
 from transformers import PreTrainedModel
 
+from ..errors import SettingsError
 from ..evaluation import run as evaluate
 from ..evaluation.run import Metric
 
@@ -22,10 +23,10 @@ def metric_path(name: str) -> str:
     What `evaluate.load` takes.
 
     Raises:
-        ValueError: no such metric.
+        SettingsError: no such metric.
     """
     if name not in METRICS:
-        raise ValueError(f"There is no metric {name!r}. There are: {', '.join(METRICS)}.")
+        raise SettingsError(f"There is no metric {name!r}. There are: {', '.join(METRICS)}.")
     return str(files("hf_lnfree") / "metrics" / name)
 
 

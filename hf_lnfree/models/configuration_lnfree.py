@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from transformers import GPT2Config, GPTNeoXConfig
 
 from .activations import activation_names
+from .errors import ConfigurationError
 from .normalizations import normalization_names
 
 # Words that mark an unknown keyword as a misspelt study field, however far from the real name it is.
@@ -81,8 +82,8 @@ class LNFreeConfigMixin:
             family has it, not with sdpa.
 
     Raises:
-        ValueError: for a value that is not allowed, a list whose length is not the number of layers, or an unknown
-            keyword that resembles one of these fields.
+        ConfigurationError: for a value that is not allowed, a list whose length is not the number of layers, or an
+            unknown keyword that resembles one of these fields.
     """
 
     activation_field: ClassVar[str]
@@ -119,22 +120,24 @@ class LNFreeConfigMixin:
         elif name == "layer_activations":
             _check_names(name, value, activation_names())
         elif name in NUMBERS and not (_is_number(value) or (value is None and name in OPTIONAL_NUMBERS)):
-            raise ValueError(f"{name} must be a finite number, got {value!r}.")
+            raise ConfigurationError(f"{name} must be a finite number, got {value!r}.")
         elif name == "attention_softcap" and value is not None and value <= 0:
-            raise ValueError(f"attention_softcap must be greater than 0, or None for no cap, got {value!r}.")
+            raise ConfigurationError(f"attention_softcap must be greater than 0, or None for no cap, got {value!r}.")
         elif name in SWITCHES and not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {value!r}.")
+            raise ConfigurationError(f"{name} must be true or false, got {value!r}.")
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
         reject_study_typos(kwargs, type(self))
         super().__post_init__(**kwargs)
         if self.linear_bias == "query_key" and not getattr(self, "attention_bias", True):
-            raise ValueError(
+            raise ConfigurationError(
                 "linear_bias='query_key' trains the biases of query and key, and attention_bias=False leaves none."
             )
         if self.attention_softcap is not None and getattr(self, "reorder_and_upcast_attn", False):
-            raise ValueError("attention_softcap and reorder_and_upcast_attn are two eager attentions: choose one.")
+            raise ConfigurationError(
+                "attention_softcap and reorder_and_upcast_attn are two eager attentions: choose one."
+            )
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
 
     @property
@@ -154,7 +157,7 @@ class LNFreeConfigMixin:
         if isinstance(values, str):
             return expand_rule(list_field, values, self.num_hidden_layers)
         if len(values) != self.num_hidden_layers:
-            raise ValueError(
+            raise ConfigurationError(
                 f"{list_field} needs one entry per layer: {self.num_hidden_layers} layers, {len(values)} entries given."
             )
         return list(values)
@@ -171,25 +174,25 @@ def expand_rule(field_name: str, rule: str, layers: int) -> list[str]:
     `"relu:0-5,gelu:6-11"` -> a name for every layer.
 
     Raises:
-        ValueError: what is no rule, a layer that is not there, or one that has two names or none.
+        ConfigurationError: what is no rule, a layer that is not there, or one that has two names or none.
     """
     names: list[str | None] = [None] * layers
     for part in rule.split(","):
         found = re.fullmatch(r"\s*([\w.]+)\s*:\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if found is None:
-            raise ValueError(
+            raise ConfigurationError(
                 f"{field_name} must be None, a list with one name per layer or a rule like 'relu:0-5,gelu:6-11'; got "
                 f"{rule!r}."
             )
         first, last = int(found[2]), int(found[3] or found[2])
         if not first <= last < layers:
-            raise ValueError(f"{field_name}: {part.strip()!r} names layers that are not among 0-{layers - 1}.")
+            raise ConfigurationError(f"{field_name}: {part.strip()!r} names layers that are not among 0-{layers - 1}.")
         for layer in range(first, last + 1):
             if names[layer] is not None:
-                raise ValueError(f"{field_name} gives layer {layer} two names: {rule!r}.")
+                raise ConfigurationError(f"{field_name} gives layer {layer} two names: {rule!r}.")
             names[layer] = found[1]
     if None in names:
-        raise ValueError(f"{field_name} gives layer {names.index(None)} no name: {rule!r}.")
+        raise ConfigurationError(f"{field_name} gives layer {names.index(None)} no name: {rule!r}.")
     return [name for name in names if name is not None]
 
 
@@ -199,7 +202,7 @@ def _is_number(value: Any) -> bool:
 
 def _check_name(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
+        raise ConfigurationError(f"{name}={value!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
 
 
 def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
@@ -208,13 +211,13 @@ def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
     if isinstance(values, str):  # whether it fits the layers is seen once their number is known
         values = [part.partition(":")[0].strip() for part in values.split(",")]
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"{name} must be None, a list with one name per layer, or a rule; got {values!r}.")
+        raise ConfigurationError(f"{name} must be None, a list with one name per layer, or a rule; got {values!r}.")
     for index, value in enumerate(values):
         _check_name(f"{name}[{index}]", value, allowed)
 
 
 def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMixin]) -> None:
-    """Raise ValueError for unknown keywords that were meant to be study fields; `PreTrainedConfig` keeps any other."""
+    """Refuse unknown keywords that were meant to be study fields; `PreTrainedConfig` keeps any other."""
     known = [f.name for f in fields(config_class)]
     study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
     for name in kwargs:
@@ -222,7 +225,7 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
         if meant or get_close_matches(name, study, cutoff=0.8):
             near = get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
+            raise ConfigurationError(
                 f"{name!r} is not a field of {config_class.__name__}.{hint} The study's fields are: {', '.join(study)}."
             )
 

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .activations import FUSED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
+from .errors import ConfigurationError
 from .normalizations import build_norm
 from .removal import FirstPosition, RemovalNorm
 from .softcap import cap_logits
@@ -198,7 +199,7 @@ class LNFreeMixin:
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
         if self.config.attention_softcap is not None:
-            raise ValueError(
+            raise ConfigurationError(
                 "scaled_dot_product_attention cannot cap logits (attention_softcap). Load the model with "
                 'attn_implementation="eager", or with one that can: flash attention, "flex_attention" for GPT-NeoX.'
             )

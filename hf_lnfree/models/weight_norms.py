@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.pytorch_utils import Conv1D
 
 from .biases import FROZEN_BIAS, QUERY_KEY_BIAS
+from .errors import ConfigurationError
 
 EPS = 1e-12
 
@@ -29,7 +30,7 @@ class Computed(Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        raise ValueError(
+        raise ConfigurationError(
             "This weight is computed (weight_norm), so an adapter cannot be merged into it. Fold first "
             "(hf_lnfree.conversion.fold, or `hf-lnfree convert --to folded`), and adapt what comes out."
         )

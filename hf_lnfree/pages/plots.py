@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ..analysis.comparison import EntropyComparison
 from ..analysis.entropy import MAXIMA
 from ..analysis.entropy_report import EntropyReport
+from ..errors import DataError
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 STYLE: Any = {
@@ -221,12 +222,12 @@ def entropy_dynamics(histories: Mapping[str, Sequence[Mapping[str, Any]]], bound
     Mean entropy of each layer over training, from the `log_history` (or log.jsonl) of runs with an attention probe.
 
     Raises:
-        ValueError: a history without `entropy/layer_00`.
+        DataError: a history without `entropy/layer_00`.
     """
     rows = {name: layer_curves(history, "entropy") for name, history in histories.items()}
     for name, layers in rows.items():
         if not layers:
-            raise ValueError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
+            raise DataError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
     return layer_dynamics(rows, "mean entropy (nats)", bound)
 
 

@@ -17,6 +17,7 @@ from ..conversion.families import blank, set_block_norms
 from ..conversion.folding import fold, norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import window_batches
+from ..errors import ModelError
 from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import Procedure
 from .schedule import Removal, expand
@@ -34,17 +35,17 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
     A copy of a model, of ours or stock, in which every LayerNorm is a [`RemovalNorm`] that still does what it did.
 
     Raises:
-        ValueError: it has no LayerNorm, or is no model that can become one of ours.
+        ModelError: it has no LayerNorm, or is no model that can become one of ours.
     """
     model = ours(model)
     if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
-        raise ValueError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
+        raise ModelError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
     config = copy.deepcopy(model.config)
     kinds = ["removal" if kind == "layernorm" else kind for kind in config.block_norms]
     set_block_norms(config, kinds)
     config.final_norm = "removal" if config.final_norm == "layernorm" else config.final_norm
     if "removal" not in {*kinds, config.final_norm}:
-        raise ValueError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")
+        raise ModelError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")
     new = blank(type(model), config, model.dtype)
     _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
     assert not unexpected, unexpected
@@ -98,7 +99,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
         if trainer.is_fsdp_enabled:
-            raise ValueError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
+            raise ModelError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
         self.trainer = trainer
         self.removals = expand(self.schedule, self.removed_model, steps, self.gate_steps)
         trainer.add_callback(self)
@@ -146,7 +147,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         callbacks: Any = state.stateful_callbacks
         stored = callbacks.get(type(self).__name__, {}).get("attributes")
         if stored is None or stored["plan"] != self.plan:
-            raise ValueError(
+            raise ModelError(
                 "The checkpoint is of a run with another schedule, or of none that removes norms. Give the schedule, "
                 "gate_steps, residual_norm_weight and max_steps of that run, or another --output_dir."
             )

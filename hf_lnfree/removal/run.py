@@ -4,11 +4,8 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..data.arguments import DataArguments
 from ..files import write_at_once
@@ -18,48 +15,13 @@ from ..sharing.push import publish
 from ..training.arguments import LNFreeTrainingArguments, ModelArguments
 from ..training.procedure import Procedure
 from ..training.run import RESULTS, train
+from .arguments import RemovalArguments
 from .procedure import NormRemoval, PlainFineTuning
 from .schedule import read_schedule
 
 SUMMARY = "removal.json"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RemovalArguments:
-    """Which norms go when, and what is trained meanwhile."""
-
-    schedule: str = field(
-        default="auto",
-        metadata={
-            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, in the first 39 %% of "
-            "max_steps), a YAML file, or YAML like '[{norms: mlp, start: 20, every: 2}]'; norms: mlp, attention, "
-            "query_key, value, final, first, or the name of a norm"
-        },
-    )
-    gate_steps: int = field(default=0, metadata={"help": "steps from sigma to the fixed scale; 0 for a switch"})
-    residual_norm_weight: float = field(
-        default=0.0, metadata={"help": "weight of the penalty that keeps residual norms at their averages"}
-    )
-    removal_windows: int = field(
-        default=64, metadata={"help": "windows behind the first averages and the losses around each removal"}
-    )
-    baseline: bool = field(
-        default=True, metadata={"help": "also fine-tune without removal for as many steps, into output_dir/plain"}
-    )
-    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank, then merge them"})
-    lora_alpha: int | None = field(default=None, metadata={"help": "scale of the adapters; twice the rank"})
-
-    _argument_group_name = "removal arguments"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.schedule, str):  # a YAML file gives a list; its text is what a result file records
-            self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip()
-        for name, least in (("gate_steps", 0), ("residual_norm_weight", 0), ("removal_windows", 1), ("lora_rank", 1)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def remove_norms(
@@ -79,7 +41,7 @@ def remove_norms(
         fine-tuning in nats a token.
 
     Raises:
-        ValueError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
+        SettingsError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
     """
     schedule = read_schedule(removal.schedule)
     data.tokenizer = data.tokenizer or model

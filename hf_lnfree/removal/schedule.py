@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..conversion.families import sites_of
 from ..conversion.folding import norm_sites
+from ..errors import SettingsError
 from ..models.removal import RemovalNorm
 
 Part = Literal["all", "query_key", "value", "first"]
@@ -41,23 +42,23 @@ def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
     the last, the first of them at step `start`, each `every` (1) steps after the one before.
 
     Raises:
-        ValueError: no such file, or something else in it.
+        SettingsError: no such file, or something else in it.
     """
     if text == "auto":
         return "auto"
     if "\n" not in text and not text.lstrip().startswith(("[", "{", "-")):
         if not Path(text).is_file():
-            raise ValueError(
+            raise SettingsError(
                 f"The schedule {text!r} is neither 'auto' nor a file nor a list like '[{{norms: mlp, ...}}]'."
             )
         text = Path(text).read_text()
     try:
         stages = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"The schedule is not YAML: {error}") from error
+        raise SettingsError(f"The schedule is not YAML: {error}") from error
     stages = stages.get("stages") if isinstance(stages, dict) else stages
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError(f"A schedule is a list of stages like {{norms: mlp, start: 20, every: 2}}, got {stages!r}.")
+        raise SettingsError(f"A schedule is a list of stages like {{norms: mlp, start: 20, every: 2}}, got {stages!r}.")
     for stage in stages:
         check_stage(stage)
     return stages
@@ -65,9 +66,9 @@ def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
 
 def check_stage(stage: Mapping[str, Any]) -> None:
     if unknown := set(stage) - {"norms", "start", "every"}:
-        raise ValueError(f"A stage has norms, start and every; {sorted(unknown)} is not known.")
+        raise SettingsError(f"A stage has norms, start and every; {sorted(unknown)} is not known.")
     if not isinstance(stage.get("norms"), str):
-        raise ValueError(f"A stage names its norms ({', '.join(GROUPS)}, or the name of a norm), got {dict(stage)}.")
+        raise SettingsError(f"A stage names its norms ({', '.join(GROUPS)}, or the name of a norm), got {dict(stage)}.")
     for key, least in (("start", 0), ("every", 0)):
         value = stage.get(key, 1)
         if (
@@ -76,7 +77,7 @@ def check_stage(stage: Mapping[str, Any]) -> None:
             or value < least
             or (key == "start" and key not in stage)
         ):
-            raise ValueError(f"{key} of a stage is a whole number of steps from {least} on, got {stage.get(key)!r}.")
+            raise SettingsError(f"{key} of a stage is a whole number of steps from {least} on, got {stage.get(key)!r}.")
 
 
 def expand(
@@ -91,7 +92,7 @@ def expand(
         gate_steps: that one removal takes.
 
     Raises:
-        ValueError: a norm that does not exist, is named twice, or is not gone before the training ends.
+        SettingsError: a norm that does not exist, is named twice, or is not gone before the training ends.
     """
     groups = norm_groups(model)
     if schedule == "auto":
@@ -105,11 +106,11 @@ def expand(
     for removal in removals:
         for half in ("query_key", "value") if removal.part == "all" else (removal.part,):
             if (removal.norm, half) in gone:
-                raise ValueError(f"The schedule removes {removal.norm} ({half}) twice.")
+                raise SettingsError(f"The schedule removes {removal.norm} ({half}) twice.")
             gone.add((removal.norm, half))
         if removal.step + max(1, gate_steps) > steps:
             over = f" over {gate_steps} steps" if gate_steps > 1 else ""
-            raise ValueError(
+            raise SettingsError(
                 f"The schedule removes {removal.norm} at step {removal.step}{over}, and training ends after {steps}. "
                 "Raise --max_steps, or let the stage start earlier."
             )
@@ -136,13 +137,13 @@ def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
 def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tuple[str, Part]]:
     """
     Raises:
-        ValueError: nothing has that name.
+        SettingsError: nothing has that name.
     """
     norms = [norm for group in ("attention", "mlp", "final") for norm, _ in groups[group]]
     matching: list[tuple[str, Part]] = [(norm, "all") for norm in norms if fnmatchcase(norm, name)]
     found = groups.get(name, matching)
     if not found:
-        raise ValueError(
+        raise SettingsError(
             f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}, "
             f"{', '.join(norms[:3])} ... {norms[-1] if norms else ''}."
         )

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.arguments import STDLIB
+from ..errors import RunError
 from ..files import write_at_once
 from ..provenance import shareable
 
@@ -28,13 +29,11 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         repo_id: what the example in the card loads; the folder by default.
 
     Raises:
-        ValueError: no finished run there.
+        RunError: no finished run there.
     """
     results = read(run / RESULTS)
     if results is None:
-        raise ValueError(
-            f"{run} holds no readable {RESULTS}, which a run writes when it ends: there is nothing to tell."
-        )
+        raise RunError(f"{run} holds no readable {RESULTS}, which a run writes when it ends: there is nothing to tell.")
     config = read(run / "config.json") or {}
     title = f"{shown_name(results)}{' without LayerNorm' * ('removal' in results)}, seed {results['seed']}"
     card = ModelCard.from_template(

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
+from ..errors import RunError
 from ..provenance import secrets
 from .card import write_card
 
@@ -53,7 +54,7 @@ def push_run(
         The address of the commit.
 
     Raises:
-        ValueError: no finished run, a repo id that is not allowed, or a file that holds a secret of the environment.
+        RunError: no finished run, a repo id that is not allowed, or a file that holds a secret of the environment.
         OSError: the Hub refuses, or cannot be reached.
     """
     validate_repo_id(repo_id)
@@ -99,10 +100,10 @@ def advice(error: Exception) -> str:
 
 
 def refuse_secrets(run: Path) -> None:
-    """Raise ValueError for a text file that holds a secret of this process's environment."""
+    """Raise RunError for a text file that holds a secret of this process's environment."""
     known = [secret.encode() for secret in secrets()]
     for path in sorted(run.iterdir()):
         if path.suffix in (".json", ".jsonl", ".md", ".py", ".html", ".svg") and known:
             content = path.read_bytes()
             if any(secret in content for secret in known):
-                raise ValueError(f"{path} holds a secret of the environment (a token, key or password): take it out.")
+                raise RunError(f"{path} holds a secret of the environment (a token, key or password): take it out.")

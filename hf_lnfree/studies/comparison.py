@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..errors import RunError
 from ..pages.study import by_row, data, paired, perplexities, share
 from ..tables import Table
 from .statistics import estimate
@@ -13,12 +14,12 @@ def compare_studies(one: Path, other: Path) -> Table:
     Two studies row by row, over the seeds that both have.
 
     Raises:
-        ValueError: a folder without a study, or two without a common row.
+        RunError: a folder without a study, or two without a common row.
     """
     found = [finished_cells(folder) for folder in (one, other)]
     common = [row for row in found[0] if row in found[1]]
     if not common:
-        raise ValueError(
+        raise RunError(
             f"{one} and {other} have no finished row in common: {', '.join(found[0])}; {', '.join(found[1])}."
         )
     lines, same_data = [], True
@@ -47,5 +48,5 @@ def finished_cells(folder: Path) -> dict[str, list[Cell]]:
     seeds = sorted(folder.glob("*/seed-*"), key=lambda p: (p.parent.name, int(p.name.removeprefix("seed-"))))
     cells = by_row([Cell(p.parent.name, int(p.name.removeprefix("seed-")), p).load() for p in seeds])
     if not cells:
-        raise ValueError(f"{folder} holds no finished cell of a study.")
+        raise RunError(f"{folder} holds no finished cell of a study.")
     return cells

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..errors import SettingsError
 from ..files import write_at_once
 from ..provenance import command, environment, shareable
 from ..training.settings import merge
@@ -34,7 +35,7 @@ def rule(values: Sequence[str]) -> str:
 def overload(cell: Cell) -> list[float]:
     """Of every layer, the mean entropy of its heads as a share of the largest possible; nothing is known as 0."""
     if cell.entropy is None:
-        raise ValueError(f"{cell.folder} has no entropy report: leave attention_report_windows above 0 in a search.")
+        raise SettingsError(f"{cell.folder} has no entropy report: leave attention_report_windows above 0 in a search.")
     shares = cell.entropy.entropy / cell.entropy.bound
     return torch.nanmean(shares.double(), dim=1).nan_to_num(0.0).tolist()
 
@@ -66,10 +67,10 @@ def search_layers(
         rung with its losses.
 
     Raises:
-        ValueError: another number of rows or activations, or a budget too small for one step a run.
+        SettingsError: another number of rows or activations, or a budget too small for one step a run.
     """
     if len(study.rows) != 1 or len(pair) != 2 or pair[0] == pair[1]:
-        raise ValueError(
+        raise SettingsError(
             f"A search takes one row and two activations, got {len(study.rows)} rows and {', '.join(pair)}. Choose a "
             "row with --rows."
         )
@@ -82,7 +83,7 @@ def search_layers(
     least = sum(size * 2**number for number, size in enumerate(sizes))
     steps = budget // least
     if steps < 1:
-        raise ValueError(f"{layers + 1} candidates in {len(sizes)} rungs take a budget of {least} or more.")
+        raise SettingsError(f"{layers + 1} candidates in {len(sizes)} rungs take a budget of {least} or more.")
 
     def train_rung(number: int, candidates: Sequence[str], steps: int) -> dict[str, list[Cell]]:
         def fields(candidate: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def search_layers(
     alone = [rule([value] * layers) for value in pair]
     trained = train_rung(0, alone, steps)
     if any(cell.results is None for cells in trained.values() for cell in cells):
-        raise ValueError(f"Another process trains cells in {folder}: a search is one process's.")
+        raise SettingsError(f"Another process trains cells in {folder}: a search is one process's.")
     shares = torch.tensor([overload(cell) for cell in trained[alone[1]]]).mean(0)
     order = shares.argsort(descending=True, stable=True).tolist()
     candidates = [rule([pair[0 if layer in order[:k] else 1] for layer in range(layers)]) for k in range(layers + 1)]

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import SettingsError
+
 # Student's t, 97.5 % quantile, by degrees of freedom; from 30 on the normal value is used.
 T_975 = [
     math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
@@ -31,7 +33,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval; a NaN among the values (a diverged run) makes both NaN."""
     count = len(values)
     if not count:
-        raise ValueError("There are no values to average.")
+        raise SettingsError("There are no values to average.")
     mean = math.fsum(values) / count
     if count == 1:
         return Estimate(mean, math.nan, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
+from ..errors import SettingsError
 from ..files import write_at_once
 from ..training.run import RESULTS, train
 from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
@@ -51,19 +52,19 @@ class Study:
             changes: fields that win over all others.
 
         Raises:
-            ValueError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
+            SettingsError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
         """
         values = read_settings(path)
         known = {"title", "about", "rows", "factors", "scales", "compare", "published"}
         shared = {key: value for key, value in values.items() if key not in known}
         scales = values.get("scales") or {}
         if scale is not None and scale not in scales:
-            raise ValueError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
+            raise SettingsError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
         scale = scale or next(iter(scales), "")
         scaled = with_base(scales.get(scale) or {}, path.parent)
         bases = values.get("rows") or ({"": {}} if values.get("factors") else None)
         if not isinstance(bases, dict):
-            raise ValueError(f"{path} is no study: `rows` must map names to files or fields, or `factors` be there.")
+            raise SettingsError(f"{path} is no study: `rows` must map names to files or fields, or `factors` be there.")
         rows = {}
         for (name, row), (label, chosen) in itertools.product(bases.items(), combinations(values.get("factors"), path)):
             given = row if isinstance(row, dict) else {"base": row}
@@ -74,16 +75,16 @@ class Study:
             parse_settings(rows[name], f"{path}, row {name}", ["--output_dir", "unused"])
         published, compare = values.get("published"), values.get("compare") or []
         if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
-            raise ValueError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
+            raise SettingsError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
         if unknown := {name for pair in compare for name in pair} - set(rows):
-            raise ValueError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
+            raise SettingsError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
         title = values.get("title", path.stem)
         return cls(title, rows, values.get("about", ""), scale, compare, published)
 
     def choose(self, rows: Sequence[str] | None) -> "Study":
         """With these rows only; all for None."""
         if unknown := [row for row in rows or () if row not in self.rows]:
-            raise ValueError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(self.rows)}.")
+            raise SettingsError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(self.rows)}.")
         return replace(self, rows={row: fields for row, fields in self.rows.items() if rows is None or row in rows})
 
     def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
@@ -96,7 +97,7 @@ def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Ite
     """("norm=dyt, ...", fields) for every combination of values; ("", {}) without factors."""
     factors = factors or {}
     if wrong := [name for name, values in factors.items() if not isinstance(values, list) or not values]:
-        raise ValueError(f"{path}: the factor {wrong[0]} must be a list of values.")
+        raise SettingsError(f"{path}: the factor {wrong[0]} must be a list of values.")
     of_a_run = {field.name for kind in get_args(RunArguments) for field in fields(kind)}
     for values in itertools.product(*factors.values()):
         chosen = dict(zip(factors, values, strict=True))
@@ -166,7 +167,7 @@ def run_study(
         local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `use_cpu`.
 
     Raises:
-        ValueError: cells were begun with other settings than the study has now, or settings that do not fit.
+        SettingsError: cells were begun with other settings than the study has now, or settings that do not fit.
     """
     cells = cells_of(study, seeds, folder, rows)
     keep_settings(study, folder)
@@ -205,7 +206,7 @@ def keep_settings(study: Study, folder: Path) -> None:
             if then[row].get(key) != rows[row].get(key)
         ]
         if differences:
-            raise ValueError(
+            raise SettingsError(
                 f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
                 "change, or give another --output-dir."
             )

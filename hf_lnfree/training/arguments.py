@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 
+from ..errors import SettingsError
 from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
 
 
@@ -35,7 +36,7 @@ class ModelArguments:
         if not isinstance(self.config_overrides, str):
             self.config_overrides = yaml.safe_dump(self.config_overrides, default_flow_style=True).strip()
         if not isinstance(self.overrides, dict):
-            raise ValueError(
+            raise SettingsError(
                 f"config_overrides must be a mapping like '{{n_layer: 8}}', got {self.config_overrides!r}."
             )
         if self.family not in PAPER_MODELS or self.row not in PAPER_ROWS:

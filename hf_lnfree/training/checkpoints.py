@@ -14,6 +14,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..errors import RunError
+
 PARTIAL = ".partial-checkpoint"
 
 # transformers 5.17 asks torch.load for "cpu:0" in a group of processes on the CPU, which torch knows as "cpu" only.
@@ -103,21 +105,21 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
             when there is none, or the path of a checkpoint.
 
     Raises:
-        ValueError: a run is there already, or what is wanted is not there.
+        RunError: a run is there already, or what is wanted is not there.
     """
     how = str(wanted).lower()
     if wanted is not None and how not in ("false", "last", "true", "auto"):
         if not is_whole(Path(wanted)):
-            raise ValueError(f"{wanted} is not a checkpoint of a run: it has no readable {TRAINER_STATE_NAME}.")
+            raise RunError(f"{wanted} is not a checkpoint of a run: it has no readable {TRAINER_STATE_NAME}.")
         return str(wanted)
     last = next(reversed(checkpoints(folder)), None) if folder.is_dir() else None
     if wanted is None or how == "false":
         if last is not None or (folder / "results.json").exists():
-            raise ValueError(
+            raise RunError(
                 f"{folder} holds an earlier run. Pass --resume_from_checkpoint last to go on with it, or give another "
                 "--output_dir."
             )
         return None
     if last is None and how != "auto":
-        raise ValueError(f"{folder} holds no checkpoint to resume from.")
+        raise RunError(f"{folder} holds no checkpoint to resume from.")
     return None if last is None else str(last)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..analysis.nonfinite import count_nonfinite, first_nonfinite, judge
+from ..errors import LNFreeError
 from .checkpoints import checkpoints
 from .recorder import FlightRecorder, Sample
 
@@ -117,7 +118,7 @@ class DivergenceGuard(TrainerCallback):
         now: Sample = {}
         try:
             now = self.recorder.sample(self.recorder.batches or inputs)
-        except ValueError as error:
+        except LNFreeError as error:
             logger.warning("No sample could be taken: %s", error)
         before = self.recorder.samples[-1] if self.recorder.samples else now
         # Heads that are not finite any more say nothing: what they were before does.

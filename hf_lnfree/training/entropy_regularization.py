@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..analysis.capture import wrapped_attention
 from ..attention.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
 from ..attention.masks import read_mask, seen
+from ..errors import SettingsError
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
 
@@ -52,10 +53,10 @@ class EntropyRegularization(Procedure):
     def __init__(self, weight: float, tolerance: float = 0.1, target: float = 0.5, form: Form = "heads"):
         super().__init__()
         if form not in get_args(Form):
-            raise ValueError(f"form={form!r} is not known. Allowed: {', '.join(map(repr, get_args(Form)))}.")
+            raise SettingsError(f"form={form!r} is not known. Allowed: {', '.join(map(repr, get_args(Form)))}.")
         for name, value in {"weight": weight, "tolerance": tolerance, "target": target}.items():
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"entropy_{name} must be a finite number from 0 on, got {value}.")
+                raise SettingsError(f"entropy_{name} must be a finite number from 0 on, got {value}.")
         self.weight, self.tolerance, self.target, self.form = weight, tolerance, target, form
         self.terms: dict[nn.Module, Tensor] = {}
         self.targets: EntropyTargets | None = None
@@ -72,7 +73,9 @@ class EntropyRegularization(Procedure):
 
     def attach(self, trainer: Any, steps: int) -> None:
         if trainer.args.torch_compile:
-            raise ValueError("Entropies are taken out of attention calls, which --torch_compile hides: leave one out.")
+            raise SettingsError(
+                "Entropies are taken out of attention calls, which --torch_compile hides: leave one out."
+            )
         trainer.penalties.append(self.penalty)
 
     def while_training(self) -> AbstractContextManager[None]:

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..errors import ModelError
+
 LossForm = Literal["plain", "compiled", "chunked"]
 IGNORED = -100
 CHUNK_BYTES = 2**26  # of one chunk of float32 logits
@@ -106,7 +108,7 @@ def use_loss(model: PreTrainedModel, form: LossForm) -> None:
     In the chunked form the output has no logits in training mode.
 
     Raises:
-        ValueError: the chunked form is asked of a model whose head is not one linear map.
+        ModelError: the chunked form is asked of a model whose head is not one linear map.
     """
     if form == "plain":
         return
@@ -120,7 +122,7 @@ def use_loss(model: PreTrainedModel, form: LossForm) -> None:
         return
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"The chunked loss needs a head that is one linear map; {type(model).__name__} has {head}.")
+        raise ModelError(f"The chunked loss needs a head that is one linear map; {type(model).__name__} has {head}.")
     stock = model.forward
 
     @functools.wraps(stock)

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..errors import SettingsError
 from ..models import LNFreeGPT2Config, LNFreeGPTNeoXConfig
 
 # Row -> study fields; "activation" stands for the family's own field. SM softmax, LN LayerNorm, G GELU, R ReLU.
@@ -63,12 +64,12 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
 
     Raises:
-        ValueError: an unknown family, row or field.
+        SettingsError: an unknown family, row or field.
     """
     if family not in PAPER_MODELS:
-        raise ValueError(f"family={family!r} is not known. Allowed: {', '.join(map(repr, PAPER_MODELS))}.")
+        raise SettingsError(f"family={family!r} is not known. Allowed: {', '.join(map(repr, PAPER_MODELS))}.")
     if row not in PAPER_ROWS:
-        raise ValueError(f"row={row!r} is not known. Allowed: {', '.join(map(repr, PAPER_ROWS))}.")
+        raise SettingsError(f"row={row!r} is not known. Allowed: {', '.join(map(repr, PAPER_ROWS))}.")
     config_class, model = PAPER_MODELS[family]
     fields = {**_TOKENS, **model, **PAPER_ROWS[row]}
     fields[config_class.activation_field] = fields.pop("activation")

@@ -96,7 +96,7 @@ class FlightRecorder(TrainerCallback):
     def sample(self, batches: Sequence[Batch]) -> Sample:
         """
         Raises:
-            ValueError: the layers or the attention of the model cannot be recorded.
+            LNFreeError: the layers or the attention of the model cannot be recorded.
         """
         model = self.model
         with record_layers(model) as layers:

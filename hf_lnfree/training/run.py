@@ -16,6 +16,7 @@ from ..analysis.likelihood import perplexity
 from ..data.arguments import STDLIB, DataArguments
 from ..data.splits import TextData, load_data
 from ..data.windows import TokenWindows, window_batches
+from ..errors import SettingsError
 from ..files import write_at_once
 from ..pages.plots import heatmaps, save
 from ..provenance import command, environment, shareable
@@ -52,12 +53,12 @@ def train(
         The perplexity of a run that diverged is NaN, its saved model the last state that was finite.
 
     Raises:
-        ValueError: arguments, data and model do not fit each other; nothing has been written then.
+        SettingsError: arguments, data and model do not fit each other; nothing has been written then.
         RunInUse: another process trains into the folder.
         OSError: no room for a checkpoint, or a folder that cannot be written.
     """
     if procedure is not None and args.entropy_weight:
-        raise ValueError("entropy_weight is for plain training: leave it out here.")
+        raise SettingsError("entropy_weight is for plain training: leave it out here.")
     procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
     # What is wrong is refused before the corpus is read.
     find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
@@ -224,12 +225,12 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
         pad_token_id=tokenizer.pad_token_id,
     )
     if config.vocab_size < len(tokenizer):
-        raise ValueError(
+        raise SettingsError(
             f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
             "model's own tokenizer (--tokenizer), or set vocab_size in --config_overrides."
         )
     if config.max_position_embeddings < data_args.context_length:
-        raise ValueError(
+        raise SettingsError(
             f"The model has {config.max_position_embeddings} positions, fewer than --context_length "
             f"{data_args.context_length}."
         )

@@ -8,6 +8,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..data.arguments import DataArguments
+from ..errors import SettingsError
 from .arguments import LNFreeTrainingArguments, ModelArguments
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
@@ -18,18 +19,18 @@ def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     The mapping in a YAML file, over that of its `base`, a file named relative to it.
 
     Raises:
-        ValueError: no such file, no mapping in it, or a file that is its own base.
+        SettingsError: no such file, no mapping in it, or a file that is its own base.
     """
     if not path.is_file():
-        raise ValueError(f"There is no configuration file {path}.")
+        raise SettingsError(f"There is no configuration file {path}.")
     if path.resolve() in within:
-        raise ValueError(f"{path} is its own base.")
+        raise SettingsError(f"{path} is its own base.")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of fields to values.")
+        raise SettingsError(f"{path} must hold a mapping of fields to values.")
     return with_base(values, path.parent, (*within, path.resolve()))
 
 
@@ -54,7 +55,7 @@ def as_mapping(overrides: Any) -> dict[str, Any]:
     """`config_overrides`, which may be written as text, as a mapping."""
     found = yaml.safe_load(overrides) if isinstance(overrides, str) else overrides
     if found is not None and not isinstance(found, dict):
-        raise ValueError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {overrides!r}.")
+        raise SettingsError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {overrides!r}.")
     return found or {}
 
 
@@ -69,11 +70,11 @@ def parse_settings(
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
 
     Raises:
-        ValueError: a field that no dataclass has, or a value that one refuses.
+        SettingsError: a field that no dataclass has, or a value that one refuses.
     """
     parser = HfArgumentParser(list(dataclasses), allow_abbrev=False, **parser_options)  # type: ignore[arg-type]
     known = {action.dest for action in parser._actions}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{source} has unknown fields: {', '.join(unknown)}. `hf-lnfree train --help` lists all.")
+        raise SettingsError(f"{source} has unknown fields: {', '.join(unknown)}. `hf-lnfree train --help` lists all.")
     parser.set_defaults(**values)  # argparse converts those that are text, as PyYAML reads 1e-3
     return parser.parse_args_into_dataclasses(list(flags), look_for_args_file=False)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..analysis.analyzer import Batch
 from ..analysis.likelihood import perplexity
+from ..errors import RunError
 from ..models import named_slopes
 from ..sharing.card import RESULTS, write_card
 from .arguments import LNFreeTrainingArguments
@@ -29,7 +30,7 @@ from .divergence import DivergenceGuard
 from .recorder import FlightRecorder
 
 
-class RunInUse(ValueError):
+class RunInUse(RunError):
     """Another process trains into the folder."""
 
 
@@ -40,11 +41,11 @@ def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
 
     Raises:
         RunInUse: another one does.
-        ValueError: started by torchrun without forming one group with its peers.
+        RunError: started by torchrun without forming one group with its peers.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and args.world_size == 1:
-        raise ValueError(
+        raise RunError(
             f"{launched} processes were launched, but each would train alone into {args.output_dir}. "
             "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
         )
@@ -79,8 +80,8 @@ class LNFreeTrainer(WholeCheckpoints):
         probe: held-out batches that the recorder looks at; None to record steps only.
 
     Raises:
-        RunInUse, ValueError: `train`, as `only_run`.
-        ValueError: a global slope under FSDP.
+        RunInUse, RunError: `train`, as `only_run`.
+        RunError: a global slope under FSDP.
     """
 
     args: LNFreeTrainingArguments
@@ -89,14 +90,14 @@ class LNFreeTrainer(WholeCheckpoints):
         super().__init__(*args, **kwargs)
         one_slope = getattr(getattr(self.model, "config", None), "slope_scope", None) == "global"
         if self.is_fsdp_enabled and one_slope:
-            raise ValueError(
+            raise RunError(
                 "FSDP shards each block by itself, and slope_scope='global' is one parameter of all blocks. Use DDP "
                 "(drop the fsdp settings), or slope_scope='layer'."
             )
         found = named_slopes(self.model).values() if one_slope and self.model is not None else ()
         slopes = {id(slope) for slope in found if slope.requires_grad}
         if len(slopes) > 1:
-            raise ValueError(
+            raise RunError(
                 f"slope_scope='global' is one slope, and the model has {len(slopes)} to train: modules_to_save copies "
                 "each activation. Use slope_scope='layer', or leave the slope out of modules_to_save."
             )

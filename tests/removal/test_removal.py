@@ -22,8 +22,9 @@ from hf_lnfree.data import DataArguments
 from hf_lnfree.data.tokenization import load_tokenizer
 from hf_lnfree.models import LNFreeMixin
 from hf_lnfree.models.removal import RemovalNorm
+from hf_lnfree.removal.arguments import RemovalArguments
 from hf_lnfree.removal.procedure import NormRemoval, removable
-from hf_lnfree.removal.run import RemovalArguments, remove_norms
+from hf_lnfree.removal.run import remove_norms
 from hf_lnfree.removal.schedule import expand, read_schedule
 from hf_lnfree.training import LNFreeTrainingArguments
 from hf_lnfree.training.run import train
