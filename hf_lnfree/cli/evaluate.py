@@ -11,7 +11,7 @@ from accelerate import PartialState
 from ..data.arguments import DataArguments
 from ..data.splits import load_splits, whole_corpus
 from ..errors import SettingsError
-from ..evaluation import run as evaluate
+from ..evaluation.run import evaluate
 from ..files import write_at_once
 from ..provenance import shareable
 

@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from .. import models
 from ..errors import ModelError
-from ..models import DecoderSites, LNFreeMixin
+from ..models import LNFreeMixin, StackSites
 
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
@@ -46,8 +46,8 @@ class Family:
         return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
 
     @property
-    def sites(self) -> DecoderSites:
-        return getattr(models, f"{self.ours}Model").sites
+    def stacks(self) -> tuple[StackSites, ...]:
+        return getattr(models, f"{self.ours}Model").stacks
 
 
 # model_type of the stock configuration -> family
@@ -69,15 +69,18 @@ def family_of(model_type: str) -> Family:
     raise ModelError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
 
 
-def sites_of(model: PreTrainedModel) -> DecoderSites:
+def stack_of(model: PreTrainedModel) -> StackSites:
     """
-    Where a model keeps its norms and projections: what its class declares, or the stock family of ours.
+    Where a decoder keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither, or a model with an encoder and a decoder.
     """
     base = model.base_model
-    return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
+    stacks = base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+    if len(stacks) > 1:
+        raise ModelError(f"{type(model).__name__} has {len(stacks)} stacks of blocks, and this works on one.")
+    return stacks[0]
 
 
 def require_no_adapters(model: PreTrainedModel) -> None:

@@ -17,7 +17,7 @@ from torch.export import Dim
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
 
 from ..errors import ModelError
-from .folding import norm_sites
+from .norm_sites import norm_sites
 
 # Operators that are no linear map of the activations; a Div counts where its divisor is computed.
 NONLINEAR = {

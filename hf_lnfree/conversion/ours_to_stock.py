@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of, require_no_adapters
-from .folding import LEFT, as_linear, fold, has_linear_stabilizers, norm_sites
+from .families import Family, blank, family_of, require_no_adapters, stack_of
+from .folding import fold
+from .norm_sites import LEFT, as_linear, norm_sites
+from .stabilizers import has_linear_stabilizers
 from .widening import without_mean
 
 EPS, GAIN = 2.0**60, 2.0**30
@@ -125,11 +127,12 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
     readers = [as_linear(reader) for site in sites for reader in site.readers]
     if not writers_only and all(no_mean(weight, dim=1) for weight in readers):
         return False
-    base, places = model.base_model, model.base_model.sites
-    written = [base.get_submodule(name).weight.T for name in places.embeddings]
+    base, stack = model.base_model, stack_of(model)
+    written = [base.get_submodule(name).weight.T for name in stack.embeddings]
     biases = []
-    for block in base.get_submodule(places.blocks):
-        for writer in places.writers(block).values():
+    for block in stack.block_list(base):
+        for branch in stack.branches(block).values():
+            writer = branch.writer_module(block)
             written.append(as_linear(writer))
             biases += [] if writer.bias is None else [writer.bias[:, None]]
     return not all(no_mean(weight, dim=0) for weight in written + biases)

@@ -64,6 +64,8 @@ def train_query_key_bias_only(fused: nn.Module, value_size: int, others: Iterabl
         others: the projections whose whole bias is frozen.
     """
     for projection in others:
+        if projection.bias is None:
+            continue
         projection.__class__ = FROZEN_BIAS[type(projection)]
         projection.bias.requires_grad_(False)
     fused.__class__ = QUERY_KEY_BIAS[type(fused)]

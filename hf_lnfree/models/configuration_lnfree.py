@@ -87,6 +87,9 @@ class LNFreeConfigMixin:
     """
 
     activation_field: ClassVar[str]
+    """What the family calls the activation of its MLPs."""
+    depth_fields: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
+    """The number of blocks of each stack: one for a decoder, encoder and decoder for a family with both."""
 
     norm: str = "none"
     final_norm: str = "layernorm"
@@ -142,23 +145,23 @@ class LNFreeConfigMixin:
 
     @property
     def block_norms(self) -> list[str]:
-        """The norm of every block, first to last."""
+        """The norm of every block, first to last; of an encoder-decoder those of the encoder first."""
         return self._per_layer("layer_norms", self.norm)
 
     @property
     def block_activations(self) -> list[str]:
-        """The activation of every block's MLP, first to last."""
+        """The activation of every block's MLP, in the same order."""
         return self._per_layer("layer_activations", getattr(self, self.activation_field))
 
     def _per_layer(self, list_field: str, default: str) -> list[str]:
-        values = getattr(self, list_field)
+        values, layers = getattr(self, list_field), sum(getattr(self, name) for name in self.depth_fields)
         if values is None:
-            return [default] * self.num_hidden_layers
+            return [default] * layers
         if isinstance(values, str):
-            return expand_rule(list_field, values, self.num_hidden_layers)
-        if len(values) != self.num_hidden_layers:
+            return expand_rule(list_field, values, layers)
+        if len(values) != layers:
             raise ConfigurationError(
-                f"{list_field} needs one entry per layer: {self.num_hidden_layers} layers, {len(values)} entries given."
+                f"{list_field} needs one entry per layer: {layers} layers, {len(values)} entries given."
             )
         return list(values)
 

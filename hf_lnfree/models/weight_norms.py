@@ -153,6 +153,11 @@ def _subclasses(mixin: type) -> dict[type, type]:
 WEIGHT_NORMS = {"weight": _subclasses(WeightNorm), "spectral": _subclasses(SpectralNorm)}
 
 
+def can_be_normed(projection: nn.Module) -> bool:
+    """Whether there is a class with a normed weight for it."""
+    return type(projection) in WEIGHT_NORMS["weight"]
+
+
 def norm_weight(projection: nn.Module, kind: str) -> None:
     """Exchange the class of a projection for that with a normed weight, in place."""
     projection.__class__ = WEIGHT_NORMS[kind][type(projection)]

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..conversion.families import blank, set_block_norms
-from ..conversion.folding import fold, norm_sites
+from ..conversion.folding import fold
+from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import window_batches
 from ..errors import ModelError

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedModel
 
-from ..conversion.families import sites_of
-from ..conversion.folding import norm_sites
+from ..conversion.norm_sites import norm_sites
 from ..errors import SettingsError
 from ..models.removal import RemovalNorm
 
@@ -121,8 +120,7 @@ def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
     """Every name that a stage may use for several norms -> these norms, first layer to last."""
     *blocks, final = norm_sites(model)
     living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
-    feeds = sites_of(model).attention_norms
-    attention = [site for site in living if site.name.rpartition(".")[2] in feeds]
+    attention = [site for site in living if site.branch == "attention"]
     fused = [site.name for site in attention if site.norm.path is not None]
     return {
         "mlp": [(site.name, "all") for site in living if site not in attention],

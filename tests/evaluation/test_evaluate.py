@@ -14,7 +14,7 @@ from hf_lnfree.data import DataArguments
 from hf_lnfree.data.splits import load_splits
 from hf_lnfree.data.tokenization import load_tokenizer
 from hf_lnfree.data.windows import cache_folder
-from hf_lnfree.evaluation import run as evaluate
+from hf_lnfree.evaluation import evaluate
 from hf_lnfree.metrics import METRICS, metric_path
 
 from ..conftest import run_in_two

@@ -32,7 +32,7 @@ from hf_lnfree.training.run import train
 from ..conftest import run_in_two
 from ..conversion.conftest import logits, trained
 from ..fences import ROOT, fenced
-from .test_interruptions import KILLED, run_jobs
+from ..training.test_interruptions import KILLED, run_jobs
 
 STAGES = [
     {"norms": "mlp", "start": 1},
@@ -337,7 +337,7 @@ LNFreeOPTForCausalLM = OPT["LNFreeOPTForCausalLM"]
 
 class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
     config_class = LNFreeOPTConfig
-    sites = LNFreeOPTModel.sites
+    stacks = LNFreeOPTModel.stacks
 
     def __init__(self, config):
         OPTForCausalLM.__init__(self, config)
