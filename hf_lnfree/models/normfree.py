@@ -158,14 +158,27 @@ class LNFreeMixin:
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        # A stack that is a model of its own (OPT, T5) was initialised by the stock class's rules.
+        for module in self.modules():
+            if not getattr(module, "_study_initialized", False):
+                self._init_study(module)
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if not self._init_study(module):
+            super()._init_weights(module)
+
+    def _init_study(self, module: nn.Module) -> bool:
+        """Initialise what the study adds or changes; whether the module is that."""
         if isinstance(module, NormedWeight):  # as the class that it had, then what the norm adds
             normed, module.__class__ = type(module), module.plain
             self._init_weights(module)
             module.__class__ = normed
             module.reset_norm()
-            return
-        if hasattr(module, "residual_writers"):
+        elif hasattr(module, "residual_writers"):
             for name in module.residual_writers if self.config.residual_init == "scaled" else ():
                 self._init_writer(getattr(module, name))
         elif hasattr(module, "built"):
@@ -176,7 +189,9 @@ class LNFreeMixin:
             if (reset := getattr(module, "reset_parameters", None)) is not None:
                 reset()
         else:
-            super()._init_weights(module)
+            return False
+        module._study_initialized = True
+        return True
 
     def _init_writer(self, writer: nn.Module) -> None:
         """A projection into the residual stream, with a standard deviation of initializer_range / sqrt(2L)."""
