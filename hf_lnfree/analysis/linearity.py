@@ -9,7 +9,7 @@ by $e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..errors import ModelError
 from ..models import LNFreeMixin
 from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
+from ..models.sites import Projection
 
 
 @dataclass
@@ -161,7 +162,8 @@ class Components(dict[str, Tensor]):
 
 def component_hooks(model: PreTrainedModel, components: Components) -> Iterator[tuple[nn.Module, Callable]]:
     """Every module that writes into the stream, and the forward hook that keeps what it writes."""
-    (stack,), base, heads = model.base_model.stacks, model.base_model, model.config.num_attention_heads
+    base, heads = model.base_model, model.config.num_attention_heads
+    (stack,) = cast(LNFreeMixin, base).stacks
     for name in stack.embeddings:
         yield base.get_submodule(name), embedded(name, components)
     for layer, block in enumerate(stack.block_list(base)):
@@ -177,7 +179,7 @@ def embedded(name: str, components: Components) -> Callable:
 def written(name: str, layer: int, heads: int | None, components: Components) -> Callable:
     """Keeps what a projection adds: the values of each head by themselves, and its bias apart."""
 
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def hook(module: Projection, args: tuple, output: Tensor) -> None:
         if module.bias is not None:
             components.add(f"layer {layer} biases", module.bias.expand_as(output))
         if heads is None:

@@ -1,11 +1,13 @@
 """Which class of ours stands for which class of transformers."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -94,9 +96,14 @@ def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:
     config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
 
 
+def placed(model: PreTrainedModel, where: torch.dtype | torch.device) -> PreTrainedModel:
+    """`model.to(where)`, in place: a decorator of transformers hides that method's signature from type checkers."""
+    return cast(PreTrainedModel, cast(nn.Module, model).to(where))
+
+
 def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
     with no_init_weights():
         model = model_class(config)
     model.tie_weights()
-    return model.to(dtype)
+    return placed(model, dtype)

@@ -9,6 +9,7 @@ by $P$. A norm whose $\sigma$ is a constant $s$ disappears: its reader becomes $
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
-from .families import blank, family_of, require_no_adapters, set_block_norms, stack_of
+from ..models.sites import Projection
+from .families import blank, family_of, placed, require_no_adapters, set_block_norms, stack_of
 from .norm_sites import LEFT, NormSite, as_linear, norm_sites
 from .stabilizers import fold_stabilizers, fuse_identities
 
@@ -62,7 +64,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             adapters.
     """
     require_no_adapters(model)
-    work = copy.deepcopy(model).to(torch.float64).eval()
+    work = placed(copy.deepcopy(model), torch.float64).eval()
     fold_stabilizers(work)
     if fuse_identity:
         fuse_identities(work)
@@ -124,14 +126,14 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
     elif site.foldable:
         left = LEFT[site.kind]
         for reader in site.readers:
-            gain = norm.scale if isinstance(norm, Scale) else norm.weight
+            gain = cast(Tensor, norm.scale if isinstance(norm, Scale) else norm.weight)
             fold_affine(reader, gain, getattr(norm, "bias", None))
     disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
     folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
     return left
 
 
-def fold_affine(reader: nn.Module, gain: Tensor, bias: Tensor | None) -> None:
+def fold_affine(reader: Projection, gain: Tensor, bias: Tensor | None) -> None:
     """Let a projection read x where it read `gain * x + bias`, in place."""
     weight = as_linear(reader)
     if bias is not None and bias.any():
@@ -144,7 +146,7 @@ def centre_stream(model: PreTrainedModel) -> None:
     """Take the mean out of everything that is written into the residual stream, in place."""
     stack, base = stack_of(model), model.base_model
     for name in stack.embeddings:
-        weight = base.get_submodule(name).weight  # V D
+        weight = cast(nn.Embedding, base.get_submodule(name)).weight  # V D
         weight -= weight.mean(1, keepdim=True)
     for block in stack.block_list(base):
         for branch in stack.branches(block).values():
@@ -152,7 +154,7 @@ def centre_stream(model: PreTrainedModel) -> None:
             weight = as_linear(writer)
             weight -= weight.mean(0, keepdim=True)
             if writer.bias is not None:
-                writer.bias -= writer.bias.mean()
+                writer.bias.sub_(writer.bias.mean())
 
 
 def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
@@ -191,4 +193,4 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     new.load_state_dict(state | missing)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
-    return new.to(model.device).train(model.training)
+    return placed(new, model.device).train(model.training)

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..models.normalizations import FixedScale
 from ..models.removal import OTHERS, RemovalNorm
+from ..models.sites import Projection
 from .families import stack_of
 
 # From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
@@ -24,7 +25,7 @@ class NormSite:
     name: str
     norm: nn.Module
     kind: str
-    readers: list[nn.Module]
+    readers: list[Projection]
     branch: str
     """"attention", "cross_attention" or "mlp"; "final" after the last block."""
     takes_bias: bool = True
@@ -65,7 +66,6 @@ def norm_sites(model: PreTrainedModel) -> list[NormSite]:
     return [*found, NormSite(f"{prefix}{stack.final_norm}", final, config.final_norm, heads, "final", takes_bias)]
 
 
-def as_linear(projection: nn.Module) -> Tensor:
+def as_linear(projection: Projection) -> Tensor:
     """The weight as [out, in], a view."""
-    assert isinstance(projection.weight, Tensor)
     return projection.weight.T if isinstance(projection, Conv1D) else projection.weight

@@ -10,15 +10,16 @@ $W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 
 import copy
 from dataclasses import fields
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of, require_no_adapters, stack_of
+from .families import Family, blank, family_of, placed, require_no_adapters, stack_of
 from .folding import fold
 from .norm_sites import LEFT, as_linear, norm_sites
 from .stabilizers import has_linear_stabilizers
@@ -73,7 +74,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     stock.load_state_dict(state)
     if model.can_generate():
         stock.generation_config = copy.deepcopy(model.generation_config)
-    return stock.to(model.device).train(model.training)
+    return placed(stock, model.device).train(model.training)
 
 
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
@@ -128,7 +129,7 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
     if not writers_only and all(no_mean(weight, dim=1) for weight in readers):
         return False
     base, stack = model.base_model, stack_of(model)
-    written = [base.get_submodule(name).weight.T for name in stack.embeddings]
+    written = [cast(nn.Embedding, base.get_submodule(name)).weight.T for name in stack.embeddings]
     biases = []
     for block in stack.block_list(base):
         for branch in stack.branches(block).values():

@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..files import atomic_folder
 from ..provenance import command, environment, shareable
 from .checkpoint import Checkpoint
+from .families import placed
 from .folding import Folding, fold
 from .onnx import export_onnx
 from .ours_to_stock import to_stock
@@ -96,7 +97,7 @@ def write(
     """Convert a loaded model and save it; returns what is to be reported."""
     report: dict[str, Any] = {}
     if to == "onnx":
-        model = model if dtype is None else model.to(dtype)  # type: ignore[call-arg]
+        model = model if dtype is None else placed(model, dtype)
         counts = export_onnx(model, folder / "model.onnx", with_cache)
         report |= {"nonlinear_operators": dict(counts), "with_cache": with_cache}
         if check:
@@ -108,7 +109,7 @@ def write(
     else:
         new, folding = fold(model, fuse_identity=to == "fused")
         report |= folding_report(folding)
-        new = new if dtype is None else new.to(dtype)  # type: ignore[call-arg]
+        new = new if dtype is None else placed(new, dtype)
     new.save_pretrained(folder)
     report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
     return report | (difference(model, new) if check and model.can_generate() else {})

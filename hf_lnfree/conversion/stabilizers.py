@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.activations import FUSED
-from ..models.sites import AttentionBranch, MLPBranch, StackSites
+from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
 from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
 from ..models.weight_norms import NormedWeight, plain_weight
 from .families import stack_of
@@ -57,9 +57,9 @@ def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
     """Into the rows of the queries; a temperature behind a query-key norm stays."""
     module = block.get_submodule(attention.module)
     control = getattr(module, "query_key", None)
-    if not isinstance(control, QueryKeyControl) or control.norm:
+    if not isinstance(control, QueryKeyControl) or control.norm or control.temperature is None:
         return
-    fused = block.get_submodule(attention.readers[0])
+    (fused,) = attention.reader_modules(block)
     for rows in (as_linear(fused), fused.bias):
         if rows is not None:  # groups, (q, k, v), heads of a group, d, and the inputs of a weight
             parts = rows.unflatten(0, (control.groups, 3, control.heads // control.groups, -1))
@@ -77,7 +77,8 @@ def fuse_identities(model: PreTrainedModel) -> None:
         if activations[index] != "identity":
             continue
         (reader,), writer = stack.mlp.reader_modules(block), stack.mlp.writer_module(block)
-        one = stack.mlp.fuse(block).to(writer.weight)
+        one = stack.mlp.fuse(block)
+        one.to(writer.weight)
         as_linear(one).copy_(as_linear(writer) @ as_linear(reader))
         if writer.bias is not None:
             one.bias.copy_(writer.bias + (0 if reader.bias is None else as_linear(writer) @ reader.bias))
@@ -85,7 +86,7 @@ def fuse_identities(model: PreTrainedModel) -> None:
         config.layer_activations = activations
 
 
-def scale_output(projection: nn.Module, factor: Tensor | float) -> None:
+def scale_output(projection: Projection, factor: Tensor | float) -> None:
     """The projection times a factor, in place."""
     as_linear(projection).mul_(factor)
     if projection.bias is not None:

@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
-from ..models.sites import AttentionBranch
-from .families import blank, stack_of
+from ..models.sites import AttentionBranch, Projection
+from .families import blank, placed, stack_of
 from .norm_sites import as_linear, norm_sites
 
 
@@ -41,7 +41,7 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
     slopes = {name: value for name, value in model.state_dict().items() if name.endswith("negative_slope")}
     new.load_state_dict(slopes, strict=False)
     new.generation_config = copy.deepcopy(model.generation_config)
-    return new.to(model.device).train(model.training)
+    return placed(new, model.device).train(model.training)
 
 
 def wider_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -71,7 +71,7 @@ class Widening:
         stack, base = stack_of(self.model), self.model.base_model
         attention = stack.attention
         for name in stack.embeddings:
-            embedding = base.get_submodule(name)
+            embedding = cast(nn.Embedding, base.get_submodule(name))
             self.put(embedding, self.closed(embedding.weight.double()), None)
         fused = {block.get_submodule(attention.readers[0]) for block in stack.block_list(base)}
         for site in norm_sites(self.model):
@@ -110,19 +110,18 @@ class Widening:
             parts[:, 0] *= math.sqrt((self.size + 1) / self.size)
         return parts.movedim(-1, 3).flatten(0, 3)
 
-    def put(self, module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    def put(self, module: Projection | nn.Embedding, weight: Tensor, bias: Tensor | None) -> None:
         """Fill the module of the new model that has the name of this one of the old."""
-        target = self.new.get_submodule(self.names[module])
+        target = cast(Projection | nn.Embedding, self.new.get_submodule(self.names[module]))
         matrix = target.weight if isinstance(target, nn.Embedding) else as_linear(target)
         matrix.copy_(weight)
-        if bias is not None:
+        if bias is not None and not isinstance(target, nn.Embedding):
             target.bias.copy_(bias)
 
     def __post_init__(self) -> None:
         self.names = {module: name for name, module in self.model.named_modules()}
 
 
-def in_float64(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
+def in_float64(projection: Projection) -> tuple[Tensor, Tensor | None]:
     """The weight as [out, in], and the bias."""
-    bias = cast("Tensor | None", projection.bias)
-    return as_linear(projection).double(), None if bias is None else bias.double()
+    return as_linear(projection).double(), None if projection.bias is None else projection.bias.double()

@@ -8,9 +8,9 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
-from transformers import GPT2Config, GPTNeoXConfig
+from transformers import GPT2Config, GPTNeoXConfig, PreTrainedConfig
 
 from .activations import activation_names
 from .errors import ConfigurationError
@@ -30,8 +30,15 @@ def _auto_map(family: str, prefix: str) -> dict[str, str]:
     }
 
 
+# At run time the base of the mixin is the stock class that it stands before.
+if TYPE_CHECKING:
+    Base = PreTrainedConfig
+else:
+    Base = object
+
+
 @dataclass(kw_only=True, repr=False)
-class LNFreeConfigMixin:
+class LNFreeConfigMixin(Base):
     r"""
     Fields of the normalisation-free study (arXiv 2410.09637), the same for every family.
 

@@ -14,7 +14,7 @@ Shapes: x [..., D]; gains and biases [D], learned numbers [1]; overlines are mea
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,9 +160,9 @@ def normalization_names() -> tuple[str, ...]:
     return tuple(NORMALIZATIONS)
 
 
-def build_norm(name: str, stock: nn.LayerNorm, config: PreTrainedConfig, feeds: Feeds) -> nn.Module:
+def build_norm(name: str, stock: nn.Module, config: PreTrainedConfig, feeds: Feeds) -> nn.Module:
     """The module for a norm's name; `norm_name` on it says that its `reset_parameters` is how it begins."""
-    module = NORMALIZATIONS[name](stock, config, feeds)
+    module = NORMALIZATIONS[name](cast(nn.LayerNorm, stock), config, feeds)
     if module is not stock:
-        module.norm_name = name
+        module.norm_name = name  # type: ignore[assignment]  # a mark, no child
     return module

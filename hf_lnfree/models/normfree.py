@@ -6,7 +6,7 @@ A family is data (`StackSites`). The classes of transformers build their own gra
 
 import math
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
 from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
-from .sites import AttentionBranch, Branch, StackSites
+from .sites import AttentionBranch, Branch, Projection, StackSites
 from .softcap import cap_logits
 from .stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
 from .weight_norms import NormedWeight, norm_weight
@@ -57,7 +57,8 @@ def mark_writer(block: nn.Module, branch: Branch) -> None:
     """Tell the module that holds the writer of a branch which of its children that is, for the initialisation."""
     parent, _, child = branch.writer.rpartition(".")
     holder = block.get_submodule(parent)
-    holder.residual_writers = (*getattr(holder, "residual_writers", ()), child)
+    marks = (*getattr(holder, "residual_writers", ()), child)
+    holder.residual_writers = marks  # type: ignore[assignment]  # a mark, no child
 
 
 def freeze_biases(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> None:
@@ -76,7 +77,7 @@ def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> 
         shared = None
         for branch in branches.values():
             assert branch.dropout is not None
-            dropout = block.get_submodule(branch.dropout)
+            dropout = cast(nn.Dropout, block.get_submodule(branch.dropout))
             gain = ResidualGain(dropout.p, config.residual_gain, config.num_hidden_layers, shared)
             block.set_submodule(branch.dropout, gain)
             shared = shared or (gain if config.residual_gain == "rezero" else None)
@@ -102,8 +103,8 @@ def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> N
         return
     first = FirstPosition()
     model.register_forward_pre_hook(first.locate, with_kwargs=True)
-    for norm in norms:
-        norm.first = first
+    for removed in norms:
+        removed.first = first
     for stack in stacks:
         for block in stack.block_list(model):
             for attention in stack.attentions(block):
@@ -127,7 +128,14 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     return dict.fromkeys(tied, source)
 
 
-class LNFreeMixin:
+# At run time the base of the mixin is the stock class that it stands before.
+if TYPE_CHECKING:
+    Base = PreTrainedModel
+else:
+    Base = object
+
+
+class LNFreeMixin(Base):
     """Put before a stock class: rewires the graph, initialises what the study adds, ties the global slope."""
 
     stacks: ClassVar[tuple[StackSites, ...]]
@@ -174,15 +182,17 @@ class LNFreeMixin:
     def _init_study(self, module: nn.Module) -> bool:
         """Initialise what the study adds or changes; whether the module is that."""
         if isinstance(module, NormedWeight):  # as the class that it had, then what the norm adds
-            normed, module.__class__ = type(module), module.plain
-            self._init_weights(module)
-            module.__class__ = normed
+            plain = cast(nn.Module, module)
+            plain.__class__, normed = module.plain, type(module)
+            self._init_weights(plain)
+            plain.__class__ = normed
             module.reset_norm()
         elif hasattr(module, "residual_writers"):
-            for name in module.residual_writers if self.config.residual_init == "scaled" else ():
-                self._init_writer(getattr(module, name))
+            for name in cast("tuple[str, ...]", module.residual_writers):
+                if self.config.residual_init == "scaled":
+                    self._init_writer(getattr(module, name))
         elif hasattr(module, "built"):
-            fresh = build_activation(*module.built)
+            fresh = build_activation(*cast("tuple[str, int, float]", module.built))
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
         elif hasattr(module, "norm_name") or isinstance(module, (ScaledMLP, ResidualGain, QueryKeyControl)):
@@ -190,14 +200,14 @@ class LNFreeMixin:
                 reset()
         else:
             return False
-        module._study_initialized = True
+        module._study_initialized = True  # type: ignore[assignment]  # a mark, no child
         return True
 
-    def _init_writer(self, writer: nn.Module) -> None:
+    def _init_writer(self, writer: Projection | NormedWeight) -> None:
         """A projection into the residual stream, with a standard deviation of initializer_range / sqrt(2L)."""
         # Some families call it init_std.
         whole = getattr(self.config, "initializer_range", None) or getattr(self.config, "init_std", 0.02)
-        std = whole / math.sqrt(2 * self.config.num_hidden_layers)
+        std = cast(float, whole) / math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(writer, NormedWeight):
             init.normal_(writer.trained, mean=0.0, std=std)
             writer.reset_norm()

@@ -7,10 +7,12 @@ readers, what stands between them, writer, dropout. Paths are those of a block u
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+Projection: TypeAlias = nn.Linear | Conv1D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +34,27 @@ class Branch:
     dropout: str | None = None
     post_norm: bool = False
 
-    def projections(self, block: nn.Module) -> dict[str, nn.Module]:
+    def projections(self, block: nn.Module) -> dict[str, Projection]:
         """Every matrix of the branch that a block has, by path; what is left of a fused MLP's first does not count."""
         found = {path: block.get_submodule(path) for path in (*self.readers, *self.sources, self.writer)}
-        return {path: module for path, module in found.items() if not isinstance(module, nn.Identity)}
+        return {path: cast(Projection, m) for path, m in found.items() if not isinstance(m, nn.Identity)}
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The projections that read something else than the stream."""
         return ()
 
-    def reader_modules(self, block: nn.Module) -> list[nn.Module]:
+    def reader_modules(self, block: nn.Module) -> list[Projection]:
         """What reads the stream in a block: the readers, or the writer of a fused MLP."""
         projections = self.projections(block)
         return [projections[path] for path in self.readers if path in projections] or [projections[self.writer]]
 
-    def writer_module(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule(self.writer)
+    def writer_module(self, block: nn.Module) -> Projection:
+        """What writes into the stream in a block."""
+        return cast(Projection, block.get_submodule(self.writer))
 
     def norm_module(self, block: nn.Module) -> nn.Module:
+        """What stands where the stock block has the branch's norm."""
         return block.get_submodule(self.norm)
 
 
@@ -72,6 +76,7 @@ class AttentionBranch(Branch):
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """Keys and values of cross-attention."""
         return self.encoder_readers
 
     @property
@@ -97,13 +102,14 @@ class MLPBranch(Branch):
 
     @property
     def gated(self) -> bool:
+        """Whether a second reader multiplies the first."""
         return len(self.readers) > 1
 
     def width(self, block: nn.Module) -> int:
         """How many activations the MLP has per token."""
         return matrix_shape(self.writer_module(block))[1]
 
-    def fuse(self, block: nn.Module) -> nn.Module:
+    def fuse(self, block: nn.Module) -> Projection:
         """Leave an MLP one projection, from the stream into it, in place; returns it, not yet filled."""
         writer = self.writer_module(block)
         width, _ = matrix_shape(writer)
@@ -111,7 +117,7 @@ class MLPBranch(Branch):
             block.set_submodule(path, nn.Identity())
         one = type(writer)(width, width)
         if writer.bias is None:
-            one.bias = None
+            one.register_parameter("bias", None)
         block.set_submodule(self.writer, one)
         return one
 
@@ -154,10 +160,10 @@ class StackSites:
         """The blocks of a base model, first to last."""
         blocks = model.get_submodule(self.blocks)
         assert isinstance(blocks, nn.ModuleList)
-        return list(blocks)
+        return [*blocks]
 
 
-def matrix_shape(projection: nn.Module) -> tuple[int, int]:
+def matrix_shape(projection: Projection) -> tuple[int, int]:
     """(outputs, inputs) of a Linear or a Conv1D."""
     first, second = projection.weight.shape
     return (second, first) if isinstance(projection, Conv1D) else (first, second)
