@@ -157,6 +157,7 @@ class Components(dict[str, Tensor]):
     """What was written into the residual stream, by name; what is written twice under one name is added up."""
 
     def add(self, name: str, part: Tensor) -> None:
+        """Add a part [B, T, D] to what has that name."""
         self[name] = self.get(name, 0) + part
 
 
@@ -173,6 +174,7 @@ def component_hooks(model: PreTrainedModel, components: Components) -> Iterator[
 
 
 def embedded(name: str, components: Components) -> Callable:
+    """Keeps what an embedding adds."""
     return lambda module, args, output: components.add(name, output)
 
 

@@ -30,10 +30,12 @@ class Family:
 
     @property
     def config(self) -> type[PreTrainedConfig]:
+        """The configuration class of ours."""
         return getattr(models, f"{self.ours}Config")
 
     @property
     def stock_config(self) -> type[PreTrainedConfig]:
+        """The configuration class of transformers."""
         return getattr(transformers, f"{self.stock}Config")
 
     @property
@@ -45,10 +47,12 @@ class Family:
         }
 
     def stock_class(self, ours: type) -> type[PreTrainedModel]:
+        """The class of transformers with the parameters of one of ours."""
         return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
 
     @property
     def stacks(self) -> tuple[StackSites, ...]:
+        """Where the family keeps its norms and projections."""
         return getattr(models, f"{self.ours}Model").stacks
 
 

@@ -91,6 +91,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
 
 
 def check(sites: Sequence[NormSite]) -> None:
+    """Refuse norms that are half removed, or disabled beside gains that were not scaled."""
     for site in sites:
         norm, scale = site.norm, site.fixed_scale
         if isinstance(norm, RemovalNorm):

@@ -44,6 +44,7 @@ class NormSite:
 
     @property
     def foldable(self) -> bool:
+        """Whether the readers can take over its gain and bias."""
         bias = getattr(self.norm, "bias", None)
         known = isinstance(self.norm, nn.LayerNorm) or self.kind in LEFT
         return known and bool(self.readers) and (self.takes_bias or bias is None or not bias.any())

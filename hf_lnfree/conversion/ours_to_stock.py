@@ -78,6 +78,7 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
 
 
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or with everything folded that is one linear map."""
     norms = any(site.fixed_scale is not None or site.kind in LEFT for site in norm_sites(model))
     return fold(model)[0] if norms or model.config.lm_head_bias or has_linear_stabilizers(model.config) else model
 

@@ -116,6 +116,7 @@ def write(
 
 
 def folding_report(folding: Folding) -> dict[str, Any]:
+    """What the report says of a folding."""
     became = Counter(f"{before} -> {after}" for before, after in folding.norms.values())
     return {
         "norms": dict(became),
@@ -126,6 +127,7 @@ def folding_report(folding: Folding) -> dict[str, Any]:
 
 
 def random_tokens(config: Any) -> torch.Tensor:
+    """A small batch of random tokens [B, T], the same at every call."""
     generator = torch.Generator().manual_seed(0)
     length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
     return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
@@ -161,5 +163,6 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """The report, with versions and the command, into the folder of the conversion."""
     full = report | {"environment": environment(), "command": command()}
     (folder / REPORT).write_text(shareable(json.dumps(full, indent=1)) + "\n")

@@ -33,6 +33,7 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
 
 
 def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:
+    """The two learned scales of a `ScaledMLP`, into its projections."""
     scaled = block.get_submodule(mlp.activation)
     if not isinstance(scaled, ScaledMLP):
         return
@@ -46,6 +47,7 @@ def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:
 
 
 def fold_gains(block: nn.Module, stack: StackSites) -> None:
+    """The gain of each residual branch, into the projection that ends it."""
     for branch in stack.branches(block).values():
         gain = None if branch.dropout is None else block.get_submodule(branch.dropout)
         if isinstance(gain, ResidualGain):

@@ -63,6 +63,7 @@ def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> 
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise ModelError for a stored tensor that holds NaN or infinities."""
     if not tensor.is_floating_point():
         return
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(FINITE_AT_A_TIME))
@@ -115,6 +116,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_ours(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's configuration is one of this package."""
     return checkpoint.config.get("model_type") in {family.config.model_type for family in FAMILIES.values()}
 
 

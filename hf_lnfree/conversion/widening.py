@@ -68,6 +68,7 @@ class Widening:
     new: PreTrainedModel
 
     def run(self) -> None:
+        """Fill every embedding, reader and writer of the new model."""
         stack, base = stack_of(self.model), self.model.base_model
         attention = stack.attention
         for name in stack.embeddings:
@@ -91,6 +92,7 @@ class Widening:
 
     @property
     def heads(self) -> int:
+        """How many heads each layer has."""
         return self.model.config.num_attention_heads
 
     @property

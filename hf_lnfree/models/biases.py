@@ -44,16 +44,20 @@ class QueryKeyBias(Base):
         return self.bias.numel() // 3
 
 
-class FrozenBiasLinear(FrozenBias, nn.Linear): ...
+class FrozenBiasLinear(FrozenBias, nn.Linear):
+    """A Linear whose bias is never trained."""
 
 
-class FrozenBiasConv1D(FrozenBias, Conv1D): ...  # type: ignore[misc]  # the mixin is no Linear at run time
+class FrozenBiasConv1D(FrozenBias, Conv1D):  # type: ignore[misc]  # the mixin is no Linear at run time
+    """A Conv1D whose bias is never trained."""
 
 
-class QueryKeyBiasLinear(QueryKeyBias, nn.Linear): ...
+class QueryKeyBiasLinear(QueryKeyBias, nn.Linear):
+    """A fused Linear that trains the bias of query and key."""
 
 
-class QueryKeyBiasConv1D(QueryKeyBias, Conv1D): ...  # type: ignore[misc]  # the same
+class QueryKeyBiasConv1D(QueryKeyBias, Conv1D):  # type: ignore[misc]  # the same
+    """A fused Conv1D that trains the bias of query and key."""
 
 
 # Stock class -> the subclass that takes its place.

@@ -240,7 +240,7 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
             )
 
 
-class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
+class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):  # noqa: D101  set in the next line
     __doc__ = "[`GPT2Config`] with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
 
     model_type = "lnfree_gpt2"
@@ -251,7 +251,7 @@ class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
 
 
-class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):
+class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set in the next line
     __doc__ = "[`GPTNeoXConfig`] (Pythia) with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
 
     model_type = "lnfree_gpt_neox"

@@ -14,24 +14,29 @@ from .weight_norms import can_be_normed
 
 
 def without_dropout(branch: Branch, block: nn.Module) -> str | None:
+    """A gain takes the place of the branch's dropout."""
     return "has no module between its last projection and the stream" if branch.dropout is None else None
 
 
 def unfused(branch: Branch, block: nn.Module) -> str | None:
+    """Queries and keys are told apart in the output of one fused projection."""
     apart = isinstance(branch, AttentionBranch) and branch.fused is None
     return "has no fused projection to query, key and value" if apart else None
 
 
 def gated(branch: Branch, block: nn.Module) -> str | None:
+    """A gated MLP is not one matrix, even with the identity as its activation."""
     return "is gated" if isinstance(branch, MLPBranch) and branch.gated else None
 
 
 def without_seam(branch: Branch, block: nn.Module) -> str | None:
+    """A cap is handed to the attention function that an attention looks up."""
     alone = isinstance(branch, AttentionBranch) and not hasattr(block.get_submodule(branch.module), "config")
     return "does not look its attention function up" if alone else None
 
 
 def unknown_projections(branch: Branch, block: nn.Module) -> str | None:
+    """There are normed weights for Linear and Conv1D."""
     kinds = {type(module).__name__ for module in branch.projections(block).values() if not can_be_normed(module)}
     return f"has projections of an unknown kind, {', '.join(sorted(kinds))}" if kinds else None
 

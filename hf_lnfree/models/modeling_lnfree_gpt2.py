@@ -15,6 +15,8 @@ from .sites import AttentionBranch, MLPBranch, StackSites
 
 
 class LNFreeGPT2Mixin(LNFreeMixin):
+    """Where GPT-2 keeps its branches."""
+
     config_class = LNFreeGPT2Config
     stacks = (
         StackSites(

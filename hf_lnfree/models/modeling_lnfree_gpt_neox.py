@@ -16,6 +16,8 @@ from .sites import AttentionBranch, MLPBranch, StackSites
 
 
 class LNFreeGPTNeoXMixin(LNFreeMixin):
+    """Where GPT-NeoX keeps its branches."""
+
     config_class = LNFreeGPTNeoXConfig
     stacks = (
         StackSites(

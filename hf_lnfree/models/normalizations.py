@@ -132,6 +132,7 @@ class FixedScale(nn.LayerNorm):
 
 
 def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
+    """Where the alpha of a norm starts, by what reads the norm."""
     own = config.norm_alpha_attention if feeds == "attention" else None
     return config.norm_alpha if own is None else own
 

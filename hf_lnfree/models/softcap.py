@@ -60,4 +60,5 @@ def cap_logits(attention: nn.Module, softcap: float) -> None:
 
 
 def hand_on(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A forward pre-hook: the cap becomes an argument of the attention."""
     return args, kwargs | {"softcap": attention.softcap}

@@ -64,6 +64,7 @@ def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
 
 
 def check_stage(stage: Mapping[str, Any]) -> None:
+    """Raise SettingsError for a stage that is none."""
     if unknown := set(stage) - {"norms", "start", "every"}:
         raise SettingsError(f"A stage has norms, start and every; {sorted(unknown)} is not known.")
     if not isinstance(stage.get("norms"), str):
