@@ -12,8 +12,7 @@ from evaluate import MetricInfo
 from transformers import PreTrainedModel
 
 from ..errors import SettingsError
-from ..evaluation import run as evaluate
-from ..evaluation.run import Metric
+from ..evaluation.run import Metric, evaluate
 
 METRICS = ("token_perplexity", "bits_per_byte", "attention_entropy", "activation_sparsity")
 
