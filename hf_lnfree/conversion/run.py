@@ -1,7 +1,6 @@
 """One conversion from a source to a folder: what `hf-lnfree convert` does, with a report and a comparison of logits."""
 
 import copy
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import ModelError
-from ..files import atomic_folder
-from ..provenance import command, environment, shareable
+from ..files import atomic_folder, write_json
+from ..provenance import command, environment
 from .checkpoint import Checkpoint
 from .families import placed
 from .folding import Folding, fold
@@ -165,4 +164,4 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """The report, with versions and the command, into the folder of the conversion."""
     full = report | {"environment": environment(), "command": command()}
-    (folder / REPORT).write_text(shareable(json.dumps(full, indent=1)) + "\n")
+    write_json(folder / REPORT, full)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key
+from ..files import atomic_folder, content_key, write_json
 from .arguments import DataArguments
 from .corpus import Corpus, document_hash
 from .tokenization import tokenizer_hash
@@ -71,6 +71,7 @@ def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> l
 
 
 def cache_folder(args: DataArguments) -> Path:
+    """Where tokenised data is kept."""
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 
 
@@ -120,7 +121,7 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
             "dropped_tokens": dropped,
             "dtype": dtype.name,
         }
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        write_json(partial / "meta.json", meta)
         for scratch in partial.glob("ids*.arrow"):
             scratch.unlink()
     return folder
@@ -148,6 +149,7 @@ def check_windows(folder: Path) -> None:
 
 
 def damaged(folder: Path, why: str) -> str:
+    """What a user is told of a cache that cannot be used."""
     return f"The tokens cached in {folder} are damaged: {why}. Remove that folder; they are then made anew."
 
 

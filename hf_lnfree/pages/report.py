@@ -7,12 +7,15 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ..files import write_text
 from ..tables import Table
 from .plots import to_svg
 
 
 @dataclass
 class Picture:
+    """A figure and what is written below it."""
+
     figure: Figure
     caption: str
 
@@ -23,6 +26,8 @@ class Picture:
 
 @dataclass
 class Section:
+    """A part of a page: paragraphs, then tables, then figures, then folded texts."""
+
     heading: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
@@ -35,4 +40,4 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
     """Render the page; styles and pictures are inline, nothing is fetched."""
     environment = Environment(loader=PackageLoader("hf_lnfree.pages"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(title=title, lead=lead, sections=sections)
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)

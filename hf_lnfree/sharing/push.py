@@ -7,10 +7,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from transformers import TrainingArguments
 
 from ..errors import RunError
-from ..provenance import secrets
+from ..redaction import secrets
 from .card import write_card
 
 try:  # the client of huggingface_hub from 2.0 on, and before
@@ -26,15 +25,6 @@ KEPT_BACK = ["checkpoint-*", "*/checkpoint-*", ".*", "plain/*", "training_args.b
 ATTEMPTS, WAIT = 4, 1.0  # seconds before the second attempt, twice as long before each one after
 
 logger = logging.getLogger(__name__)
-
-
-def publish(run: Path, args: TrainingArguments) -> None:
-    """The card of a run that has ended, and with `args.push_to_hub` the whole run to `args.hub_model_id`."""
-    if not args.push_to_hub:
-        write_card(run, args.hub_model_id)
-        return
-    private = bool(args.hub_private_repo)
-    push_run(run, args.hub_model_id or run.resolve().name, private, args.hub_revision, token=args.hub_token)
 
 
 def push_run(
@@ -91,6 +81,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def advice(error: Exception) -> str:
+    """What to do about a refusal of the Hub."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "no token, or one that is not valid. Set HF_TOKEN, or run `hf auth login`."
