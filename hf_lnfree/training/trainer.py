@@ -103,8 +103,15 @@ class LNFreeTrainer(WholeCheckpoints):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The host's loss, in training with what `penalties` add to it; each is a mean over the forward pass."""
-        computed: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """
+        The host's loss. In training `label_smoothing_factor` smooths it and `penalties` are added, each a mean over the
+        forward pass; in evaluation it is plain, since perplexity is its exponential.
+        """
+        smoother, self.label_smoother = self.label_smoother, self.label_smoother if model.training else None
+        try:
+            computed: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.label_smoother = smoother
         if not self.penalties or not model.training:
             return computed
         loss, *outputs = computed if return_outputs else (computed,)

@@ -1,0 +1,55 @@
+"""What transformers and PEFT decide by the name of a class or by model_type is the same for ours as for the stock family."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from hf_lnfree import LNFreeTrainer, LNFreeTrainingArguments
+
+
+def smoothing(tmp_path, kind=TrainingArguments, **more):
+    return kind(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True, report_to=[], **more)
+
+
+def twins(family):
+    stock = family.stock_model()
+    ours = family.model(norm="layernorm", final_norm="layernorm")
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["whole", "peft"])
+def test_label_smoothing_shifts_labels_as_for_the_stock_family(family, input_ids, tmp_path, adapters):
+    stock, ours = twins(family)
+    batch = {"input_ids": input_ids, "labels": input_ids.where(input_ids > 10, -100)}
+    losses = []
+    for model in (stock, ours):
+        if adapters:
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        trainer = Trainer(model, smoothing(tmp_path))
+        losses.append(trainer.compute_loss(model.train(), copy.copy(batch)).item())
+    assert losses[0] == losses[1]
+
+
+def test_perplexity_is_that_of_the_plain_loss(family, input_ids, tmp_path):
+    model = family.model()
+    data = [{"input_ids": row, "labels": row} for row in input_ids]
+    with torch.no_grad():
+        plain = model(input_ids, labels=input_ids).loss.item()
+    metrics = LNFreeTrainer(model, smoothing(tmp_path, LNFreeTrainingArguments), eval_dataset=data).evaluate()
+    assert metrics["eval_loss"] == pytest.approx(plain, rel=1e-6)
+
+
+def test_smoothing_learns_the_next_token_and_not_this_one(family, tmp_path):
+    """A sequence that goes 3, 4, 5, ...: after a few steps the next token is predicted, not the one that was read."""
+    model = family.model(initializer_range=0.02)
+    row = torch.arange(3, 35)
+    data = [{"input_ids": row, "labels": row}] * 8
+    args = smoothing(tmp_path, LNFreeTrainingArguments, max_steps=60, learning_rate=1e-2, probe_steps=0, save_strategy="no")
+    LNFreeTrainer(model, args, train_dataset=data).train()
+    with torch.no_grad():
+        predicted = model.eval()(row[None]).logits[0].argmax(-1)
+    assert (predicted[:-1] == row[1:]).float().mean() > 0.9
