@@ -29,7 +29,7 @@ def event_table(summary: Mapping[str, Any]) -> Table:
         [str(event["step"]), event["norm"], event["part"], number(event["loss_before"]), number(event["loss_after"])]
         for event in summary["events"]
     ]
-    note = "On the windows of --removal_windows; a gradual removal has its second loss where its gate is 1."
+    note = "On the windows of --removal-windows; a gradual removal has its second loss where its gate is 1."
     return Table(["step", "norm", "part", "loss before", "loss after"], rows, note)
 
 

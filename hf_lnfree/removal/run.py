@@ -13,6 +13,7 @@ from ..pages.removal import write_removal_report
 from ..provenance import shareable
 from ..sharing.push import publish
 from ..training.arguments import LNFreeTrainingArguments, ModelArguments
+from ..training.fields import CheckpointArguments
 from ..training.procedure import Procedure
 from ..training.run import RESULTS, train
 from .arguments import RemovalArguments
@@ -25,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def remove_norms(
-    model: str, removal: RemovalArguments, data: DataArguments, args: LNFreeTrainingArguments
+    model: str,
+    removal: RemovalArguments,
+    data: DataArguments,
+    args: LNFreeTrainingArguments,
+    checkpoint: CheckpointArguments | None = None,
 ) -> dict[str, Any]:
     """
     Fine-tune a model while its norms are removed, and, unless `removal.baseline` is off, as long without.
@@ -35,6 +40,7 @@ def remove_norms(
 
     Args:
         model: folder or Hub name, of ours or stock.
+        checkpoint: how it is read.
 
     Returns:
         What removal.json holds: held-out losses before, around each removal, and after, and the gap to plain
@@ -49,9 +55,10 @@ def remove_norms(
     folder = Path(args.output_dir)
     lora = (removal.lora_rank, removal.lora_alpha)
     procedure = NormRemoval(schedule, removal.gate_steps, removal.residual_norm_weight, removal.removal_windows, *lora)
-    results = {"removal": run(model, data, args, folder, procedure)}
+    start = ModelArguments(model_name_or_path=model, **vars(checkpoint or CheckpointArguments()))
+    results = {"removal": run(start, data, args, folder, procedure)}
     if removal.baseline:
-        results["plain"] = run(model, data, args, folder / "plain", PlainFineTuning(*lora))
+        results["plain"] = run(start, data, args, folder / "plain", PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
         write_at_once(folder / SUMMARY, shareable(json.dumps(summary, indent=1)))
@@ -61,7 +68,7 @@ def remove_norms(
 
 
 def run(
-    model: str, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
+    model: ModelArguments, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
 ) -> dict[str, Any]:
     """One of the two runs; a finished one is read when the other is gone on with."""
     goes_on = str(args.resume_from_checkpoint).lower() in ("auto", "last", "true")
@@ -72,7 +79,7 @@ def run(
     own.output_dir, own.push_to_hub = str(folder), False
     if goes_on:
         own.resume_from_checkpoint = "auto"  # the other run may not have begun
-    return train(ModelArguments(model_name_or_path=model), copy.copy(data), own, procedure)
+    return train(model, copy.copy(data), own, procedure)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def card_data(run: Path, results: Mapping[str, Any], model_name: str) -> ModelCa
 
 def dataset_names(results: Mapping[str, Any]) -> tuple[str, str]:
     """For the index, and to be read; a folder of somebody's machine is not named."""
-    if results["arguments"]["data"]["dataset"] == STDLIB:
+    if results["arguments"]["data"]["data"] == STDLIB:
         return STDLIB, "Python's standard library"
     name = results.get("hub_dataset")
     return (name, name) if name else ("local", "local files")

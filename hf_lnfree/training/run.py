@@ -18,6 +18,7 @@ from ..data.splits import TextData, load_data
 from ..data.windows import TokenWindows, window_batches
 from ..errors import SettingsError
 from ..files import write_at_once
+from ..loading import load_model
 from ..pages.plots import heatmaps, save
 from ..provenance import command, environment, shareable
 from ..sharing.card import RESULTS
@@ -64,7 +65,7 @@ def train(
     find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     model_args.config(data_args.context_length)
     with args.main_process_first(desc="tokenising"):
-        data = load_data(data_args)
+        data = load_data(data_args, **model_args.access(data_args.tokenizer))
     set_seed(args.seed)
     model = procedure.prepare(build_model(model_args, data_args, data))
     with only_run(args):
@@ -129,7 +130,7 @@ def train_alone(
     results = {
         "row": model_args.row if model_args.model_name_or_path is None else model_args.model_name_or_path,
         "base_model": on_hub(model_args.model_name_or_path),
-        "hub_dataset": None if data_args.dataset == STDLIB else on_hub(data_args.dataset.partition(":")[0]),
+        "hub_dataset": None if data_args.data == STDLIB else on_hub(data_args.data.partition(":")[0]),
         "eval_loss": loss,
         "eval_perplexity": perplexity(loss),
         "train_loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), math.nan),
@@ -181,7 +182,7 @@ def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArgum
     if args.save_strategy != "no" and free < needed:
         raise OSError(
             f"A checkpoint takes {needed / 1e9:.2f} GB and {folder} has room for {free / 1e9:.2f} GB. Make room, give "
-            "another --output_dir, or pass --save_strategy no."
+            "another --out, or pass --save-strategy no."
         )
 
 
@@ -227,16 +228,17 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
     if config.vocab_size < len(tokenizer):
         raise SettingsError(
             f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
-            "model's own tokenizer (--tokenizer), or set vocab_size in --config_overrides."
+            "model's own tokenizer (--tokenizer), or set vocab_size in --config-overrides."
         )
-    if config.max_position_embeddings < data_args.context_length:
+    positions = getattr(config, "max_position_embeddings", None) or data_args.context_length
+    if positions < data_args.context_length:
         raise SettingsError(
-            f"The model has {config.max_position_embeddings} positions, fewer than --context_length "
-            f"{data_args.context_length}."
+            f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
         )
     if model_args.model_name_or_path is not None:
-        return AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, config=config)
-    return AutoModelForCausalLM.from_config(config)
+        access = model_args.access(model_args.model_name_or_path)
+        return load_model(model_args.model_name_or_path, config=config, **access)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def final_report(
