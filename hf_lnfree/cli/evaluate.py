@@ -11,7 +11,7 @@ from accelerate import PartialState
 from ..data.arguments import DataArguments
 from ..data.splits import load_splits, whole_corpus
 from ..errors import SettingsError
-from ..evaluation import run as evaluate
+from ..evaluation.run import evaluate
 from ..files import write_at_once
 from ..provenance import shareable
 
@@ -27,7 +27,7 @@ def evaluate_command(
 ) -> dict[str, Any]:
     if out is not None and not out.parent.is_dir():
         raise SettingsError(f"There is no folder {out.parent} for --out.")
-    arguments = DataArguments(dataset=data, text_column=text_column)
+    arguments = DataArguments(data=data, text_column=text_column)
     everything = Path(data).expanduser().is_file()
     corpus = whole_corpus(arguments) if everything else load_splits(arguments)[1]
     results = {"data": data, "data_key": corpus.key}
