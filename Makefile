@@ -15,7 +15,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo tor
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/hf-lnfree demo --output-dir runs/demo $(DEMO_FLAGS)
+	$(BIN)/hf-lnfree demo --out runs/demo $(DEMO_FLAGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
