@@ -177,20 +177,17 @@ def whole_model_candidates(device: str) -> Candidates:
 def recorder_candidates(device: str) -> Candidates:
     """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one sample of the flight recorder on
     16 windows: at N=100 a sample costs a hundredth of the ratio."""
-    from types import SimpleNamespace
-
     from hf_lnfree.training.recorder import FlightRecorder
+    from hf_lnfree.training.steps import StepRecord
 
     model = ours("SM+LearnableR-layer", 128, torch.float32).to(device).train()
     ids = torch.randint(0, model.config.vocab_size, (16, 128), device=device)
-    args = SimpleNamespace(probe_steps=100, recorder_samples=20, max_grad_norm=1.0)
-    accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
-    recorder = FlightRecorder(SimpleNamespace(accelerator=accelerator, model=model, args=args), [ids])  # type: ignore
+    recorder = FlightRecorder([ids], model=lambda: model, step=StepRecord(), log=print, every=100, kept=20)
     step = whole_step(model, torch.float32, 128, device, batch=16, use_cache=False)
     model(ids, labels=ids).loss.backward()
 
     def sample() -> None:
-        recorder.grad_norms(1.0)
+        recorder.grad_norms(1.0, 1.0)
         recorder.sample([ids])
 
     return {"training step": step, "sample": sample}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
 from hf_lnfree.pages.plots import STYLE, heatmaps, panels, save
-from hf_lnfree.pages.study import LEARNED
+from hf_lnfree.studies.summary import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
 T = 24
@@ -45,7 +45,7 @@ def outcome(study: dict) -> Figure:
     for cell in study["cells"]:
         rows[cell["row"]].append(cell)
     logged = {key for cell in study["cells"] for key in cell.get("over_training", ())}
-    learned = {key: label for key, label, _ in LEARNED if key in logged}
+    learned = {key: label for key, label in LEARNED.items() if key in logged}
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.9, 0.8 + 0.28 * len(rows)))
         perplexity, entropy, *others = axes

@@ -15,7 +15,7 @@ from .analysis import EntropyReport as EntropyReport
 from .analysis import compare_reports as compare_reports
 from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
-from .models import DecoderSites as DecoderSites
+from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
 from .models import LNFreeGPT2Config as LNFreeGPT2Config
 from .models import LNFreeGPT2ForCausalLM as LNFreeGPT2ForCausalLM
@@ -30,6 +30,8 @@ from .models import LNFreeGPTNeoXForSequenceClassification as LNFreeGPTNeoXForSe
 from .models import LNFreeGPTNeoXForTokenClassification as LNFreeGPTNeoXForTokenClassification
 from .models import LNFreeGPTNeoXModel as LNFreeGPTNeoXModel
 from .models import LNFreeMixin as LNFreeMixin
+from .models import MLPBranch as MLPBranch
+from .models import StackSites as StackSites
 from .models import leaky_relu as leaky_relu
 from .models import named_slopes as named_slopes
 from .training import LNFreeTrainer as LNFreeTrainer

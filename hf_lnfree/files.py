@@ -1,13 +1,24 @@
-"""Files and folders that appear whole or not at all, the folders named by the hash of what went into them."""
+"""Files and folders that appear whole or not at all; JSON that any reader takes; nothing here says a secret.
+
+A folder of a cache is named by the hash of what went into it.
+"""
 
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from .errors import RunError
+from .redaction import redactor, shareable
+
+PARTIAL = ".partial-"
 
 
 def content_key(*parts: Any) -> str:
@@ -19,7 +30,7 @@ def content_key(*parts: Any) -> str:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to write into; it becomes `target` at the end, and vanishes after an error or an interruption."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
     try:
         yield partial
         partial.chmod(target.parent.stat().st_mode & 0o777)
@@ -32,8 +43,70 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_at_once(path: Path, text: str) -> None:
-    """A file that holds all of it or is not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def replace_file(path: Path, text: str) -> None:
+    """Make `path` hold this text; a reader finds the old file or the new one, whoever else writes it meanwhile."""
+    partial = path.with_name(f"{PARTIAL}{uuid4().hex}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A card, a table or a page, at once, without secrets and the user's home folder (`shareable`)."""
+    replace_file(path, shareable(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, at once; see `strict` for what becomes of the value."""
+    replace_file(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """The value as strict JSON, one key a line."""
+    return json.dumps(strict(value), indent=1, allow_nan=False)
+
+
+def json_line(value: Any) -> str:
+    """The value as strict JSON in one line."""
+    return json.dumps(strict(value), allow_nan=False)
+
+
+def strict(value: Any) -> Any:
+    """
+    The value out of what JSON knows.
+
+    NaN and infinities become null, arrays and tensors lists, anything else that JSON lacks its text. Secrets and the
+    home folder are taken out of texts (`shareable`), never out of numbers.
+    """
+    redact = redactor()
+
+    def plain(value: Any) -> Any:
+        if value is None or isinstance(value, int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, Mapping):
+            return {redact(key) if isinstance(key, str) else key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if hasattr(value, "tolist"):
+            return plain(value.tolist())
+        return redact(str(value))
+
+    return plain(value)
+
+
+def read_json(path: Path) -> Any:
+    """
+    What a JSON file holds.
+
+    Raises:
+        RunError: it is no JSON, for instance cut off.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from error

@@ -3,7 +3,6 @@
 import functools
 import os
 import platform
-import re
 import shlex
 import sys
 from importlib.metadata import version
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 
+from .redaction import shareable
 from .version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
-SECRET_NAMES = re.compile(r"TOKEN(?![IS])|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)  # not tokenizers, nor tokens
 
 
 def environment() -> dict[str, Any]:
@@ -43,16 +42,6 @@ def command() -> str:
     return shareable(line)
 
 
-def secrets() -> list[str]:
-    """What the environment of this process and its command line keep secret."""
-    flags = zip(sys.argv, sys.argv[1:], strict=False)
-    assigned = (argument.partition("=")[::2] for argument in sys.argv)
-    named = [*os.environ.items(), *((flag, value) for flag, value in (*flags, *assigned) if flag.startswith("--"))]
-    return [value for name, value in named if SECRET_NAMES.search(name) and len(value) >= 8]
-
-
-def shareable(text: str) -> str:
-    """What a file that is shared may say: secrets are `***`, the user's home folder is `~`."""
-    for secret in secrets():
-        text = text.replace(secret, "***")
-    return text.replace(str(Path.home()), "~")
+def on_hub(name: str | None) -> str | None:
+    """The name of a model or dataset, if it is no path of this machine."""
+    return None if name is None or Path(name).expanduser().exists() else name

@@ -1,5 +1,6 @@
-"""A table of texts, for a terminal, a README or a paper."""
+"""A table of texts, for a terminal, a README or a paper; and numbers as texts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format like ".3f"; "not finite" for NaN and infinities."""
+    return format(value, form) if math.isfinite(value) else "not finite"
 
 
 def markdown(table: Table) -> str:

@@ -6,6 +6,7 @@ from statistics import NormalDist
 from torch import Tensor
 
 from ..errors import ModelError
+from ..tables import number
 from .entropy_report import EntropyReport
 
 
@@ -33,7 +34,7 @@ class EntropyComparison:
         change = float(self.difference[self.baseline.heads].mean())
         how = "paired by sequence" if self.paired else "unpaired: other batches, or another bootstrap"
         lines = [
-            f"{self.other.name} against {self.baseline.name}: {change:+.2f} nats on average, "
+            f"{self.other.name} against {self.baseline.name}: {number(change, '+.2f')} nats on average, "
             f"{int(self.moved.sum())} of {heads} heads moved (simultaneous 95 % interval, {how})"
         ]
         order = self.difference.abs().where(self.moved, -1.0).flatten().argsort(descending=True)

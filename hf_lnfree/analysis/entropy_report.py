@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import RunError
+from ..files import json_line, write_json
+from ..tables import number
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
 from .totals import BINS_PER_NAT
 
@@ -168,10 +170,10 @@ class EntropyReport:
         path = Path(path)
         everything = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {key: value.clone() for key, value in everything.items() if isinstance(value, Tensor)}
-        about = {"name": self.name, "source": self.source, "metadata": json.dumps(_encode(self.metadata))}
+        about = {"name": self.name, "source": self.source, "metadata": json_line(self.metadata)}
         save_file(tensors, path.with_suffix(".safetensors"), metadata=about)
         shown = {key: value for key, value in everything.items() if not isinstance(value, Tensor) or value.dim() == 2}
-        path.write_text(json.dumps(_encode(shown | {"summary": self.summary()}), allow_nan=False) + "\n")
+        write_json(path, shown | {"summary": self.summary()})
 
     @classmethod
     def load(cls, path: str | Path) -> "EntropyReport":
@@ -192,10 +194,11 @@ class EntropyReport:
     def table(self, maximum: Maximum | float = "causal") -> str:
         """Layers x heads in nats, then buckets, overload and collapse, as plain text."""
         lines = [f"{self.name}: mean attention entropy in nats ({self.source})"]
-        lines.append("layer " + "".join(f"{f'h{h}':>7}" for h in range(self.entropy.shape[1])) + "    mean")
+        width = 7 if self.entropy[self.heads].isfinite().all() else 12  # room for "not finite"
+        lines.append("layer " + "".join(f"{f'h{h}':>{width}}" for h in range(self.entropy.shape[1])) + "    mean")
         for layer, (row, mean) in enumerate(zip(self.entropy.tolist(), self.layer_means(), strict=True)):
-            cells = "".join(f"{value:7.2f}" if self.heads[layer, h] else " " * 7 for h, value in enumerate(row))
-            lines.append(f"{layer:>5} {cells} {mean:7.2f}")
+            shown = [number(value, ".2f") if self.heads[layer, h] else "" for h, value in enumerate(row)]
+            lines.append(f"{layer:>5} {''.join(f'{text:>{width}}' for text in shown)} {number(mean, '.2f'):>7}")
         shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
         lines.append(f"heads by quarter of {self.format_maximum(maximum)} nats ({maximum}): {shares} %")
         collapsed, *_, overloaded = self.format_shares(maximum, digits=1)
@@ -224,17 +227,6 @@ class EntropyReport:
 
     def __str__(self) -> str:
         return self.table()
-
-
-def _encode(value: Any) -> Any:
-    """Strict JSON has no NaN: it becomes null, and `nonfinite_rows` says how much was lost."""
-    if isinstance(value, Tensor):
-        return _encode(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_encode(v) for v in value]
-    if isinstance(value, dict):
-        return {key: _encode(v) for key, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper_results.json").read_text())

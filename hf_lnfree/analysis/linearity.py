@@ -6,9 +6,10 @@ $a_k = W (g \odot P c_k / \sigma(x))$, which adds up but is not what a component
 by $e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B batch, T tokens, D width, V vocabulary.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ..errors import ModelError
 from ..models import LNFreeMixin
 from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
+from ..models.sites import Projection
 
 
 @dataclass
@@ -98,7 +100,7 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
             f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads a "
             "stock GPT-2 or Pythia as one."
         )
-    norm = model.base_model.get_submodule(model.base_model.sites.final_norm)
+    norm = model.base_model.get_submodule(str(model.base_model.stacks[0].final_norm))
     config = model.config
     if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none":
         raise ModelError(
@@ -142,46 +144,54 @@ def decompose(
     model: PreTrainedModel, norm: nn.Module, input_ids: Tensor, inputs: dict[str, Any]
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The components [B, T, D] by name, their sum as the final norm is given it, and the logits [B, T, V]."""
-    sites, base = model.base_model.sites, model.base_model
-    components: dict[str, Tensor] = {}
-    stream: list[Tensor] = []
-
-    def add(name: str, part: Tensor) -> None:
-        components[name] = components.get(name, 0) + part
-
-    def embedded(name: str):
-        return lambda module, args, output: add(name, output)
-
-    def written(layer: int, name: str, heads: int | None):
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if module.bias is not None:
-                add(f"layer {layer} biases", module.bias.expand_as(output))
-            if heads is None:
-                add(f"layer {layer} {name}", output if module.bias is None else output - module.bias)
-                return
-            matrix = module.weight if isinstance(module, Conv1D) else module.weight.T  # D D
-            by_head = zip(args[0].chunk(heads, dim=-1), matrix.chunk(heads), strict=True)
-            for head, (values, rows) in enumerate(by_head):
-                add(f"layer {layer} head {head}", values @ rows)
-
-        return hook
-
+    components, stream = Components(), []
     with ExitStack() as stack:
-
-        def watch(module: nn.Module, hook: Any) -> None:
+        for module, hook in component_hooks(model, components):
             stack.callback(module.register_forward_hook(hook).remove)
-
-        for name in sites.embeddings:
-            watch(base.get_submodule(name), embedded(name))
-        for layer in range(model.config.num_hidden_layers):
-            block = base.get_submodule(f"{sites.blocks}.{layer}")
-            for path, module in sites.writers(block).items():
-                heads = model.config.num_attention_heads if path == sites.residual_writers[0] else None
-                watch(module, written(layer, path.split(".")[0], heads))
         stack.callback(norm.register_forward_pre_hook(lambda module, args: stream.append(args[0])).remove)
         logits = model(input_ids, **inputs, use_cache=False).logits
-    shape = stream[0].shape
-    return {name: part.expand(shape) for name, part in components.items()}, stream[0], logits
+    return {name: part.expand(stream[0].shape) for name, part in components.items()}, stream[0], logits
+
+
+class Components(dict[str, Tensor]):
+    """What was written into the residual stream, by name; what is written twice under one name is added up."""
+
+    def add(self, name: str, part: Tensor) -> None:
+        """Add a part [B, T, D] to what has that name."""
+        self[name] = self.get(name, 0) + part
+
+
+def component_hooks(model: PreTrainedModel, components: Components) -> Iterator[tuple[nn.Module, Callable]]:
+    """Every module that writes into the stream, and the forward hook that keeps what it writes."""
+    base, heads = model.base_model, model.config.num_attention_heads
+    (stack,) = cast(LNFreeMixin, base).stacks
+    for name in stack.embeddings:
+        yield base.get_submodule(name), embedded(name, components)
+    for layer, block in enumerate(stack.block_list(base)):
+        for name, branch in stack.branches(block).items():
+            by_head = heads if name == "attention" else None
+            yield branch.writer_module(block), written(f"layer {layer} {name}", layer, by_head, components)
+
+
+def embedded(name: str, components: Components) -> Callable:
+    """Keeps what an embedding adds."""
+    return lambda module, args, output: components.add(name, output)
+
+
+def written(name: str, layer: int, heads: int | None, components: Components) -> Callable:
+    """Keeps what a projection adds: the values of each head by themselves, and its bias apart."""
+
+    def hook(module: Projection, args: tuple, output: Tensor) -> None:
+        if module.bias is not None:
+            components.add(f"layer {layer} biases", module.bias.expand_as(output))
+        if heads is None:
+            components.add(name, output if module.bias is None else output - module.bias)
+            return
+        matrix = module.weight if isinstance(module, Conv1D) else module.weight.T  # D D
+        for head, (values, rows) in enumerate(zip(args[0].chunk(heads, dim=-1), matrix.chunk(heads), strict=True)):
+            components.add(f"layer {layer} head {head}", values @ rows)
+
+    return hook
 
 
 def linearised(norm: nn.Module, stream: Tensor) -> tuple[Any, Tensor | None]:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..tables import number
+
 GROWN = 100.0  # times its first value: a residual stream that explodes
 HALF, MOST = 0.5, 0.75  # shares of heads
 
@@ -157,10 +159,11 @@ def judge(first: Sample, last: Sample) -> tuple[Verdict, str]:
     collapsed, before = last.get("entropy/collapsed", 0.0), first.get("entropy/collapsed", 0.0)
     overloaded = last.get("entropy/overloaded", 0.0)
     grown = largest(last, "residual_rms") / largest(first, "residual_rms")
+    logit, logit_before = (number(largest(sample, "attention_logit"), ".3g") for sample in (last, first))
     figures = (
         f"heads collapsed {collapsed:.0%} (at first {before:.0%}), overloaded {overloaded:.0%}; "
-        f"residual stream {grown:.3g} times its first size; largest attention logit "
-        f"{largest(last, 'attention_logit'):.3g} (at first {largest(first, 'attention_logit'):.3g})"
+        f"residual stream {number(grown, '.3g')} times its first size; largest attention logit {logit} "
+        f"(at first {logit_before})"
     )
     if collapsed >= HALF and collapsed > before:
         return "entropy collapse", figures

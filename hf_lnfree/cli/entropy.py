@@ -17,6 +17,7 @@ from ..data.windows import window_batches
 from ..errors import SettingsError
 from ..loading import find_device, load_model, load_tokenizer
 from ..pages.entropy import comparable, write_entropy_page
+from ..tables import number
 
 
 def entropy_command(
@@ -110,4 +111,5 @@ def lines(reports: Sequence[EntropyReport], maximum: Maximum | float) -> Iterato
             yield compared[other.name].table() + "\n"
         else:
             change = other.summary()["mean_entropy"] - first.summary()["mean_entropy"]
-            yield f"{other.name} against {first.name}: {change:+.2f} nats on average; other layers or heads\n"
+            moved = number(change, "+.2f")
+            yield f"{other.name} against {first.name}: {moved} nats on average; other layers or heads\n"

@@ -1,7 +1,6 @@
 """`hf-lnfree evaluate`: documents and a model into metrics, as text and JSON."""
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from ..data.arguments import DataArguments
 from ..data.splits import load_splits, whole_corpus
 from ..errors import SettingsError
 from ..evaluation.run import evaluate
-from ..files import write_at_once
-from ..provenance import shareable
+from ..files import write_json
+from ..tables import number
 
 
 def evaluate_command(
@@ -34,10 +33,7 @@ def evaluate_command(
     texts = itertools.islice(corpus.texts, max_documents)
     results |= evaluate(model, texts, metrics=metrics, progress=True, **options)  # type: ignore[arg-type]
     if out is not None and PartialState().is_main_process:
-        write_at_once(
-            out,
-            shareable(json.dumps(results, indent=1, default=lambda tensor: tensor.tolist())) + "\n",
-        )
+        write_json(out, results)
     return results
 
 
@@ -46,13 +42,13 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     if not PartialState().is_main_process:
         return
     if found := results.get("perplexity"):
-        low, high = found["interval_95"]
-        loss = f"loss {found['loss']:.4f} ± {found['half_width_95']:.4f} nats a token"
-        yield f"perplexity {found['perplexity']:.3f} (95 % interval {low:.3f} to {high:.3f}); {loss}"
+        low, high = (number(end, ".3f") for end in found["interval_95"])
+        loss = f"loss {number(found['loss'], '.4f')} ± {number(found['half_width_95'], '.4f')} nats a token"
+        yield f"perplexity {number(found['perplexity'], '.3f')} (95 % interval {low} to {high}); {loss}"
     if found := results.get("bits_per_byte"):
-        yield f"bits per byte {found['bits_per_byte']:.4f} ± {found['half_width_95']:.4f}"
+        yield f"bits per byte {number(found['bits_per_byte'], '.4f')} ± {number(found['half_width_95'], '.4f')}"
     if found := results.get("entropy"):
-        yield f"mean attention entropy {found['mean_entropy']:.3f} nats"
+        yield f"mean attention entropy {number(found['mean_entropy'], '.3f')} nats"
     if found := results.get("sparsity"):
         yield f"activations that are 0: {100 * found['sparsity']:.1f} %"
     counts = {name: f"{results[name]:,}" for name in ("documents_scored", "tokens", "bytes")}

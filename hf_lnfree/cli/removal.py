@@ -7,9 +7,10 @@ from rich.console import Console
 
 from ..data.arguments import DataArguments
 from ..errors import SettingsError
-from ..pages.removal import loss_table
+from ..pages.finish import describe_run, finish_run
+from ..pages.removal import loss_table, write_removal_report
 from ..removal.arguments import RemovalArguments
-from ..removal.run import remove_norms
+from ..removal.run import PLAIN, remove_norms
 from ..training.arguments import LNFreeTrainingArguments
 from ..training.fields import CheckpointArguments
 from .study import rich_table
@@ -24,7 +25,12 @@ def removal_command(arguments: Sequence[str], console: Console) -> int:
     model, *rest = arguments
     removal, data, training, checkpoint = parse_arguments(rest, dataclasses=DATACLASSES)
     summary = remove_norms(model, removal, data, training, checkpoint)
+    folder = Path(training.output_dir)
     if training.process_index == 0:
+        write_removal_report(folder, summary)
+        if removal.baseline:
+            describe_run(folder / PLAIN)
         console.print(rich_table(loss_table(summary)))
-        console.print(f"Report: {Path(training.output_dir) / 'report.html'}", highlight=False, soft_wrap=True)
-    return 0 if summary["diverged_at"] is None else DIVERGED
+        console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    finish_run(folder, training)
+    return DIVERGED if summary.diverged else 0

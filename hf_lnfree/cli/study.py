@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..errors import SettingsError
+from ..files import write_text
+from ..pages.finish import finish_run
 from ..pages.study import write_study_report
 from ..studies.comparison import compare_studies
 from ..studies.search import SEARCH, search_layers
@@ -46,7 +48,7 @@ def study_command(
             announce(f"{cell.name}: {cell.state}")
         return 0
     try:
-        run_study(study, seeds, folder, rows, announce, **local)
+        run_study(study, seeds, folder, rows, announce, finish_run, **local)
     finally:  # an interrupted study shows what it has
         cells = everything(study, seeds, folder)
         table = write_study_report(study, cells, folder) if is_first_process() else None
@@ -55,7 +57,7 @@ def study_command(
         announce(table.note)
         announce(f"Report: {folder / 'report.html'}")
     chosen = [cell for cell in cells if cell.seed in seeds and (rows is None or cell.row in rows)]
-    diverged = [cell for cell in chosen if cell.results and cell.results["diverged_at"] is not None]
+    diverged = [cell for cell in chosen if cell.results and cell.results.diverged]
     for cell in diverged:
         announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")
     return DIVERGED if diverged else 0
@@ -76,7 +78,8 @@ def search_command(
     study = Study.load(file, scale, parse_changes(change or ())).choose(rows)
     values = [value.strip() for value in pair.split(",")]
     announce = announcer(console)
-    found = search_layers(study, values, budget, seeds, folder, announce, **{k: v for k, v in local.items() if v})
+    local = {key: value for key, value in local.items() if value}
+    found = search_layers(study, values, budget, seeds, folder, announce, finish_run, **local)
     announce(f'layer_activations: "{found["layer_activations"]}"')
     announce(f"Every rung: {folder / SEARCH}")
     return 0
@@ -119,8 +122,8 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
     console.print(table.note, highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.md").write_text(markdown(table))
-        (out / "comparison.tex").write_text(latex(table))
+        write_text(out / "comparison.md", markdown(table))
+        write_text(out / "comparison.tex", latex(table))
 
 
 def rich_table(table: Table) -> RichTable:

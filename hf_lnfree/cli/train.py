@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ..pages.finish import finish_run
+from ..tables import number
 from ..training.run import train
 from ..training.settings import RunArguments, parse_settings, read_settings
 
@@ -21,19 +23,20 @@ def parse_arguments(arguments: Sequence[str], **options: Any) -> RunArguments:
 
 
 def train_command(arguments: Sequence[str], console: Console) -> int:
-    results = train(*parse_arguments(arguments))
-    folder = results["arguments"]["training"]["output_dir"]
+    model_args, data_args, args = parse_arguments(arguments)
+    results = train(model_args, data_args, args)
+    finish_run(Path(args.output_dir), args)
     console.print(
-        f"{results['row']}: eval perplexity {results['eval_perplexity']:.3f} after {results['tokens']:,} tokens. "
-        f"Everything is in {folder}",
+        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens. "
+        f"Everything is in {args.output_dir}",
         highlight=False,
     )
-    if results["diverged_at"] is None:
+    if not results.diverged:
         return 0
-    event = results["nonfinite_events"][-1]
+    event = results.nonfinite_events[-1]
     console.print(
-        f"[bold red]The run diverged at step {results['diverged_at']}:[/] {event['verdict']}. First: {event['first']}. "
-        f"Last good state: {event['last_good_state']}. See {folder}/flight_recorder.json",
+        f"[bold red]The run diverged at step {results.diverged_at}:[/] {event['verdict']}. First: {event['first']}. "
+        f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json",
         highlight=False,
     )
     return DIVERGED

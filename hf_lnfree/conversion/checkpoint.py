@@ -82,12 +82,14 @@ class Checkpoint:
                 yield name, tuple(tensors.get_slice(name).get_shape())
 
     def opened(self, file: str) -> Any:
+        """A safetensors file, open; OSError if it is damaged."""
         try:
             return safe_open(self.folder / file, framework="pt")
         except SafetensorError as error:
             raise OSError(f"{self.folder / file} is damaged: {error}.") from error
 
     def shard(self, file: str) -> dict[str, Tensor]:
+        """Every tensor of one file, by its name there."""
         if file.endswith(".safetensors"):
             with self.opened(file) as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118

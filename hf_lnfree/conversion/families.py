@@ -1,17 +1,19 @@
 """Which class of ours stands for which class of transformers."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .. import models
 from ..errors import ModelError
-from ..models import DecoderSites, LNFreeMixin
+from ..models import LNFreeMixin, StackSites
 
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
@@ -28,10 +30,12 @@ class Family:
 
     @property
     def config(self) -> type[PreTrainedConfig]:
+        """The configuration class of ours."""
         return getattr(models, f"{self.ours}Config")
 
     @property
     def stock_config(self) -> type[PreTrainedConfig]:
+        """The configuration class of transformers."""
         return getattr(transformers, f"{self.stock}Config")
 
     @property
@@ -43,11 +47,13 @@ class Family:
         }
 
     def stock_class(self, ours: type) -> type[PreTrainedModel]:
+        """The class of transformers with the parameters of one of ours."""
         return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
 
     @property
-    def sites(self) -> DecoderSites:
-        return getattr(models, f"{self.ours}Model").sites
+    def stacks(self) -> tuple[StackSites, ...]:
+        """Where the family keeps its norms and projections."""
+        return getattr(models, f"{self.ours}Model").stacks
 
 
 # model_type of the stock configuration -> family
@@ -69,15 +75,18 @@ def family_of(model_type: str) -> Family:
     raise ModelError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
 
 
-def sites_of(model: PreTrainedModel) -> DecoderSites:
+def stack_of(model: PreTrainedModel) -> StackSites:
     """
-    Where a model keeps its norms and projections: what its class declares, or the stock family of ours.
+    Where a decoder keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither, or a model with an encoder and a decoder.
     """
     base = model.base_model
-    return base.sites if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).sites
+    stacks = base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+    if len(stacks) > 1:
+        raise ModelError(f"{type(model).__name__} has {len(stacks)} stacks of blocks, and this works on one.")
+    return stacks[0]
 
 
 def require_no_adapters(model: PreTrainedModel) -> None:
@@ -91,9 +100,14 @@ def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:
     config.norm, config.layer_norms = kinds[0], None if len(set(kinds)) == 1 else kinds
 
 
+def placed(model: PreTrainedModel, where: torch.dtype | torch.device) -> PreTrainedModel:
+    """`model.to(where)`, in place: a decorator of transformers hides that method's signature from type checkers."""
+    return cast(PreTrainedModel, cast(nn.Module, model).to(where))
+
+
 def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
     with no_init_weights():
         model = model_class(config)
     model.tie_weights()
-    return model.to(dtype)
+    return placed(model, dtype)

@@ -7,27 +7,21 @@ by $P$. A norm whose $\sigma$ is a constant $s$ disappears: its reader becomes $
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from ..models.activations import FUSED
 from ..models.normalizations import FixedScale, Scale
-from ..models.removal import OTHERS, RemovalNorm
-from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
-from ..models.weight_norms import NormedWeight, plain_weight
-from .families import blank, family_of, require_no_adapters, set_block_norms, sites_of
-
-# From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
-DISABLING_EPS = 1e6
-LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
-HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
+from ..models.removal import RemovalNorm
+from ..models.sites import Projection
+from .families import blank, family_of, placed, require_no_adapters, set_block_norms, stack_of
+from .norm_sites import LEFT, NormSite, as_linear, norm_sites
+from .stabilizers import fold_stabilizers, fuse_identities
 
 
 @dataclass
@@ -44,58 +38,6 @@ class Folding:
     def divisions(self) -> int:
         """How many norms still divide by sigma."""
         return sum(left != "none" for _, left in self.norms.values())
-
-
-@dataclass
-class NormSite:
-    """A norm and the projections that read it."""
-
-    name: str
-    norm: nn.Module
-    kind: str
-    readers: list[nn.Module]
-    takes_bias: bool = True
-    """Whether the readers have a bias or may be given one."""
-
-    @property
-    def fixed_scale(self) -> float | None:
-        """What it divides by, if that is the same for every token."""
-        if isinstance(self.norm, FixedScale):
-            return self.norm.sigma.item()
-        if isinstance(self.norm, RemovalNorm):
-            return self.norm.sigma[OTHERS].item() if self.norm.finished else None
-        if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
-            return math.sqrt(self.norm.eps)
-        return None
-
-    @property
-    def foldable(self) -> bool:
-        bias = getattr(self.norm, "bias", None)
-        known = isinstance(self.norm, nn.LayerNorm) or self.kind in LEFT
-        return known and bool(self.readers) and (self.takes_bias or bias is None or not bias.any())
-
-
-def norm_sites(model: PreTrainedModel) -> list[NormSite]:
-    """The norms of a model in the order of its blocks, the final one last."""
-    sites, config, base = sites_of(model), model.config, model.base_model
-    prefix = "" if base is model else f"{model.base_model_prefix}."
-    found = []
-    for index, kind in enumerate(config.block_norms):
-        block = base.get_submodule(f"{sites.blocks}.{index}")
-        for name in sites.block_norms:
-            if hasattr(block, name):
-                full = f"{prefix}{sites.blocks}.{index}.{name}"
-                found.append(NormSite(full, getattr(block, name), kind, sites.readers(block, name)))
-    heads = [getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)]
-    takes_bias = hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
-    final = base.get_submodule(sites.final_norm)
-    return [*found, NormSite(f"{prefix}{sites.final_norm}", final, config.final_norm, heads, takes_bias)]
-
-
-def as_linear(projection: nn.Module) -> Tensor:
-    """The weight as [out, in], a view."""
-    assert isinstance(projection.weight, Tensor)
-    return projection.weight.T if isinstance(projection, Conv1D) else projection.weight
 
 
 @torch.no_grad()
@@ -122,7 +64,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             adapters.
     """
     require_no_adapters(model)
-    work = copy.deepcopy(model).to(torch.float64).eval()
+    work = placed(copy.deepcopy(model), torch.float64).eval()
     fold_stabilizers(work)
     if fuse_identity:
         fuse_identities(work)
@@ -148,71 +90,8 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
     return rebuilt(model, work, left, folding), folding
 
 
-def fold_stabilizers(model: PreTrainedModel) -> None:
-    """Everything linear that is neither a norm of activations nor a bias goes into the weights, in place."""
-    sites, config = sites_of(model), model.config
-    for module in list(model.modules()):
-        if isinstance(module, NormedWeight):
-            plain_weight(module)
-    for block in model.base_model.get_submodule(sites.blocks):
-        activation = block.get_submodule(sites.activation)
-        if isinstance(activation, ScaledMLP):
-            before, after = activation.scales
-            readers = sites.mlp_readers(block)
-            for path in readers:
-                scale_output(block.get_submodule(path), before)
-            as_linear(block.get_submodule(sites.residual_writers[1])).mul_(after if readers else before * after)
-            block.set_submodule(sites.activation, activation.activation)
-        for writer, end in zip(sites.residual_writers, sites.branch_ends, strict=False):
-            gain = dict(block.named_modules()).get(end)
-            if isinstance(gain, ResidualGain):
-                scale_output(block.get_submodule(writer), gain.value)
-                block.set_submodule(end, nn.Dropout(gain.p))
-        control = getattr(block.get_submodule(sites.attention), "query_key", None)
-        if isinstance(control, QueryKeyControl) and not control.norm:
-            fused = block.get_submodule(sites.query_key_value)
-            for rows in (as_linear(fused), fused.bias):
-                if rows is not None:  # groups, (q, k, v), heads of a group, d, and the inputs of a weight
-                    parts = rows.unflatten(0, (control.groups, 3, control.heads // control.groups, -1))
-                    factor = control.temperature.view(control.groups, -1, *[1] * (parts.dim() - 3))
-                    parts[:, 0].mul_(factor)
-            control.detach(block)
-            del block.get_submodule(sites.attention).query_key
-    config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
-    config.attention_temperature = config.attention_temperature and config.query_key_norm
-
-
-def fuse_identities(model: PreTrainedModel) -> None:
-    """$W_2 (W_1 x + b_1) + b_2$ as one projection wherever nothing stands between the two, in place."""
-    sites, config = sites_of(model), model.config
-    activations = config.block_activations  # a list of its own
-    for index, activation in enumerate(activations):
-        block = model.base_model.get_submodule(f"{sites.blocks}.{index}")
-        if activation != "identity":
-            continue
-        (first,), second = sites.mlp_readers(block), block.get_submodule(sites.residual_writers[1])
-        reader = block.get_submodule(first)
-        one = sites.fuse_mlp(block).to(second.weight)
-        as_linear(one).copy_(as_linear(second) @ as_linear(reader))
-        if second.bias is not None:
-            one.bias.copy_(second.bias + (0 if reader.bias is None else as_linear(second) @ reader.bias))
-        activations[index] = FUSED
-        config.layer_activations = activations
-
-
-def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
-    """Whether `fold_stabilizers` finds something."""
-    temperature = config.attention_temperature and not config.query_key_norm
-    return config.weight_norm != "none" or config.residual_gain != "none" or config.ffn_scale or temperature
-
-
-def scale_output(projection: nn.Module, factor: Tensor | float) -> None:
-    as_linear(projection).mul_(factor)
-    if projection.bias is not None:
-        projection.bias.mul_(factor)
-
-
 def check(sites: Sequence[NormSite]) -> None:
+    """Refuse norms that are half removed, or disabled beside gains that were not scaled."""
     for site in sites:
         norm, scale = site.norm, site.fixed_scale
         if isinstance(norm, RemovalNorm):
@@ -248,14 +127,14 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
     elif site.foldable:
         left = LEFT[site.kind]
         for reader in site.readers:
-            gain = norm.scale if isinstance(norm, Scale) else norm.weight
+            gain = cast(Tensor, norm.scale if isinstance(norm, Scale) else norm.weight)
             fold_affine(reader, gain, getattr(norm, "bias", None))
     disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
     folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
     return left
 
 
-def fold_affine(reader: nn.Module, gain: Tensor, bias: Tensor | None) -> None:
+def fold_affine(reader: Projection, gain: Tensor, bias: Tensor | None) -> None:
     """Let a projection read x where it read `gain * x + bias`, in place."""
     weight = as_linear(reader)
     if bias is not None and bias.any():
@@ -266,16 +145,17 @@ def fold_affine(reader: nn.Module, gain: Tensor, bias: Tensor | None) -> None:
 
 def centre_stream(model: PreTrainedModel) -> None:
     """Take the mean out of everything that is written into the residual stream, in place."""
-    sites, base = sites_of(model), model.base_model
-    for name in sites.embeddings:
-        weight = base.get_submodule(name).weight  # V D
-        weight -= weight.mean(1, keepdim=True)  # type: ignore[operator, union-attr]
-    for block in base.get_submodule(sites.blocks):  # type: ignore[union-attr]
-        for writer in sites.writers(block).values():
+    stack, base = stack_of(model), model.base_model
+    for name in stack.embeddings:
+        weight = cast(nn.Embedding, base.get_submodule(name)).weight  # V D
+        weight -= weight.mean(1, keepdim=True)
+    for block in stack.block_list(base):
+        for branch in stack.branches(block).values():
+            writer = branch.writer_module(block)
             weight = as_linear(writer)
             weight -= weight.mean(0, keepdim=True)
             if writer.bias is not None:
-                writer.bias -= writer.bias.mean()
+                writer.bias.sub_(writer.bias.mean())
 
 
 def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
@@ -314,4 +194,4 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     new.load_state_dict(state | missing)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
-    return new.to(model.device).train(model.training)
+    return placed(new, model.device).train(model.training)

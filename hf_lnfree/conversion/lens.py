@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
 from .families import family_of, require_no_adapters
-from .folding import fold_stabilizers, norm_sites
+from .norm_sites import norm_sites
+from .stabilizers import fold_stabilizers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

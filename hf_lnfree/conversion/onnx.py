@@ -17,7 +17,7 @@ from torch.export import Dim
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
 
 from ..errors import ModelError
-from .folding import norm_sites
+from .norm_sites import norm_sites
 
 # Operators that are no linear map of the activations; a Div counts where its divisor is computed.
 NONLINEAR = {
@@ -47,7 +47,8 @@ class _Cached(_Plain):
         cache = DynamicCache(ddp_cache_data=list(past))
         kept = {"attention_mask": attention_mask, "position_ids": position_ids, CACHE: cache, "use_cache": True}
         out = self.model(input_ids=input_ids, **kept)
-        return out.logits, [(layer.keys, layer.values) for layer in cache.layers]
+        layers: Any = cache.layers
+        return out.logits, [(layer.keys, layer.values) for layer in layers]
 
 
 def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = False) -> Counter[str]:

@@ -10,16 +10,19 @@ $W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 
 import copy
 from dataclasses import fields
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of, require_no_adapters
-from .folding import LEFT, as_linear, fold, has_linear_stabilizers, norm_sites
+from .families import Family, blank, family_of, placed, require_no_adapters, stack_of
+from .folding import fold
+from .norm_sites import LEFT, as_linear, norm_sites
+from .stabilizers import has_linear_stabilizers
 from .widening import without_mean
 
 EPS, GAIN = 2.0**60, 2.0**30
@@ -71,10 +74,11 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     stock.load_state_dict(state)
     if model.can_generate():
         stock.generation_config = copy.deepcopy(model.generation_config)
-    return stock.to(model.device).train(model.training)
+    return placed(stock, model.device).train(model.training)
 
 
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or with everything folded that is one linear map."""
     norms = any(site.fixed_scale is not None or site.kind in LEFT for site in norm_sites(model))
     return fold(model)[0] if norms or model.config.lm_head_bias or has_linear_stabilizers(model.config) else model
 
@@ -125,11 +129,12 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
     readers = [as_linear(reader) for site in sites for reader in site.readers]
     if not writers_only and all(no_mean(weight, dim=1) for weight in readers):
         return False
-    base, places = model.base_model, model.base_model.sites
-    written = [base.get_submodule(name).weight.T for name in places.embeddings]
+    base, stack = model.base_model, stack_of(model)
+    written = [cast(nn.Embedding, base.get_submodule(name)).weight.T for name in stack.embeddings]
     biases = []
-    for block in base.get_submodule(places.blocks):
-        for writer in places.writers(block).values():
+    for block in stack.block_list(base):
+        for branch in stack.branches(block).values():
+            writer = branch.writer_module(block)
             written.append(as_linear(writer))
             biases += [] if writer.bias is None else [writer.bias[:, None]]
     return not all(no_mean(weight, dim=0) for weight in written + biases)

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import ModelError
 from ..loading import reading
 from .checkpoint import Checkpoint
-from .families import Family, family_of, set_block_norms
-from .folding import DISABLING_EPS
+from .families import Family, family_of, set_block_norms, stack_of
+from .norm_sites import DISABLING_EPS
 
 # Masks that old checkpoints hold and no class reads.
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
@@ -106,19 +106,18 @@ def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | 
 
 def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedConfig) -> set[str]:
     """The parameters of norms that a checkpoint does not have at all; `config` gets "none" for these."""
-    sites = model.base_model.sites
+    stack = stack_of(model)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent: set[str] = set()
     kinds = []
-    for index in range(config.num_hidden_layers):
-        block = model.base_model.get_submodule(f"{sites.blocks}.{index}")
-        norms = [name for name in sites.block_norms if hasattr(block, name)]
-        wanted = {f"{prefix}{sites.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    for index, block in enumerate(stack.block_list(model.base_model)):
+        norms = [branch.norm for branch in stack.branches(block).values()]
+        wanted = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
         gone = wanted <= missing
         absent |= wanted if gone else set()
         kinds.append("none" if gone else "layernorm")
     set_block_norms(config, kinds)
-    final = {f"{prefix}{sites.final_norm}.{part}" for part in ("weight", "bias")}
+    final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")}
     if final <= missing and kinds[-1] == "none":
         absent |= final
         config.final_norm = "none"

@@ -1,7 +1,6 @@
 """One conversion from a source to a folder: what `hf-lnfree convert` does, with a report and a comparison of logits."""
 
 import copy
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,10 +11,11 @@ from transformers import PreTrainedModel
 
 from ..choices import Target
 from ..errors import ModelError
-from ..files import atomic_folder
+from ..files import atomic_folder, write_json
 from ..loading import find_device, load_model
-from ..provenance import command, environment, shareable
+from ..provenance import command, environment
 from .checkpoint import Checkpoint
+from .families import placed
 from .folding import Folding, fold
 from .onnx import export_onnx
 from .ours_to_stock import to_stock
@@ -110,7 +110,7 @@ def write(
     """Convert a loaded model and save it; returns what is to be reported."""
     report: dict[str, Any] = {}
     if to == "onnx":
-        model = model if dtype is None else model.to(dtype)  # type: ignore[call-arg]
+        model = model if dtype is None else placed(model, dtype)
         counts = export_onnx(model, folder / "model.onnx", with_cache)
         report |= {"nonlinear_operators": dict(counts), "with_cache": with_cache}
         if check:
@@ -122,13 +122,14 @@ def write(
     else:
         new, folding = fold(model, fuse_identity=to == "fused")
         report |= folding_report(folding)
-        new = new if dtype is None else new.to(dtype)  # type: ignore[call-arg]
+        new = new if dtype is None else placed(new, dtype)
     new.save_pretrained(folder)
     report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
     return report | (difference(model, new, device) if check and model.can_generate() else {})
 
 
 def folding_report(folding: Folding) -> dict[str, Any]:
+    """What the report says of a folding."""
     became = Counter(f"{before} -> {after}" for before, after in folding.norms.values())
     return {
         "norms": dict(became),
@@ -139,6 +140,7 @@ def folding_report(folding: Folding) -> dict[str, Any]:
 
 
 def random_tokens(config: Any) -> torch.Tensor:
+    """A small batch of random tokens [B, T], the same at every call."""
     generator = torch.Generator().manual_seed(0)
     length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
     return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
@@ -174,5 +176,6 @@ def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dic
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """The report, with versions and the command, into the folder of the conversion."""
     full = report | {"environment": environment(), "command": command()}
-    (folder / REPORT).write_text(shareable(json.dumps(full, indent=1)) + "\n")
+    write_json(folder / REPORT, full)

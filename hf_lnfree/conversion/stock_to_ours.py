@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,7 +20,7 @@ from ..files import atomic_folder
 from ..loading import load_model
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES, blank, family_of, require_no_adapters
+from .families import FAMILIES, blank, family_of, placed, require_no_adapters
 from .planning import Plan, our_config, plan
 
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
@@ -63,6 +64,7 @@ def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> 
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise ModelError for a stored tensor that holds NaN or infinities."""
     if not tensor.is_floating_point():
         return
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(FINITE_AT_A_TIME))
@@ -81,7 +83,8 @@ def save_code_and_config(model_class: type[PreTrainedModel], config: PreTrainedC
     config = copy.deepcopy(config)
     config.architectures = [model_class.__name__]
     with torch.device("meta"):
-        custom_object_save(model_class(config), folder, config=config)
+        settings: Any = config  # transformers' annotation says dict, its own calls pass configurations
+        custom_object_save(model_class(config), folder, config=settings)
     config.save_pretrained(folder)
 
 
@@ -110,10 +113,11 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     new = blank(family.classes[type(model).__name__], config, model.dtype)
     new.load_state_dict(model.state_dict())
     new.generation_config = copy.deepcopy(model.generation_config)
-    return new.to(model.device).train(model.training)
+    return placed(new, model.device).train(model.training)
 
 
 def is_ours(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's configuration is one of this package."""
     return checkpoint.config.get("model_type") in {family.config.model_type for family in FAMILIES.values()}
 
 

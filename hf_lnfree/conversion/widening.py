@@ -7,15 +7,18 @@ new coordinate. Width is a multiple of the number of heads, hence one dimension 
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
-from .families import blank
-from .folding import as_linear, norm_sites
+from ..models.sites import AttentionBranch, Projection
+from .families import blank, placed, stack_of
+from .norm_sites import as_linear, norm_sites
 
 
 @torch.no_grad()
@@ -33,9 +36,19 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
         raise ModelError(
             "A model with cross-attention that was trained without norms cannot be made one with a centred stream."
         )
-    sites, config = model.base_model.sites, copy.deepcopy(model.config)
-    heads, width = config.num_attention_heads, config.hidden_size
+    new = blank(type(model), wider_config(model.config), model.dtype)
+    Widening(model, new).run()
+    slopes = {name: value for name, value in model.state_dict().items() if name.endswith("negative_slope")}
+    new.load_state_dict(slopes, strict=False)
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return placed(new, model.device).train(model.training)
+
+
+def wider_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with one dimension more for each head; MLPs and rotary embeddings keep their sizes."""
+    width, heads = config.hidden_size, config.num_attention_heads
     size = width // heads
+    config = copy.deepcopy(config)
     config.hidden_size = width + heads
     config.tie_word_embeddings = False  # the embedding has sums, the head zeros
     config.linear_bias = "all"  # the others hold sums now
@@ -44,44 +57,73 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(config, "rope_parameters", None):
         rotated = int(size * config.rope_parameters.get("partial_rotary_factor", 1.0))
         config.rope_parameters["partial_rotary_factor"] = (rotated + 0.5) / (size + 1)  # rounded down
-    new = blank(type(model), config, model.dtype)
+    return config
 
-    def closed(x: Tensor) -> Tensor:
+
+@dataclass
+class Widening:
+    """Fills a wider model with the weights of another."""
+
+    model: PreTrainedModel
+    new: PreTrainedModel
+
+    def run(self) -> None:
+        """Fill every embedding, reader and writer of the new model."""
+        stack, base = stack_of(self.model), self.model.base_model
+        attention = stack.attention
+        for name in stack.embeddings:
+            embedding = cast(nn.Embedding, base.get_submodule(name))
+            self.put(embedding, self.closed(embedding.weight.double()), None)
+        fused = {block.get_submodule(attention.readers[0]) for block in stack.block_list(base)}
+        for site in norm_sites(self.model):
+            for reader in site.readers:
+                weight, bias = in_float64(reader)
+                if reader in fused:
+                    weight = self.with_room(weight, attention)
+                    bias = None if bias is None else self.with_room(bias, attention)
+                self.put(reader, pad(weight, (0, self.heads)), bias)
+        for block in stack.block_list(base):
+            for branch in stack.branches(block).values():
+                writer = branch.writer_module(block)
+                weight, bias = in_float64(writer)
+                if branch is attention:
+                    weight = pad(weight.unflatten(1, (self.heads, self.size)), (0, 1)).flatten(1)
+                self.put(writer, self.closed(weight.T).T, None if bias is None else self.closed(bias))
+
+    @property
+    def heads(self) -> int:
+        """How many heads each layer has."""
+        return self.model.config.num_attention_heads
+
+    @property
+    def size(self) -> int:
+        """Of a head, before."""
+        return self.model.config.hidden_size // self.heads
+
+    def closed(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D + heads], minus the sum behind what was there."""
-        return pad(torch.cat((x, -x.sum(-1, keepdim=True)), dim=-1), (0, heads - 1))
+        return pad(torch.cat((x, -x.sum(-1, keepdim=True)), dim=-1), (0, self.heads - 1))
 
-    def with_room(rows: Tensor) -> Tensor:
+    def with_room(self, rows: Tensor, attention: AttentionBranch) -> Tensor:
         """Rows of the fused projection: a dimension more for each of query, key and value of each head."""
-        groups = sites.fused_groups(config)
-        parts = pad(rows.unflatten(0, (groups, 3, heads // groups, size)).movedim(3, -1), (0, 1))
-        if getattr(config, "scale_attn_weights", True):  # queries are divided by the root of a larger size
-            parts[:, 0] *= math.sqrt((size + 1) / size)
+        groups = attention.groups(self.heads)
+        parts = pad(rows.unflatten(0, (groups, 3, self.heads // groups, self.size)).movedim(3, -1), (0, 1))
+        if getattr(self.model.config, "scale_attn_weights", True):  # queries are divided by the root of a larger size
+            parts[:, 0] *= math.sqrt((self.size + 1) / self.size)
         return parts.movedim(-1, 3).flatten(0, 3)
 
-    def put(name: str, weight: Tensor, bias: Tensor | None) -> None:
-        module = new.get_submodule(name)
-        target = module.weight if isinstance(module, nn.Embedding) else as_linear(module)
-        target.copy_(weight)
-        if bias is not None:
-            module.bias.copy_(bias)
+    def put(self, module: Projection | nn.Embedding, weight: Tensor, bias: Tensor | None) -> None:
+        """Fill the module of the new model that has the name of this one of the old."""
+        target = cast(Projection | nn.Embedding, self.new.get_submodule(self.names[module]))
+        matrix = target.weight if isinstance(target, nn.Embedding) else as_linear(target)
+        matrix.copy_(weight)
+        if bias is not None and not isinstance(target, nn.Embedding):
+            target.bias.copy_(bias)
 
-    names = {module: name for name, module in model.named_modules()}
-    for name in sites.embeddings:
-        module = model.base_model.get_submodule(name)
-        put(names[module], closed(module.weight.double()), None)
-    for site in norm_sites(model):
-        for reader in site.readers:
-            weight, bias = as_linear(reader).double(), None if reader.bias is None else reader.bias.double()
-            if names[reader].endswith(str(sites.query_key_value)):
-                weight, bias = with_room(weight), None if bias is None else with_room(bias)
-            put(names[reader], pad(weight, (0, heads)), bias)
-    for index in range(config.num_hidden_layers):
-        for path, writer in sites.writers(model.base_model.get_submodule(f"{sites.blocks}.{index}")).items():
-            weight, bias = as_linear(writer).double(), None if writer.bias is None else closed(writer.bias.double())
-            if path == sites.residual_writers[0]:
-                weight = pad(weight.unflatten(1, (heads, size)), (0, 1)).flatten(1)
-            put(names[writer], closed(weight.T).T, bias)
-    slopes = {name: value for name, value in model.state_dict().items() if name.endswith("negative_slope")}
-    new.load_state_dict(slopes, strict=False)
-    new.generation_config = copy.deepcopy(model.generation_config)
-    return new.to(model.device).train(model.training)
+    def __post_init__(self) -> None:
+        self.names = {module: name for name, module in self.model.named_modules()}
+
+
+def in_float64(projection: Projection) -> tuple[Tensor, Tensor | None]:
+    """The weight as [out, in], and the bias."""
+    return as_linear(projection).double(), None if projection.bias is None else projection.bias.double()

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key
+from ..files import atomic_folder, content_key, write_json
 from .arguments import DataArguments
 from .corpus import Corpus, document_hash
 from .tokenization import tokenizer_hash
@@ -120,7 +120,7 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
             "dropped_tokens": dropped,
             "dtype": dtype.name,
         }
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        write_json(partial / "meta.json", meta)
         for scratch in partial.glob("ids*.arrow"):
             scratch.unlink()
     return folder

@@ -1,6 +1,5 @@
 """lm-evaluation-harness (the extra `eval`) on models of any kind, with this package's own tasks over code."""
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 from accelerate import PartialState
 
 from ..errors import SettingsError
-from ..files import write_at_once
+from ..files import write_json
 from ..loading import find, find_device, load_config, load_tokenizer, reading
-from ..provenance import command, environment, shareable
+from ..provenance import command, environment
 
 TASKS = ("code_next_line", "code_identifiers", "code_brackets")
 
@@ -77,7 +76,7 @@ def run_harness(
         scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
     if out is not None:
         record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
-        write_at_once(out, shareable(json.dumps(record, indent=1)) + "\n")
+        write_json(out, record)
     return scores
 
 

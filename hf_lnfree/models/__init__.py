@@ -22,7 +22,8 @@ from .modeling_lnfree_gpt_neox import (
     LNFreeGPTNeoXForTokenClassification,
     LNFreeGPTNeoXModel,
 )
-from .normfree import DecoderSites, LNFreeMixin, named_slopes
+from .normfree import LNFreeMixin, named_slopes
+from .sites import AttentionBranch, MLPBranch, StackSites
 
 AUTO_CLASSES = {
     "AutoModel": (LNFreeGPT2Model, LNFreeGPTNeoXModel),
@@ -44,7 +45,7 @@ for _auto, _classes in AUTO_CLASSES.items():
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
 
 __all__ = [
-    "DecoderSites",
+    "AttentionBranch",
     "LNFreeGPT2Config",
     "LNFreeGPT2ForCausalLM",
     "LNFreeGPT2ForQuestionAnswering",
@@ -59,6 +60,8 @@ __all__ = [
     "LNFreeGPTNeoXModel",
     "LNFreeMixin",
     "LearnableLeakyReLU",
+    "MLPBranch",
+    "StackSites",
     "leaky_relu",
     "named_slopes",
 ]

@@ -4,14 +4,23 @@ The others stay parameters, so checkpoints and parameter counts are those of the
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .sites import Projection
 
-class FrozenBias:
+# At run time the base of a mixin is the class that it stands before.
+if TYPE_CHECKING:
+    Base = nn.Linear
+else:
+    Base = object
+
+
+class FrozenBias(Base):
     """A projection whose bias is never trained, also after loading, which assigns fresh parameters."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -20,7 +29,7 @@ class FrozenBias:
         super().register_parameter(name, param)
 
 
-class QueryKeyBias:
+class QueryKeyBias(Base):
     """A fused projection that trains the bias of query and key; that of value is held constant."""
 
     value_size: int
@@ -35,16 +44,20 @@ class QueryKeyBias:
         return self.bias.numel() // 3
 
 
-class FrozenBiasLinear(FrozenBias, nn.Linear): ...
+class FrozenBiasLinear(FrozenBias, nn.Linear):
+    """A Linear whose bias is never trained."""
 
 
-class FrozenBiasConv1D(FrozenBias, Conv1D): ...
+class FrozenBiasConv1D(FrozenBias, Conv1D):  # type: ignore[misc]  # the mixin is no Linear at run time
+    """A Conv1D whose bias is never trained."""
 
 
-class QueryKeyBiasLinear(QueryKeyBias, nn.Linear): ...
+class QueryKeyBiasLinear(QueryKeyBias, nn.Linear):
+    """A fused Linear that trains the bias of query and key."""
 
 
-class QueryKeyBiasConv1D(QueryKeyBias, Conv1D): ...
+class QueryKeyBiasConv1D(QueryKeyBias, Conv1D):  # type: ignore[misc]  # the same
+    """A fused Conv1D that trains the bias of query and key."""
 
 
 # Stock class -> the subclass that takes its place.
@@ -52,7 +65,7 @@ FROZEN_BIAS = {nn.Linear: FrozenBiasLinear, Conv1D: FrozenBiasConv1D}
 QUERY_KEY_BIAS = {nn.Linear: QueryKeyBiasLinear, Conv1D: QueryKeyBiasConv1D}
 
 
-def train_query_key_bias_only(fused: nn.Module, value_size: int, others: Iterable[nn.Module]) -> None:
+def train_query_key_bias_only(fused: Projection, value_size: int, others: Iterable[Projection]) -> None:
     """
     Freeze the biases of a block but for query and key, in place.
 
@@ -64,7 +77,9 @@ def train_query_key_bias_only(fused: nn.Module, value_size: int, others: Iterabl
         others: the projections whose whole bias is frozen.
     """
     for projection in others:
+        if projection.bias is None:
+            continue
         projection.__class__ = FROZEN_BIAS[type(projection)]
         projection.bias.requires_grad_(False)
     fused.__class__ = QUERY_KEY_BIAS[type(fused)]
-    fused.value_size = value_size
+    cast(QueryKeyBias, fused).value_size = value_size

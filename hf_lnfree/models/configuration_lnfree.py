@@ -8,9 +8,9 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
-from transformers import GPT2Config, GPTNeoXConfig
+from transformers import GPT2Config, GPTNeoXConfig, PreTrainedConfig
 
 from .activations import activation_names
 from .errors import ConfigurationError
@@ -30,8 +30,15 @@ def _auto_map(family: str, prefix: str) -> dict[str, str]:
     }
 
 
+# At run time the base of the mixin is the stock class that it stands before.
+if TYPE_CHECKING:
+    Base = PreTrainedConfig
+else:
+    Base = object
+
+
 @dataclass(kw_only=True, repr=False)
-class LNFreeConfigMixin:
+class LNFreeConfigMixin(Base):
     r"""
     Fields of the normalisation-free study (arXiv 2410.09637), the same for every family.
 
@@ -87,6 +94,9 @@ class LNFreeConfigMixin:
     """
 
     activation_field: ClassVar[str]
+    """What the family calls the activation of its MLPs."""
+    depth_fields: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
+    """The number of blocks of each stack: one for a decoder, encoder and decoder for a family with both."""
 
     norm: str = "none"
     final_norm: str = "layernorm"
@@ -142,23 +152,23 @@ class LNFreeConfigMixin:
 
     @property
     def block_norms(self) -> list[str]:
-        """The norm of every block, first to last."""
+        """The norm of every block, first to last; of an encoder-decoder those of the encoder first."""
         return self._per_layer("layer_norms", self.norm)
 
     @property
     def block_activations(self) -> list[str]:
-        """The activation of every block's MLP, first to last."""
+        """The activation of every block's MLP, in the same order."""
         return self._per_layer("layer_activations", getattr(self, self.activation_field))
 
     def _per_layer(self, list_field: str, default: str) -> list[str]:
-        values = getattr(self, list_field)
+        values, layers = getattr(self, list_field), sum(getattr(self, name) for name in self.depth_fields)
         if values is None:
-            return [default] * self.num_hidden_layers
+            return [default] * layers
         if isinstance(values, str):
-            return expand_rule(list_field, values, self.num_hidden_layers)
-        if len(values) != self.num_hidden_layers:
+            return expand_rule(list_field, values, layers)
+        if len(values) != layers:
             raise ConfigurationError(
-                f"{list_field} needs one entry per layer: {self.num_hidden_layers} layers, {len(values)} entries given."
+                f"{list_field} needs one entry per layer: {layers} layers, {len(values)} entries given."
             )
         return list(values)
 
@@ -230,7 +240,7 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
             )
 
 
-class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
+class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):  # noqa: D101  set in the next line
     __doc__ = "[`GPT2Config`] with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
 
     model_type = "lnfree_gpt2"
@@ -241,7 +251,7 @@ class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
 
 
-class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):
+class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set in the next line
     __doc__ = "[`GPTNeoXConfig`] (Pythia) with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
 
     model_type = "lnfree_gpt_neox"

@@ -3,11 +3,21 @@
 Parameter names and forward passes are those of the stock class that follows in a head's bases.
 """
 
+from typing import TYPE_CHECKING, cast
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+# At run time the bases of a head are those of the stock class.
+if TYPE_CHECKING:
+    Base = PreTrainedModel
+else:
+    Base = object
 
-class Head:
+
+class Head(Base):
+    """What builds a head: the backbone of ours, then what `add_head` adds."""
+
     backbone: type[PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig):
@@ -17,23 +27,40 @@ class Head:
         self.add_head(config)
         self.post_init()
 
+    def add_head(self, config: PreTrainedConfig) -> None:
+        """The modules between the backbone and the outputs, named as in the stock head."""
+        raise NotImplementedError
+
+
+def labels(config: PreTrainedConfig) -> int:
+    """How many classes a head tells apart."""
+    return cast(int, config.num_labels)
+
 
 class CausalLMHead(Head):
+    """A language-model head, which may have a bias."""
+
     def add_head(self, config: PreTrainedConfig) -> None:
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
 
 
 class SequenceClassificationHead(Head):
+    """One score a class, of a whole sequence."""
+
     def add_head(self, config: PreTrainedConfig) -> None:
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, labels(config), bias=False)
 
 
 class TokenClassificationHead(Head):
+    """One score a class, of each token."""
+
     def add_head(self, config: PreTrainedConfig) -> None:
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, labels(config))
 
 
 class QuestionAnsweringHead(Head):
+    """Scores of where an answer starts and ends."""
+
     def add_head(self, config: PreTrainedConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)

@@ -7,27 +7,42 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Model,
 )
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 
 from .configuration_lnfree import LNFreeGPT2Config
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
-from .normfree import DecoderSites, LNFreeMixin
+from .normfree import LNFreeMixin
+from .sites import AttentionBranch, MLPBranch, StackSites
 
 
 class LNFreeGPT2Mixin(LNFreeMixin):
+    """Where GPT-2 keeps its branches."""
+
     config_class = LNFreeGPT2Config
-    sites = DecoderSites(
-        embeddings=("wte", "wpe"),
-        blocks="h",
-        block_norms={"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",), "ln_cross_attn": ("crossattention.q_attn",)},
-        residual_writers=("attn.c_proj", "mlp.c_proj", "crossattention.c_proj"),
-        final_norm="ln_f",
-        activation="mlp.act",
-        query_key_value="attn.c_attn",
-        query_key_value_per_head=False,
-        unbiased=("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-        branch_ends=("attn.resid_dropout", "mlp.dropout", "crossattention.resid_dropout"),
-        residual_projections={GPT2Attention: "c_proj", GPT2MLP: "c_proj"},
+    stacks = (
+        StackSites(
+            embeddings=("wte", "wpe"),
+            blocks="h",
+            attention=AttentionBranch(
+                norm="ln_1",
+                readers=("attn.c_attn",),
+                fused="parts",
+                module="attn",
+                writer="attn.c_proj",
+                dropout="attn.resid_dropout",
+            ),
+            cross_attention=AttentionBranch(
+                norm="ln_cross_attn",
+                readers=("crossattention.q_attn",),
+                encoder_readers=("crossattention.c_attn",),
+                module="crossattention",
+                writer="crossattention.c_proj",
+                dropout="crossattention.resid_dropout",
+            ),
+            mlp=MLPBranch(
+                norm="ln_2", readers=("mlp.c_fc",), activation="mlp.act", writer="mlp.c_proj", dropout="mlp.dropout"
+            ),
+            final_norm="ln_f",
+        ),
     )
 
 

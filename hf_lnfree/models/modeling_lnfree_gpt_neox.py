@@ -8,30 +8,38 @@ from transformers import (
     GPTNeoXModel,
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, GPTNeoXMLP
 
 from .configuration_lnfree import LNFreeGPTNeoXConfig
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
-from .normfree import DecoderSites, LNFreeMixin
+from .normfree import LNFreeMixin
+from .sites import AttentionBranch, MLPBranch, StackSites
 
 
 class LNFreeGPTNeoXMixin(LNFreeMixin):
+    """Where GPT-NeoX keeps its branches."""
+
     config_class = LNFreeGPTNeoXConfig
-    sites = DecoderSites(
-        embeddings=("embed_in",),
-        blocks="layers",
-        block_norms={
-            "input_layernorm": ("attention.query_key_value",),
-            "post_attention_layernorm": ("mlp.dense_h_to_4h",),
-        },
-        residual_writers=("attention.dense", "mlp.dense_4h_to_h"),
-        final_norm="final_layer_norm",
-        activation="mlp.act",
-        query_key_value="attention.query_key_value",
-        query_key_value_per_head=True,
-        unbiased=("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        branch_ends=("post_attention_dropout", "post_mlp_dropout"),
-        residual_projections={GPTNeoXAttention: "dense", GPTNeoXMLP: "dense_4h_to_h"},
+    stacks = (
+        StackSites(
+            embeddings=("embed_in",),
+            blocks="layers",
+            attention=AttentionBranch(
+                norm="input_layernorm",
+                readers=("attention.query_key_value",),
+                fused="heads",
+                module="attention",
+                writer="attention.dense",
+                dropout="post_attention_dropout",
+            ),
+            mlp=MLPBranch(
+                norm="post_attention_layernorm",
+                readers=("mlp.dense_h_to_4h",),
+                activation="mlp.act",
+                writer="mlp.dense_4h_to_h",
+                dropout="post_mlp_dropout",
+            ),
+            final_norm="final_layer_norm",
+        ),
     )
 
 

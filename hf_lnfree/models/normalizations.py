@@ -14,7 +14,7 @@ Shapes: x [..., D]; gains and biases [D], learned numbers [1]; overlines are mea
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,7 @@ class FixedScale(nn.LayerNorm):
 
 
 def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
+    """Where the alpha of a norm starts, by what reads the norm."""
     own = config.norm_alpha_attention if feeds == "attention" else None
     return config.norm_alpha if own is None else own
 
@@ -160,9 +161,9 @@ def normalization_names() -> tuple[str, ...]:
     return tuple(NORMALIZATIONS)
 
 
-def build_norm(name: str, stock: nn.LayerNorm, config: PreTrainedConfig, feeds: Feeds) -> nn.Module:
+def build_norm(name: str, stock: nn.Module, config: PreTrainedConfig, feeds: Feeds) -> nn.Module:
     """The module for a norm's name; `norm_name` on it says that its `reset_parameters` is how it begins."""
-    module = NORMALIZATIONS[name](stock, config, feeds)
+    module = NORMALIZATIONS[name](cast(nn.LayerNorm, stock), config, feeds)
     if module is not stock:
-        module.norm_name = name
+        module.norm_name = name  # type: ignore[assignment]  # a mark, no child
     return module

@@ -4,7 +4,7 @@ Flash and flex attention of transformers take `softcap` as an argument, sdpa can
 and GPT-NeoX pass over it. So an attention here hands `softcap` on, and has an eager function that knows it.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,11 @@ class SoftcapConfig:
 
 def cap_logits(attention: nn.Module, softcap: float) -> None:
     """Make an attention of a stock family one with a cap, in place."""
-    attention.config = SoftcapConfig(attention.config)
-    attention.softcap = softcap
+    capped = SoftcapConfig(cast(PreTrainedConfig, attention.config))
+    attention.config, attention.softcap = capped, softcap  # type: ignore[assignment]  # settings, no children
     attention.register_forward_pre_hook(hand_on, with_kwargs=True)
 
 
 def hand_on(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A forward pre-hook: the cap becomes an argument of the attention."""
     return args, kwargs | {"softcap": attention.softcap}

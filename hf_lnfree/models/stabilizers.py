@@ -42,7 +42,7 @@ class ResidualGain(nn.Dropout):
 
     @property
     def value(self) -> Tensor | float:
-        """a."""
+        """The gain $a$: a learned number [1], or the constant."""
         owner = self.owner[0] or self
         return owner.gain if self.kind in LEARNED_GAINS else 1 / math.sqrt(2 * self.layers)
 

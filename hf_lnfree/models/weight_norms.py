@@ -6,7 +6,7 @@ checkpoints load, and adapters see the weight that counts.
 Shapes: weight [O, I] of `nn.Linear`, [I, O] of transformers' `Conv1D`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .biases import FROZEN_BIAS, QUERY_KEY_BIAS
 from .errors import ConfigurationError
+from .sites import Projection
 
 EPS = 1e-12
 
@@ -22,7 +23,7 @@ EPS = 1e-12
 class Computed(Tensor):
     """A weight that is computed anew at every use: writing into it would be lost, so it is an error."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
     @property
     def data(self) -> Tensor:
@@ -36,7 +37,14 @@ class Computed(Tensor):
         )
 
 
-class NormedWeight:
+# At run time the base of a mixin is the class that it stands before.
+if TYPE_CHECKING:
+    Base = nn.Module
+else:
+    Base = object
+
+
+class NormedWeight(Base):
     """Mixin before a projection; `plain` is the class that it had."""
 
     plain: type[nn.Module]
@@ -59,6 +67,11 @@ class NormedWeight:
         return 1 if issubclass(self.plain, Conv1D) else 0
 
     def normed(self, trained: Tensor) -> Tensor:
+        """The weight that counts, from what is trained."""
+        raise NotImplementedError
+
+    def reset_norm(self) -> None:
+        """Begin the norm's own parameters and buffers anew, from what is trained."""
         raise NotImplementedError
 
 
@@ -153,18 +166,24 @@ def _subclasses(mixin: type) -> dict[type, type]:
 WEIGHT_NORMS = {"weight": _subclasses(WeightNorm), "spectral": _subclasses(SpectralNorm)}
 
 
-def norm_weight(projection: nn.Module, kind: str) -> None:
+def can_be_normed(projection: nn.Module) -> bool:
+    """Whether there is a class with a normed weight for it."""
+    return type(projection) in WEIGHT_NORMS["weight"]
+
+
+def norm_weight(projection: Projection, kind: str) -> None:
     """Exchange the class of a projection for that with a normed weight, in place."""
     projection.__class__ = WEIGHT_NORMS[kind][type(projection)]
-    projection.begin()
+    cast(WeightNorm | SpectralNorm, projection).begin()
 
 
 @torch.no_grad()
-def plain_weight(projection: nn.Module) -> None:
+def plain_weight(projection: NormedWeight) -> None:
     """Write the normed weight in the place of what was trained, and give the projection its class back; in place."""
     weight = projection.normed(projection.trained).detach().clone()
     for name in ("weight_scale", "weight_u", "weight_v"):
         if hasattr(projection, name):
             delattr(projection, name)
-    projection.__class__ = projection.plain
-    projection.weight = nn.Parameter(weight)
+    plain = cast(nn.Module, projection)
+    plain.__class__ = projection.plain
+    plain.register_parameter("weight", nn.Parameter(weight))

@@ -1,12 +1,12 @@
 """A direct logit attribution as JSON, picture and page, with its certificate."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..analysis.linearity import Attribution
-from ..provenance import command, environment, shareable
-from ..tables import Table
+from ..files import json_text, write_json
+from ..provenance import command, environment
+from ..tables import Table, number
 from .plots import attribution_grid, save
 from .report import Picture, Section, write_report
 
@@ -31,10 +31,10 @@ def certificate(attribution: Attribution) -> list[str]:
 def attribution_table(attribution: Attribution, top: int) -> Table:
     """The components with the largest shares in the logit of the last position."""
     rows = [
-        [name, f"{direct:+.4f}", "" if removed != removed else f"{removed:+.4f}"]
+        [name, number(direct, "+.4f"), "" if removed != removed else number(removed, "+.4f")]
         for name, direct, removed in attribution.at()[:top]
     ]
-    total = f"{attribution.logits[0, -1].item():+.4f}"
+    total = number(attribution.logits[0, -1].item(), "+.4f")
     return Table(["component", "adds to the logit", "logit lost without it"], [*rows, ["all together", total, ""]])
 
 
@@ -50,13 +50,12 @@ def write_attribution(folder: Path, attribution: Attribution, model: str, prompt
         "linear": attribution.linear,
         "frozen_error": {"here": attribution.frozen_error(-1), "everywhere": attribution.frozen_error()},
         "components": [
-            {"name": name, "direct": direct, "removed": None if removed != removed else removed}
-            for name, direct, removed in attribution.at()
+            {"name": name, "direct": direct, "removed": removed} for name, direct, removed in attribution.at()
         ],
         "environment": environment(),
         "command": command(),
     }
-    (folder / "attribution.json").write_text(shareable(json.dumps(values, indent=1)) + "\n")
+    write_json(folder / "attribution.json", values)
     figure = attribution_grid(*attribution.grid(), f"logit of {target!r}")
     save(figure, folder / "attribution")
     section = Section(
@@ -64,6 +63,6 @@ def write_attribution(folder: Path, attribution: Attribution, model: str, prompt
         paragraphs=certificate(attribution),
         tables=[attribution_table(attribution, top)],
         figures=[Picture(figure, f"What each head, MLP and bias adds to the logit of {target!r}.")],
-        details={"Environment": json.dumps(values["environment"] | {"command": values["command"]}, indent=1)},
+        details={"Environment": json_text(values["environment"] | {"command": values["command"]})},
     )
     write_report(folder / "report.html", "Direct logit attribution", model, [section])

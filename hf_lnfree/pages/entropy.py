@@ -1,6 +1,5 @@
 """Entropy reports of one or several models -> a folder: JSON and safetensors, pictures, and one page with all of it."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 from ..analysis.comparison import EntropyComparison, compare_reports
 from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_report import EntropyReport
-from ..tables import Table
+from ..files import json_text
+from ..tables import Table, number
 from .plots import bucket_bars, difference_heatmaps, distributions, heatmaps, position_curves, save
 from .report import Picture, Section, write_report
 
@@ -78,7 +78,7 @@ def write_entropy_page(
         Section("Rows", figures=[figures["distributions"], figures["positions"]]),
         *([Section("What moved", figures=[figures["differences"]], details=moved(comparisons))] if comparisons else []),
         Section("Flagged heads", tables=[flag_table(r, maximum) for r in reports]),
-        Section("Where the numbers are from", details={r.name: json.dumps(r.metadata, indent=1) for r in reports}),
+        Section("Where the numbers are from", details={r.name: json_text(r.metadata) for r in reports}),
     ]
     write_report(folder / "report.html", "Attention entropy", ", ".join(r.name for r in reports), sections)
 
@@ -89,11 +89,12 @@ def moved(comparisons: Sequence[EntropyComparison]) -> dict[str, str]:
 
 def report_line(report: EntropyReport) -> str:
     summary = report.summary()
+    mean, normalized = number(summary["mean_entropy"], ".3f"), number(100 * summary["mean_normalized"], ".1f")
     return (
-        f"{report.name} ({report.source}): {summary['mean_entropy']:.3f} nats on average over {summary['heads']} "
-        f"heads, {100 * summary['mean_normalized']:.1f} % of what each row could have; {int(report.rows.max())} rows "
-        f"of {report.sequences} sequences, up to {report.context_length} keys; {int(report.nonfinite_rows.sum())} "
-        f"rows not finite, {int(report.masked_rows.sum())} left out for having no key."
+        f"{report.name} ({report.source}): {mean} nats on average over {summary['heads']} heads, {normalized} % of "
+        f"what each row could have; {int(report.rows.max())} rows of {report.sequences} sequences, up to "
+        f"{report.context_length} keys; {int(report.nonfinite_rows.sum())} rows not finite, "
+        f"{int(report.masked_rows.sum())} left out for having no key."
     )
 
 

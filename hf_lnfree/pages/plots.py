@@ -21,6 +21,8 @@ from ..analysis.comparison import EntropyComparison
 from ..analysis.entropy import MAXIMA
 from ..analysis.entropy_report import EntropyReport
 from ..errors import DataError
+from ..tables import number
+from ..training.log import Curve, Entry, layer_curves
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 STYLE: Any = {
@@ -34,7 +36,6 @@ STYLE: Any = {
 }
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
 LARGEST_ANNOTATED = 16  # heads in a row
-Curve = Sequence[tuple[float, float]]
 
 
 def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -68,7 +69,7 @@ def cells(ax: Axes, values: Any, shown: Any, cmap: str, low: float, high: float,
         value = float(values[layer, head])
         r, g, b = to_rgb(colours((value - low) / (high - low))) if math.isfinite(value) else (1, 1, 1)
         color = "black" if 0.3 * r + 0.6 * g + 0.1 * b > 0.45 else "white"
-        text = format(value, form) if math.isfinite(value) else "nan"
+        text = number(value, form).replace(" ", "\n")  # two words that are not finite fit on two lines
         ax.text(head, layer, text, ha="center", va="center", fontsize=6.5, color=color)
     every = 1 if max(layers, heads) <= LARGEST_ANNOTATED else 4
     ax.set(xlabel="head", ylabel="layer", xticks=range(0, heads, every), yticks=range(0, layers, every))
@@ -217,7 +218,7 @@ def layer_dynamics(rows: Mapping[str, Sequence[Curve]], ylabel: str, bound: floa
         return figure
 
 
-def entropy_dynamics(histories: Mapping[str, Sequence[Mapping[str, Any]]], bound: float | None = None) -> Figure:
+def entropy_dynamics(histories: Mapping[str, Sequence[Entry]], bound: float | None = None) -> Figure:
     """
     Mean entropy of each layer over training, from the `log_history` (or log.jsonl) of runs with an attention probe.
 
@@ -229,12 +230,6 @@ def entropy_dynamics(histories: Mapping[str, Sequence[Mapping[str, Any]]], bound
         if not layers:
             raise DataError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
     return layer_dynamics(rows, "mean entropy (nats)", bound)
-
-
-def layer_curves(history: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
-    """The curve of `key`/layer_00, `key`/layer_01, ... over steps; none where the log does not have it."""
-    keys = sorted({name for entry in history for name in entry if name.startswith(f"{key}/layer_")})
-    return [[(entry["step"], entry[name]) for entry in history if name in entry] for name in keys]
 
 
 def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False) -> Figure:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from ..files import write_text
 from ..tables import Table
 from .plots import to_svg
 
@@ -35,4 +36,4 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
     """Render the page; styles and pictures are inline, nothing is fetched."""
     environment = Environment(loader=PackageLoader("hf_lnfree.pages"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(title=title, lead=lead, sections=sections)
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)

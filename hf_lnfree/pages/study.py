@@ -1,84 +1,23 @@
-"""What a study shows: finished cells -> tables with intervals, pictures, and one page; published figures beside."""
+"""The page of a study: its table, every head, curves over training, settings; published figures beside."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from ..analysis.entropy import causal_bound
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
-from ..files import write_at_once
+from ..files import json_text, write_json, write_text
 from ..provenance import command, environment
-from ..studies.statistics import Estimate, estimate, relative_difference
 from ..studies.study import Cell, Study
+from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, summary, summary_table
 from ..tables import Table, latex, markdown
+from ..training.log import layer_curves
 from .entropy import bucket_table
-from .plots import curves, entropy_dynamics, heatmaps, layer_curves, layer_dynamics, save
+from .plots import curves, entropy_dynamics, heatmaps, layer_dynamics, save
 from .report import Picture, Section, write_report
 
-# What activations learn, as the recorder has it in the log.
-LEARNED = (
-    ("slope", "negative slope", "Learnable slopes."),
-    ("gelu_share", "share of GELU", "Share of GELU in each layer's activation; the rest is ReLU."),
-)
-Rows = Mapping[str, Sequence[Cell]]
-
-
-def by_row(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """The cells that have results, by row."""
-    done = [cell for cell in cells if cell.results is not None]
-    return {row: [c for c in done if c.row == row] for row in dict.fromkeys(c.row for c in done)}
-
-
-def perplexities(cells: Sequence[Cell]) -> dict[int, float]:
-    """By seed; NaN for a cell that diverged."""
-    return {cell.seed: cell.results["eval_perplexity"] for cell in cells if cell.results is not None}
-
-
-def paired(one: Sequence[Cell], other: Sequence[Cell]) -> Estimate | None:
-    """Relative difference in perplexity of `one` to `other` over the seeds that both have."""
-    ours, theirs = perplexities(one), perplexities(other)
-    seeds = [seed for seed in ours if seed in theirs]
-    return relative_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
-
-
-def share(cells: Sequence[Cell], which: str) -> str:
-    reports = [cell.entropy for cell in cells if cell.entropy is not None]
-    return estimate([getattr(r, which)("causal") for r in reports]).format(0, percent=True) if reports else ""
-
-
-def summary_table(study: Study, rows: Rows) -> Table:
-    """Perplexity, its relative difference to the first row (paired by seed), heads by entropy, and speed."""
-    baseline = next(iter(rows))
-    lines = []
-    for row, cells in rows.items():
-        gap = paired(cells, rows[baseline])
-        diverged = [cell.seed for cell in cells if cell.results and cell.results["diverged_at"] is not None]
-        speed = [cell.results["tokens_per_second"] for cell in cells if cell.results]
-        lines.append(
-            [
-                row + (f" (diverged: seed {', '.join(map(str, diverged))})" if diverged else ""),
-                str(len(cells)),
-                estimate(list(perplexities(cells).values())).format(2),
-                "" if row == baseline or gap is None else gap.format(1, percent=True, sign=True),
-                share(cells, "overloaded"),
-                share(cells, "collapsed"),
-                f"{estimate(speed).mean:.0f}",
-            ]
-        )
-    lengths = {cell.entropy.context_length for cells in rows.values() for cell in cells if cell.entropy is not None}
-    bounds = ", ".join(f"{causal_bound(length):.3f} nats at T={length}" for length in sorted(lengths))
-    several = any(len(cells) > 1 for cells in rows.values())
-    interval = "mean ± 95 % interval over seeds (Student t)" if several else "one seed, so no interval"
-    note = (
-        f"Evaluation perplexity at the end of training; {interval}, differences paired by seed. Shares are of heads "
-        f"whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: {bounds}."
-    )
-    for one, other in study.compare:
-        if one in rows and other in rows and (gap := paired(rows[one], rows[other])) is not None:
-            note += f" Perplexity of {one} to {other}: {gap.format(1, percent=True, sign=True)}."
-    return Table(["row", "seeds", "perplexity", f"to {baseline}", ">3max/4", "≤max/4", "tokens/s"], lines, note)
+CAPTIONS = {
+    "slope": "Learnable slopes.",
+    "gelu_share": "Share of GELU in each layer's activation; the rest is ReLU.",
+}
 
 
 def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Table | None:
@@ -99,65 +38,22 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
     measured = [cell.entropy for cell in first.values() if cell.entropy is not None]
     if measured:
         save(heatmaps(measured), folder / "heatmaps.png", [".png"])
-    (folder / "table.md").write_text(markdown(table))
-    (folder / "table.tex").write_text(latex(table))
-    write_at_once(folder / "summary.json", json.dumps(summary(study, cells, table), indent=1) + "\n")
+    write_text(folder / "table.md", markdown(table))
+    write_text(folder / "table.tex", latex(table))
+    write_json(folder / SUMMARY, summary(study, cells, table))
     return table
 
 
-def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]:
-    """What a program reads: the table, and every finished cell."""
-    kept = ("eval_loss", "eval_perplexity", "tokens", "tokens_per_second", "diverged_at", "overloaded_heads",
-            "collapsed_heads", "choices")  # fmt: skip
-    done = [cell for cell in cells if cell.results is not None]
-    return {
-        "title": study.title,
-        "scale": study.scale,
-        "header": table.header,
-        "rows": table.rows,
-        "note": table.note,
-        "cells": [
-            {"row": c.row, "seed": c.seed, **{k: c.results[k] for k in kept if k in c.results}} | by_layer(c)
-            for c in done
-            if c.results is not None
-        ],
-        "settings": study.rows,
-        "data": {
-            split: {k: meta[k] for k in ("corpus", "corpus_sha256", "sha256")} for split, meta in data(done).items()
-        },
-        "environment": environment(),
-        "command": command(),
-    }
-
-
-def by_layer(cell: Cell) -> dict[str, Any]:
-    """Of every layer, at the end: mean entropy of its heads in nats, and what its activation learned; of that also a
-    mean over layers at each step that was logged."""
-    learned = [key for key, _, _ in LEARNED]
-    found = {key: lines for key in ("entropy", *learned) if (lines := layer_curves(cell.log, key))}
-    return {
-        "layers": {key: [line[-1][1] for line in lines] for key, lines in found.items()},
-        "over_training": {
-            key: [(points[0][0], fmean(value for _, value in points)) for points in zip(*found[key], strict=True)]
-            for key in learned
-            if key in found
-        },
-    }
-
-
-def data(done: Sequence[Cell]) -> dict[str, Any]:
-    return done[0].results["data"] if done[0].results is not None else {}
-
-
 def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
-    tokens = sorted({cell.results["tokens"] for cell in cells if cell.results and cell.results["diverged_at"] is None})
+    tokens = sorted({cell.results.tokens for cell in cells if cell.results and not cell.results.diverged})
     trained = f"Tokens a run: {', '.join(f'{t / 1e6:.2f}M' for t in tokens)}." if tokens else ""
     paragraphs = [text for text in (study.about, trained, unfinished(cells)) if text]
     tables = [table]
     diverged = [
         [cell.row, str(cell.seed), str(event["step"]), event["action"], event["verdict"], event["first"]]
         for cell in cells
-        for event in (cell.results or {}).get("nonfinite_events", [])
+        if cell.results is not None
+        for event in cell.results.nonfinite_events
     ]
     if diverged:
         header = ["row", "seed", "step", "action", "verdict", "first"]
@@ -227,11 +123,11 @@ def training_dynamics(rows: Rows) -> Section:
             panels = {row: layer_curves(cell.log, key) for row, cell in probed.items()}
             figures.append(Picture(layer_dynamics(panels, label), f"{caption}, seed {seed}."))
     cells = [cell for done in rows.values() for cell in done]
-    for key, label, caption in LEARNED:
+    for key, label in LEARNED.items():
         panels = {c.name: layer_curves(c.log, key) or [c.curve(f"{key}/global")] for c in cells}
         panels = {name: lines for name, lines in panels.items() if any(lines)}
         if panels:
-            figures.append(Picture(layer_dynamics(panels, label), caption))
+            figures.append(Picture(layer_dynamics(panels, label), CAPTIONS[key]))
     return Section("Over training", figures=figures)
 
 
@@ -248,11 +144,10 @@ def losses(first: Mapping[str, Cell]) -> Section:
 
 def settings_and_hashes(cells: Sequence[Cell]) -> Section:
     kept = ("command", "tokens", "parameters", "choices", "model", "arguments")
-    done = [cell for cell in cells if cell.results is not None]
-    details = {c.name: {key: c.results[key] for key in kept} for c in done if c.results is not None}
-    blocks = {"environment": environment(), "data": data(done), **details}
+    details = {c.name: {key: getattr(c.results, key) for key in kept} for c in cells if c.results is not None}
+    blocks = {"environment": environment(), "data": data_of(cells), **details}
     return Section(
         "Exact settings and hashes",
         [f"Command: {command()}"],
-        details={name: json.dumps(block, indent=1, default=str) for name, block in blocks.items()},
+        details={name: json_text(block) for name, block in blocks.items()},
     )

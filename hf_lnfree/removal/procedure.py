@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,16 +14,14 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..conversion.families import blank, set_block_norms
-from ..conversion.folding import fold, norm_sites
+from ..conversion.folding import fold
+from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import window_batches
 from ..errors import ModelError
 from ..models.removal import MAIN, VALUE, RemovalNorm
-from ..training.procedure import Procedure
+from ..training.procedure import AttachedTrainer, Procedure
 from .schedule import Removal, expand
-
-if TYPE_CHECKING:
-    from ..training.trainer import LNFreeTrainer
 
 GATES = {"all": (MAIN, VALUE), "query_key": (MAIN,), "value": (VALUE,)}
 
@@ -97,7 +95,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         self.removed_model = model
         return model
 
-    def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
+    def attach(self, trainer: AttachedTrainer, steps: int) -> None:
         if trainer.is_fsdp_enabled:
             raise ModelError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
         self.trainer = trainer
@@ -192,12 +190,8 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         event = next(event for event in self.events if (event["norm"], event["part"]) == (removal.norm, removal.part))
         event["loss_after"] = self.loss()
         left = sum(not norm.gate.eq(1).all() for norm in self.norms.values())
-        # Logging clears should_log, and the host's own entry may still be due.
-        should_log = self.trainer.control.should_log
-        self.trainer.log(
-            {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")} | {"removal/norms": left}
-        )
-        self.trainer.control.should_log = should_log
+        losses = {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")}
+        self.trainer.log_aside(losses | {"removal/norms": left})
 
     def agree(self, removal: Removal) -> None:
         """One average over all processes, for a norm whose average stops moving now."""
@@ -224,7 +218,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     @torch.no_grad()
     def run(self, windows: Any) -> float:
         """The loss on windows spread over a split, in eval mode."""
-        model = self.trainer.recorder.model
+        model = self.trainer.unwrapped
         training = model.training
         model.eval()
         batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)

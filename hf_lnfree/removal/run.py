@@ -1,26 +1,25 @@
-"""`hf-lnfree remove-norms`: norms removed from a model by fine-tuning, beside as many steps of plain fine-tuning."""
+"""Norms removed from a model by fine-tuning, beside as many steps of plain fine-tuning."""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..data.arguments import DataArguments
-from ..files import write_at_once
-from ..pages.removal import write_removal_report
-from ..provenance import shareable
-from ..sharing.push import publish
+from ..errors import RunError
 from ..training.arguments import LNFreeTrainingArguments, ModelArguments
 from ..training.fields import CheckpointArguments
+from ..training.log import curve, read_log
 from ..training.procedure import Procedure
-from ..training.run import RESULTS, train
+from ..training.results import RESULTS, RunResults
+from ..training.run import train
 from .arguments import RemovalArguments
 from .procedure import NormRemoval, PlainFineTuning
+from .results import RemovalSummary
 from .schedule import read_schedule
 
-SUMMARY = "removal.json"
+PLAIN = "plain"
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +30,13 @@ def remove_norms(
     data: DataArguments,
     args: LNFreeTrainingArguments,
     checkpoint: CheckpointArguments | None = None,
-) -> dict[str, Any]:
+) -> RemovalSummary:
     """
     Fine-tune a model while its norms are removed, and, unless `removal.baseline` is off, as long without.
 
     Writes the model, folded, and everything that `train` writes into `args.output_dir`, the same of the plain run into
-    its folder `plain`, and removal.json with report.html that compare them. Goes on with `args.resume_from_checkpoint`.
+    its folder `plain`, and `removal.json`, which compares them; `hf_lnfree.pages` draws and shows it. Goes on with
+    `args.resume_from_checkpoint`.
 
     Args:
         model: folder or Hub name, of ours or stock.
@@ -48,6 +48,7 @@ def remove_norms(
 
     Raises:
         SettingsError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
+        RunError: a finished run that is there removed no norms, or its results.json or log.jsonl is damaged.
     """
     schedule = read_schedule(removal.schedule)
     data.tokenizer = data.tokenizer or model
@@ -58,23 +59,21 @@ def remove_norms(
     start = ModelArguments(model_name_or_path=model, **vars(checkpoint or CheckpointArguments()))
     results = {"removal": run(start, data, args, folder, procedure)}
     if removal.baseline:
-        results["plain"] = run(start, data, args, folder / "plain", PlainFineTuning(*lora))
+        results["plain"] = run(start, data, args, folder / PLAIN, PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
-        write_at_once(folder / SUMMARY, shareable(json.dumps(summary, indent=1)))
-        write_removal_report(folder, summary)
-        publish(folder, args)
+        summary.save(folder)
     return summary
 
 
 def run(
     model: ModelArguments, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
-) -> dict[str, Any]:
+) -> RunResults:
     """One of the two runs; a finished one is read when the other is gone on with."""
     goes_on = str(args.resume_from_checkpoint).lower() in ("auto", "last", "true")
     if goes_on and (folder / RESULTS).is_file():
         logger.info("%s is finished.", folder)
-        return json.loads((folder / RESULTS).read_text())
+        return RunResults.load(folder)
     own = copy.copy(args)
     own.output_dir, own.push_to_hub = str(folder), False
     if goes_on:
@@ -82,34 +81,30 @@ def run(
     return train(model, copy.copy(data), own, procedure)
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def summarise(results: Mapping[str, Mapping[str, Any]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Losses in nats a token, on the held-out windows."""
-    folders = {"removal": folder, "plain": folder / "plain"}
-    curves = {
-        name: [(entry["step"], entry["eval_loss"]) for entry in log_of(folders[name]) if "eval_loss" in entry]
-        for name in results
-    }
-    removed = results["removal"]
-    events = removed["removal"]["events"]
-    summary = {
-        "model": removed["row"],
-        "loss_before": curves["removal"][0][1],
-        "loss_after": removed["eval_loss"],
-        "loss_plain": results["plain"]["eval_loss"] if "plain" in results else None,
-        "gap": removed["eval_loss"] - results["plain"]["eval_loss"] if "plain" in results else None,
-        "norms_left": removed["model"]["norm"]
-        if removed["model"]["norm"] == removed["model"]["final_norm"]
-        else "mixed",
-        "events": events,
-        "curves": curves,
-        "steps": removed["steps"],
-        "tokens": removed["tokens"],
-        "sigma": removed["removal"]["sigma"],
-        "arguments": arguments,
-    }
-    shared = ("seed", "data", "environment", "command", "diverged_at")
-    return summary | {key: removed[key] for key in shared}
+def summarise(results: Mapping[str, RunResults], folder: Path, arguments: dict[str, Any]) -> RemovalSummary:
+    """Out of one run or both, by name; `folder` is that of the first."""
+    removed, plain = results["removal"], results.get("plain")
+    if removed.removal is None:
+        raise RunError(f"{folder} holds a finished run that removed no norms. Give another --out.")
+    folders = {"removal": folder, "plain": folder / PLAIN}
+    curves = {name: curve(read_log(folders[name]), "eval_loss") for name in results}
+    norms = {removed.model["norm"], removed.model["final_norm"]}
+    return RemovalSummary(
+        model=removed.row,
+        loss_before=curves["removal"][0][1],
+        loss_after=removed.eval_loss,
+        loss_plain=None if plain is None else plain.eval_loss,
+        gap=None if plain is None else removed.eval_loss - plain.eval_loss,
+        norms_left=norms.pop() if len(norms) == 1 else "mixed",
+        events=removed.removal["events"],
+        curves=curves,
+        steps=removed.steps,
+        tokens=removed.tokens,
+        sigma=removed.removal["sigma"],
+        arguments=arguments,
+        seed=removed.seed,
+        data=removed.data,
+        environment=removed.environment,
+        command=removed.command,
+        diverged_at=removed.diverged_at,
+    )

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedModel
 
-from ..conversion.families import sites_of
-from ..conversion.folding import norm_sites
+from ..conversion.norm_sites import norm_sites
 from ..errors import SettingsError
 from ..models.removal import RemovalNorm
 
@@ -65,6 +64,7 @@ def read_schedule(text: str) -> list[dict[str, Any]] | Literal["auto"]:
 
 
 def check_stage(stage: Mapping[str, Any]) -> None:
+    """Raise SettingsError for a stage that is none."""
     if unknown := set(stage) - {"norms", "start", "every"}:
         raise SettingsError(f"A stage has norms, start and every; {sorted(unknown)} is not known.")
     if not isinstance(stage.get("norms"), str):
@@ -121,8 +121,7 @@ def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
     """Every name that a stage may use for several norms -> these norms, first layer to last."""
     *blocks, final = norm_sites(model)
     living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
-    feeds = sites_of(model).attention_norms
-    attention = [site for site in living if site.name.rpartition(".")[2] in feeds]
+    attention = [site for site in living if site.branch == "attention"]
     fused = [site.name for site in attention if site.norm.path is not None]
     return {
         "mlp": [(site.name, "all") for site in living if site not in attention],

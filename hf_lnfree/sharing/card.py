@@ -1,6 +1,6 @@
 """A model card out of what a run recorded; what is not known is left out."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.arguments import STDLIB
-from ..errors import RunError
-from ..files import write_at_once
-from ..provenance import shareable
+from ..files import read_json, write_text
+from ..removal.results import RemovalSummary
+from ..tables import number
+from ..training.results import ENTROPY, RunResults
 
 TEMPLATE = files("hf_lnfree") / "sharing" / "templates" / "model_card.md"
-RESULTS = "results.json"
 EVALUATION = "evaluation.json"  # of `hf-lnfree evaluate --out RUN/evaluation.json`
 CARD = "README.md"
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed", "bf16", "fp16")
@@ -29,13 +29,11 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         repo_id: what the example in the card loads; the folder by default.
 
     Raises:
-        RunError: no finished run there.
+        RunError: no finished run there, or a file of it is damaged.
     """
-    results = read(run / RESULTS)
-    if results is None:
-        raise RunError(f"{run} holds no readable {RESULTS}, which a run writes when it ends: there is nothing to tell.")
-    config = read(run / "config.json") or {}
-    title = f"{shown_name(results)}{' without LayerNorm' * ('removal' in results)}, seed {results['seed']}"
+    results, config = RunResults.load(run), optional(run / "config.json")
+    title = f"{results.name}{' without LayerNorm' * (results.removal is not None)}, seed {results.seed}"
+    events = results.nonfinite_events
     card = ModelCard.from_template(
         card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -44,32 +42,21 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         architecture=(config.get("architectures") or [config.get("model_type")])[0],
         norms=norms(config),
         activation=config.get("activation_function", config.get("hidden_act")),
-        parameters=thousands(results.get("parameters")),
-        trainable_parameters=thousands(results.get("trainable_parameters")),
+        parameters=f"{results.parameters:,}",
+        trainable_parameters=f"{results.trainable_parameters:,}",
         measured=list(measured(run, results)),
         picture="entropy.svg" if (run / "entropy.svg").is_file() else None,
-        events=(results.get("nonfinite_events") or [{}])[-1].get("verdict"),
+        events=events[-1]["verdict"] if events else None,
         made_from=list(made_from(results)),
-        entropy_file=(run / "entropy.json").is_file(),
+        entropy_file=(run / ENTROPY).is_file(),
     )
-    write_at_once(run / CARD, shareable(str(card)))
+    write_text(run / CARD, str(card))
     return run / CARD
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def thousands(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
-
-
-def shown_name(results: Mapping[str, Any]) -> str:
-    """The row, or the last part of the model that a run began with."""
-    return str(results["row"]).rstrip("/").rpartition("/")[2]
+def optional(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, if it is there."""
+    return read_json(path) if path.is_file() else {}
 
 
 def norms(config: Mapping[str, Any]) -> str | None:
@@ -79,8 +66,8 @@ def norms(config: Mapping[str, Any]) -> str | None:
     return f"norm {blocks} in the blocks and {config.get('final_norm')} after the last"
 
 
-def card_data(run: Path, results: Mapping[str, Any], model_name: str) -> ModelCardData:
-    dataset = results.get("hub_dataset")
+def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
+    dataset = results.hub_dataset
     name, shown = dataset_names(results)
     evaluated = [
         EvalResult(
@@ -97,54 +84,54 @@ def card_data(run: Path, results: Mapping[str, Any], model_name: str) -> ModelCa
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["lnfree", "layernorm-free"],
-        base_model=results.get("base_model"),
+        base_model=results.base_model,
         datasets=[dataset] if dataset else None,
         eval_results=evaluated or None,
         model_name=model_name,
     )
 
 
-def dataset_names(results: Mapping[str, Any]) -> tuple[str, str]:
+def dataset_names(results: RunResults) -> tuple[str, str]:
     """For the index, and to be read; a folder of somebody's machine is not named."""
-    if results["arguments"]["data"]["data"] == STDLIB:
+    if results.arguments["data"]["data"] == STDLIB:
         return STDLIB, "Python's standard library"
-    name = results.get("hub_dataset")
+    name = results.hub_dataset
     return (name, name) if name else ("local", "local files")
 
 
-def metrics(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(type, name, value) of everything that was measured and is a number."""
-    evaluation = read(run / EVALUATION) or {}
+def metrics(run: Path, results: RunResults) -> Iterator[tuple[str, str, float]]:
+    """(type, name, value) of everything that was measured and is finite."""
+    evaluation = optional(run / EVALUATION)
     found = {
-        ("perplexity", "perplexity"): results.get("eval_perplexity"),
+        ("perplexity", "perplexity"): results.eval_perplexity,
         ("bits_per_byte", "bits per byte"): evaluation.get("bits_per_byte", {}).get("bits_per_byte"),
-        ("overloaded_heads", "share of heads above 3/4 of the maximum entropy"): results.get("overloaded_heads"),
-        ("collapsed_heads", "share of heads below 1/4 of the maximum entropy"): results.get("collapsed_heads"),
+        ("overloaded_heads", "share of heads above 3/4 of the maximum entropy"): results.overloaded_heads,
+        ("collapsed_heads", "share of heads below 1/4 of the maximum entropy"): results.collapsed_heads,
     }
     for (metric, name), value in found.items():
-        if isinstance(value, (int, float)) and value == value:
+        if value is not None and math.isfinite(value):
             yield metric, name, value
 
 
-def measured(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def measured(run: Path, results: RunResults) -> Iterator[tuple[str, str]]:
     for _, name, value in metrics(run, results):
         yield name, f"{100 * value:.0f} %" if name.startswith("share") else f"{value:.4g}"
-    if removal := read(run / "removal.json"):
-        yield "held-out loss before norms were removed", f"{removal['loss_before']:.4f} nats a token"
-        yield "after", f"{removal['loss_after']:.4f} nats a token"
-        if removal["gap"] is not None:
-            yield "to as many steps of plain fine-tuning", f"{removal['gap']:+.4f} nats a token"
+    if (run / RemovalSummary.file).is_file():
+        removal = RemovalSummary.load(run)
+        yield "held-out loss before norms were removed", f"{number(removal.loss_before, '.4f')} nats a token"
+        yield "after", f"{number(removal.loss_after, '.4f')} nats a token"
+        if removal.gap is not None:
+            yield "to as many steps of plain fine-tuning", f"{number(removal.gap, '+.4f')} nats a token"
 
 
-def made_from(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    data, training = results["data"], results["arguments"]["training"]
+def made_from(results: RunResults) -> Iterator[tuple[str, str]]:
+    training = results.arguments["training"]
     yield "data", dataset_names(results)[1]
-    yield "tokens", f"{results['tokens']:,} in {results['steps']:,} steps, windows of {data['train']['context_length']}"
+    yield "tokens", f"{results.tokens:,} in {results.steps:,} steps, windows of {results.context_length}"
     for split in ("train", "validation"):
-        yield f"sha256 of the {split} tokens", f"`{data[split]['sha256']}`"
+        yield f"sha256 of the {split} tokens", f"`{results.data[split]['sha256']}`"
     for name in SETTINGS:
         if training.get(name) not in (None, False):
             yield name.replace("_", " "), str(training[name])
-    environment = results["environment"]
     packages = ("hf_lnfree", "python", "torch", "transformers", "device")
-    yield "versions", ", ".join(f"{name} {environment[name]}" for name in packages if name in environment)
+    yield "versions", ", ".join(f"{name} {results.environment[name]}" for name in packages)

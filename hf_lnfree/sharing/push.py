@@ -5,12 +5,11 @@ import time
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from transformers import TrainingArguments
 
 from ..errors import RunError
-from ..provenance import secrets
+from ..redaction import secrets
 from .card import write_card
 
 try:  # the client of huggingface_hub from 2.0 on, and before
@@ -26,15 +25,6 @@ KEPT_BACK = ["checkpoint-*", "*/checkpoint-*", ".*", "plain/*", "training_args.b
 ATTEMPTS, WAIT = 4, 1.0  # seconds before the second attempt, twice as long before each one after
 
 logger = logging.getLogger(__name__)
-
-
-def publish(run: Path, args: TrainingArguments) -> None:
-    """The card of a run that has ended, and with `args.push_to_hub` the whole run to `args.hub_model_id`."""
-    if not args.push_to_hub:
-        write_card(run, args.hub_model_id)
-        return
-    private = bool(args.hub_private_repo)
-    push_run(run, args.hub_model_id or run.resolve().name, private, args.hub_revision, token=args.hub_token)
 
 
 def push_run(
@@ -57,7 +47,10 @@ def push_run(
         RunError: no finished run, a repo id that is not allowed, or a file that holds a secret of the environment.
         OSError: the Hub refuses, or cannot be reached.
     """
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RunError(str(error)) from error
     write_card(run, repo_id)
     refuse_secrets(run)
     api = HfApi(token=token)

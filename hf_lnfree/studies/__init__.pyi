@@ -6,3 +6,4 @@ from .statistics import relative_difference as relative_difference
 from .study import Cell as Cell
 from .study import Study as Study
 from .study import run_study as run_study
+from .summary import summary_table as summary_table

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ..errors import RunError
-from ..pages.study import by_row, data, paired, perplexities, share
 from ..tables import Table
 from .statistics import estimate
 from .study import Cell
+from .summary import by_row, data_of, paired, perplexities, share
 
 
 def compare_studies(one: Path, other: Path) -> Table:
@@ -26,7 +26,7 @@ def compare_studies(one: Path, other: Path) -> Table:
     for row in common:
         before, after = found[0][row], found[1][row]
         gap = paired(after, before)
-        hashes = {data([cells[0]])["validation"]["sha256"] for cells in (before, after)}
+        hashes = {data_of(cells)["validation"]["sha256"] for cells in (before, after)}
         same_data = same_data and len(hashes) == 1
         lines.append(
             [

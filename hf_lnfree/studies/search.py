@@ -4,7 +4,6 @@ Sequential halving (arXiv 1502.07943): every rung spends as many steps; after ea
 steps. Every run of a rung is trained anew with a whole schedule, so what is compared are endpoints.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,10 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import SettingsError
-from ..files import write_at_once
-from ..provenance import command, environment, shareable
+from ..files import write_json
+from ..provenance import command, environment
+from ..tables import number as shown
 from ..training.settings import merge
-from .study import Cell, Study, run_study
+from .study import Cell, Finish, Study, run_study
 
 SEARCH = "search.json"
 
@@ -47,6 +47,7 @@ def search_layers(
     seeds: Sequence[int],
     folder: Path,
     announce: Callable[[str], None] = print,
+    finish: Finish | None = None,
     **local: Any,
 ) -> dict[str, Any]:
     """
@@ -61,10 +62,11 @@ def search_layers(
         budget: steps of all runs of one seed together.
         seeds: a candidate's score is its mean loss over these.
         folder: cells are kept there as a study's are, one folder a rung.
+        announce, finish, local: as `run_study`.
 
     Returns:
         What `search.json` holds: the assignment as a rule for `layer_activations`, the order of the layers, and every
-        rung with its losses.
+        rung with its losses (in the file null where a run diverged).
 
     Raises:
         SettingsError: another number of rows or activations, or a budget too small for one step a run.
@@ -90,7 +92,7 @@ def search_layers(
             return merge(settings, {"max_steps": steps, "config_overrides": {"layer_activations": candidate}})
 
         rung = replace(study, rows={candidate: fields(candidate) for candidate in candidates}, compare=())
-        cells = run_study(rung, seeds, folder / f"rung-{number}", candidates, announce, **local)
+        cells = run_study(rung, seeds, folder / f"rung-{number}", candidates, announce, finish, **local)
         return {candidate: [cell for cell in cells if cell.row == candidate] for candidate in candidates}
 
     alone = [rule([value] * layers) for value in pair]
@@ -107,7 +109,8 @@ def search_layers(
         losses = {candidate: mean_loss(cells) for candidate, cells in trained.items()}
         record.append({"steps": steps, "losses": losses})
         candidates = sorted(losses, key=lambda candidate: losses[candidate])
-        announce(f"rung {number}, {steps} steps: {candidates[0]} is ahead with loss {losses[candidates[0]]:.4f}")
+        best = shown(losses[candidates[0]], ".4f")
+        announce(f"rung {number}, {steps} steps: {candidates[0]} is ahead with loss {best}")
         steps *= 2
     found = {
         "layer_activations": candidates[0],
@@ -120,12 +123,12 @@ def search_layers(
         "environment": environment(),
         "command": command(),
     }
-    write_at_once(folder / SEARCH, shareable(json.dumps(found, indent=1)) + "\n")
+    write_json(folder / SEARCH, found)
     return found
 
 
 def mean_loss(cells: Sequence[Cell]) -> float:
     """Over seeds; a run that diverged is behind all others."""
-    losses = [cell.results["eval_loss"] if cell.results else math.nan for cell in cells]
+    losses = [cell.results.eval_loss if cell.results else math.nan for cell in cells]
     mean = sum(losses) / len(losses)
     return mean if math.isfinite(mean) else math.inf

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingsError
+from ..tables import number
 
 # Student's t, 97.5 % quantile, by degrees of freedom; from 30 on the normal value is used.
 T_975 = [
@@ -22,11 +23,12 @@ class Estimate:
     seeds: int
 
     def format(self, digits: int = 2, percent: bool = False, sign: bool = False) -> str:
+        """Mean ± half width; without the width for one seed, "not finite" for a NaN among the values."""
         scale, unit = (100.0, " %") if percent else (1.0, "")
-        text = f"{self.mean * scale:{'+' if sign else ''}.{digits}f}"
-        if self.seeds > 1:
-            text += f" ± {self.half_width * scale:.{digits}f}"
-        return text + unit
+        text = number(self.mean * scale, f"{'+' if sign else ''}.{digits}f")
+        if not math.isfinite(self.mean):
+            return text
+        return text + (f" ± {self.half_width * scale:.{digits}f}" if self.seeds > 1 else "") + unit
 
 
 def estimate(values: Sequence[float]) -> Estimate:

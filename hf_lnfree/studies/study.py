@@ -1,7 +1,6 @@
 """A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
 
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +10,17 @@ from typing import Any, get_args
 
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
 from ..errors import SettingsError
-from ..files import write_at_once
-from ..training.run import RESULTS, train
+from ..files import read_json, strict, write_json
+from ..training.arguments import LNFreeTrainingArguments
+from ..training.lock import RunInUse, only_run
+from ..training.log import Curve, curve, read_log
+from ..training.results import ENTROPY, RESULTS, RunResults
+from ..training.run import train
 from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
-from ..training.trainer import RunInUse, only_run
 
 STUDY = "study.json"
+Finish = Callable[[Path, LNFreeTrainingArguments], None]
+"""What is done with a run that has ended: takes its folder and its arguments, like `hf_lnfree.pages.finish_run`."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +120,20 @@ class Cell:
     folder: Path
     running: bool = False
     """Whether another process trains it."""
-    results: dict[str, Any] | None = None
+    results: RunResults | None = None
     entropy: EntropyReport | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def load(self) -> "Cell":
-        """Read what its folder holds; nothing counts before `results.json` is there."""
+        """
+        Read what its folder holds; nothing counts before `results.json` is there.
+
+        Raises:
+            RunError: a file of a finished cell is damaged.
+        """
         if (self.folder / RESULTS).is_file():
-            self.results = json.loads((self.folder / RESULTS).read_text())
-            self.log = [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
-            report = self.folder / "entropy.json"
+            self.results, self.log = RunResults.load(self.folder), read_log(self.folder)
+            report = self.folder / ENTROPY
             self.entropy = EntropyReport.load(report) if report.is_file() else None
         return self
 
@@ -134,14 +142,14 @@ class Cell:
         if self.results is None:
             unfinished = "interrupted" if self.folder.exists() else "to do"
             return "in another process" if self.running else unfinished
-        return "finished" if self.results["diverged_at"] is None else f"diverged at step {self.results['diverged_at']}"
+        return f"diverged at step {self.results.diverged_at}" if self.results.diverged else "finished"
 
     @property
     def name(self) -> str:
         return f"{self.row}, seed {self.seed}"
 
-    def curve(self, key: str) -> list[tuple[float, float]]:
-        return [(entry["step"], entry[key]) for entry in self.log if key in entry]
+    def curve(self, key: str) -> Curve:
+        return curve(self.log, key)
 
 
 def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
@@ -156,6 +164,7 @@ def run_study(
     folder: Path,
     rows: Sequence[str] | None = None,
     announce: Callable[[str], None] = print,
+    finish: Finish | None = None,
     **local: Any,
 ) -> list[Cell]:
     """
@@ -165,6 +174,8 @@ def run_study(
 
     Args:
         rows: only these.
+        announce: takes a line about every cell.
+        finish: called for each cell that was trained here, on every process.
         local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `device`.
 
     Raises:
@@ -187,6 +198,8 @@ def run_study(
                          + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
                 train(*arguments)
                 trained += 1
+                if finish is not None:
+                    finish(cell.folder, arguments[2])
         except RunInUse:
             cell.running = True
         announce(f"{number}: {cell.load().state}")
@@ -196,9 +209,9 @@ def run_study(
 def keep_settings(study: Study, folder: Path) -> None:
     """Write the settings down; refuse those that differ from what cells in the folder were begun with."""
     path = folder / STUDY
-    rows: dict[str, Any] = json.loads(json.dumps(study.rows))
+    rows: dict[str, Any] = strict(study.rows)  # both as the file has them, without secrets
     if path.is_file():
-        then: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"]
+        then: dict[str, dict[str, Any]] = strict(read_json(path)["rows"])
         begun = {row for row in then if any((folder / row).glob("seed-*"))}
         differences = [
             f"{row}: {key} was {then[row].get(key)!r}, is {rows.get(row, {}).get(key)!r}"
@@ -214,7 +227,7 @@ def keep_settings(study: Study, folder: Path) -> None:
         rows = {**{row: then[row] for row in begun}, **rows}
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
-        write_at_once(path, json.dumps({"title": study.title, "scale": study.scale, "rows": rows}, indent=1) + "\n")
+        write_json(path, {"title": study.title, "scale": study.scale, "rows": rows})
 
 
 def is_first_process() -> bool:

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import RunError
+from .arguments import LNFreeTrainingArguments
+from .results import RESULTS
 
 PARTIAL = ".partial-checkpoint"
+BYTES_A_PARAMETER = 12  # weights and two moments, in float32
 
 # transformers 5.17 asks torch.load for "cpu:0" in a group of processes on the CPU, which torch knows as "cpu" only.
 torch.serialization.register_package(
@@ -114,7 +117,7 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
         return str(wanted)
     last = next(reversed(checkpoints(folder)), None) if folder.is_dir() else None
     if wanted is None or how == "false":
-        if last is not None or (folder / "results.json").exists():
+        if last is not None or (folder / RESULTS).exists():
             raise RunError(
                 f"{folder} holds an earlier run. Pass --resume-from-checkpoint last to go on with it, or give another "
                 "--out."
@@ -123,3 +126,14 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
     if last is None and how != "auto":
         raise RunError(f"{folder} holds no checkpoint to resume from.")
     return None if last is None else str(last)
+
+
+def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArguments) -> None:
+    """Raise OSError when not even one checkpoint would fit on the disk."""
+    needed = BYTES_A_PARAMETER * model.num_parameters()
+    free = shutil.disk_usage(folder).free
+    if args.save_strategy != "no" and free < needed:
+        raise OSError(
+            f"A checkpoint takes {needed / 1e9:.2f} GB and {folder} has room for {free / 1e9:.2f} GB. Make room, give "
+            "another --out, or pass --save-strategy no."
+        )

@@ -2,22 +2,19 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from ..analysis.nonfinite import count_nonfinite, first_nonfinite, judge
 from ..errors import LNFreeError
 from .checkpoints import checkpoints
-from .recorder import FlightRecorder, Sample
-
-if TYPE_CHECKING:
-    from .trainer import LNFreeTrainer
+from .recorder import FlightRecorder, Sample, recorded_events
+from .rollback import GoodState, scale_learning_rate
 
 ROLLBACK_FACTOR, MOST_ROLLBACKS = 0.5, 8
 SCALER_PATIENCE = 40  # steps in a row that a loss scaler may skip before its gradients count as diverged
@@ -43,55 +40,64 @@ class DivergenceGuard(TrainerCallback):
       after eight times it stops. Keeps a copy of both in the CPU's memory.
 
     Args:
-        trainer: whose steps are checked.
-        recorder: whose samples tell what led there.
+        recorder: whose samples tell what led there; its model and its steps are those that are checked.
+        loss: of its model on a batch, without anything around it that hides modules.
+        save: saves a checkpoint of the state before the step.
+        drop_gradients: of the step at hand.
+        scaler: gives the loss scaler, or None.
+        gather: one tensor out of those of all processes.
     """
 
-    def __init__(self, trainer: "LNFreeTrainer", recorder: FlightRecorder):
-        self.trainer, self.recorder = trainer, recorder
+    def __init__(
+        self,
+        recorder: FlightRecorder,
+        *,
+        loss: Callable[[Mapping[str, Any]], Tensor],
+        save: Callable[[], None],
+        drop_gradients: Callable[[], None],
+        scaler: Callable[[], Any],
+        gather: Callable[[Tensor], Tensor],
+    ):
+        self.recorder, self.step = recorder, recorder.step
+        self.loss, self.save, self.drop_gradients = loss, save, drop_gradients
+        self.scaler, self.gather = scaler, gather
         self.events: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
         self.scaled_in_vain = 0
-        self.good: dict[str, Tensor] | None = None
+        self.good: GoodState | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
         if state.global_step:  # a resumed run keeps what happened before its checkpoint
-            self.events = [event for event in self.recorder.recorded_events() if event["step"] <= state.global_step]
-        self.remember()
+            before = recorded_events(Path(args.output_dir))
+            self.events = [event for event in before if event["step"] <= state.global_step]
+        self.remember(args, optimizer)
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self.trainer.micro_batches = []
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs) -> None:
         if self.diverged_at is not None:
             control.should_training_stop = control.should_log = True
         elif self.recorder.due(state.global_step, state.max_steps):
-            self.remember()
+            self.remember(args, optimizer)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        if self.is_finite():
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
+        if self.is_finite(args.world_size):
             self.scaled_in_vain = 0
         elif self.is_divergence():
-            self.diverge(state)
+            self.diverge(args, state, optimizer, lr_scheduler)
 
-    def is_finite(self) -> bool:
+    def is_finite(self, processes: int) -> bool:
         # Gradients are the same on all processes, and a loss that is not finite on one of them reaches them all.
-        alone = self.trainer.args.world_size == 1
-        losses_finite = not alone or all(bool(loss.isfinite()) for _, loss in self.trainer.micro_batches)
-        return math.isfinite(self.trainer.grad_norm) and losses_finite
+        losses_finite = processes > 1 or bool(self.step.losses.isfinite().all())
+        return math.isfinite(self.step.grad_norm) and losses_finite
 
     def is_divergence(self) -> bool:
         """A loss scaler tries out scales that overflow, and skips these steps by itself; the loss is finite then."""
-        accelerator = self.trainer.accelerator
-        losses = torch.stack([loss for _, loss in self.trainer.micro_batches])
-        if accelerator.scaler is None or not bool(accelerator.gather(losses).isfinite().all()):
+        if self.scaler() is None or not bool(self.gather(self.step.losses).isfinite().all()):
             return True
         self.scaled_in_vain += 1
         return self.scaled_in_vain > SCALER_PATIENCE
 
-    def diverge(self, state: Any) -> None:
-        step = state.global_step + 1
-        action = self.trainer.args.on_nonfinite
+    def diverge(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
+        step, action = state.global_step + 1, args.on_nonfinite
         if action == "rollback" and (self.good is None or len(self.events) >= MOST_ROLLBACKS):
             action = "stop"
         event = {"step": step, "action": action, **self.diagnose()}
@@ -100,20 +106,21 @@ class DivergenceGuard(TrainerCallback):
             "Step %d is not finite: %s. First: %s. %s. %s.",
             *(step, event["verdict"], event["first"], event["figures"], ACTIONS[action]),
         )
-        self.trainer.log({"nonfinite/events": len(self.events)})
+        self.recorder.log({"nonfinite/events": len(self.events)})
         if action == "stop":
             self.diverged_at = step
-            event["last_good_state"] = self.save_good_state(state)
+            event["last_good_state"] = self.save_good_state(Path(args.output_dir), state.global_step)
         elif action == "rollback":
-            self.roll_back()
+            assert self.good is not None
+            self.good.restore(self.recorder.model(), optimizer)
+            scale_learning_rate(optimizer, lr_scheduler, ROLLBACK_FACTOR)
         self.recorder.write(f"not finite at step {step}", self.events)
-        if self.trainer.accelerator.scaler is None:  # a scaler skips the step itself, and needs the gradients for that
-            self.trainer.model_wrapped.zero_grad(set_to_none=True)
+        if self.scaler() is None:  # a scaler skips the step itself, and needs the gradients for that
+            self.drop_gradients()
 
     def diagnose(self) -> dict[str, Any]:
-        model = self.recorder.model
-        inputs = [batch for batch, _ in self.trainer.micro_batches]
-        found = filter(None, (first_nonfinite(model, self.loss_of(model, batch)) for batch in inputs))
+        model, inputs = self.recorder.model(), self.step.inputs
+        found = filter(None, (first_nonfinite(model, partial(self.loss, batch)) for batch in inputs))
         first = next(found, None)
         now: Sample = {}
         try:
@@ -133,46 +140,14 @@ class DivergenceGuard(TrainerCallback):
             "sample": now,
         }
 
-    def loss_of(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with self.trainer.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
-                return model(**batch).loss
-
-        return run
-
-    def save_good_state(self, state: Any) -> str:
-        if not any(map(count_nonfinite, self.recorder.model.parameters())):
-            self.trainer._save_checkpoint(self.trainer.model_wrapped, None)
-            return f"checkpoint-{state.global_step}"
-        known = checkpoints(Path(self.trainer.args.output_dir))
+    def save_good_state(self, folder: Path, step: int) -> str:
+        """Its name, or why there is none."""
+        if not any(map(count_nonfinite, self.recorder.model().parameters())):
+            self.save()
+            return f"checkpoint-{step}"
+        known = checkpoints(folder)
         return known[-1].name if known else "none: the weights are not finite, and no checkpoint was saved before"
 
-    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """This process's part of the weights and of the optimiser's state, by name."""
-        optimizer: Any = self.trainer.optimizer
-        for name, parameter in self.recorder.model.named_parameters():
-            yield name, local(parameter.detach())
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    yield f"{name}, {key}", local(value)
-
-    def remember(self) -> None:
-        if self.trainer.args.on_nonfinite == "rollback":
-            self.good = {name: tensor.to("cpu", copy=True) for name, tensor in self.state_tensors()}
-
-    @torch.no_grad()
-    def roll_back(self) -> None:
-        assert self.good is not None
-        for name, tensor in self.state_tensors():
-            known = self.good.get(name)
-            tensor.zero_() if known is None else tensor.copy_(known)  # before the first step there were no moments
-        optimizer: Any = self.trainer.optimizer
-        scheduler: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
-        for group in optimizer.param_groups:
-            group.update({key: ROLLBACK_FACTOR * group[key] for key in ("lr", "initial_lr")})
-        scheduler.base_lrs = [ROLLBACK_FACTOR * rate for rate in scheduler.base_lrs]
-
-
-def local(x: Tensor) -> Tensor:
-    """The part of a sharded tensor that this process holds."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    def remember(self, args: Any, optimizer: Any) -> None:
+        if args.on_nonfinite == "rollback":
+            self.good = GoodState(self.recorder.model(), optimizer)

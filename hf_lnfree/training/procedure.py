@@ -1,13 +1,39 @@
 """What a run does to its model besides training it: before the first step, at the steps, and after the last."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, TrainerState
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-if TYPE_CHECKING:
-    from .trainer import LNFreeTrainer
+
+class AttachedTrainer(Protocol):
+    """
+    What a procedure may use of the trainer that it is attached to.
+
+    Args:
+        args: its `TrainingArguments`.
+        penalties: each is called after a forward pass in training, and what it returns is added to the loss.
+        train_dataset, eval_dataset: the windows.
+        is_fsdp_enabled: whether weights are sharded.
+        unwrapped: the model without what distributes or compiles it.
+    """
+
+    args: Any
+    penalties: list[Callable[[], Tensor]]
+    train_dataset: Any
+    eval_dataset: Any
+    is_fsdp_enabled: bool
+
+    @property
+    def unwrapped(self) -> Any: ...
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None: ...
+
+    def log_aside(self, logs: dict[str, float]) -> None:
+        """Log in the middle of a step."""
 
 
 class Procedure:
@@ -34,7 +60,7 @@ class Procedure:
         config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(model, config)
 
-    def attach(self, trainer: "LNFreeTrainer", steps: int) -> None:
+    def attach(self, trainer: AttachedTrainer, steps: int) -> None:
         """Add callbacks and penalties to the trainer, before it trains that many steps."""
 
     def while_training(self) -> AbstractContextManager[None]:
@@ -49,5 +75,5 @@ class Procedure:
         return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
     def report(self) -> dict[str, Any]:
-        """What is added to results.json."""
+        """What is added to results.json: values of its fields (`RunResults`), or keys of your own."""
         return {} if self.lora_rank is None else {"lora_rank": self.lora_rank}

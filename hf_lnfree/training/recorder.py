@@ -4,12 +4,11 @@ Samples are logged like losses; the last of them are kept in memory, beside ever
 written when a run dies.
 """
 
-import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +18,18 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
-from ..files import write_at_once
+from ..files import read_json, write_json
 from ..models.activations import ChannelPReLU, GELUReLU, LearnableLeakyReLU
+from .steps import StepRecord
 
-if TYPE_CHECKING:
-    from .trainer import LNFreeTrainer
-
+RECORD = "flight_recorder.json"
 STEPS_KEPT = 200
 Sample = dict[str, float]
 
 
 class FlightRecorder(TrainerCallback):
     """
-    Every `args.probe_steps` steps a sample of the held-out `batches`, in eval mode, goes to the trainer's `log`.
+    Every `every` steps a sample of the held-out `batches`, in eval mode, goes to the log.
 
     Keys, by layer (`/layer_00`...): `entropy` (nats), `residual_rms`, `attention_logit` (the largest), `sparsity` and
     `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`) and
@@ -40,22 +38,32 @@ class FlightRecorder(TrainerCallback):
     `nonfinite/activations`, `nonfinite/parameters`.
 
     Args:
-        trainer: whose model is looked at.
         batches: the held-out inputs; without any nothing is sampled.
+        model: gives the model that is looked at, without what distributes or compiles it.
+        step: what the step at hand is made of.
+        log: takes a sample, in the middle of a step.
+        every: steps from one sample to the next; 0 for none.
+        kept: samples that are kept in memory.
+        folder: where `flight_recorder.json` is written; None on processes that do not write.
     """
 
-    def __init__(self, trainer: "LNFreeTrainer", batches: Sequence[Batch]):
-        self.trainer, self.batches = trainer, batches
-        self.every = trainer.args.probe_steps if batches else 0
-        self.samples: deque[Sample] = deque(maxlen=trainer.args.recorder_samples)
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        *,
+        model: Callable[[], PreTrainedModel],
+        step: StepRecord,
+        log: Callable[[Sample], None],
+        every: int,
+        kept: int,
+        folder: Path | None = None,
+    ):
+        self.batches, self.model, self.step, self.log, self.folder = batches, model, step, log, folder
+        self.every = every if batches else 0
+        self.samples: deque[Sample] = deque(maxlen=kept)
         self.steps: deque[dict[str, Any]] = deque(maxlen=STEPS_KEPT)
         self.first: Sample = {}
         self.layer_grad_norms: Sample = {}
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """Without what distributes or compiles it."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
 
     def due(self, step: int, max_steps: int) -> bool:
         return self.every > 0 and (step % self.every == 0 or step == max_steps)
@@ -67,18 +75,16 @@ class FlightRecorder(TrainerCallback):
         if state.global_step == 0 and self.every:
             self.log_sample(state.global_step)
 
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.step.begin()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        step, losses = state.global_step + 1, [loss for _, loss in self.trainer.micro_batches]
+        number, step = state.global_step + 1, self.step
         self.steps.append(
-            {
-                "step": step,
-                "loss": torch.stack(losses).sum(),
-                "grad_norm": self.trainer.grad_norm,
-                "learning_rate": self.trainer._get_learning_rate(),
-            }
+            {"step": number, "loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
         )
-        if self.due(step, state.max_steps) and math.isfinite(self.trainer.grad_norm):
-            self.layer_grad_norms = self.grad_norms(self.trainer.grad_norm)
+        if self.due(number, state.max_steps) and math.isfinite(step.grad_norm):
+            self.layer_grad_norms = self.grad_norms(step.grad_norm, args.max_grad_norm)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.due(state.global_step, state.max_steps):
@@ -88,17 +94,14 @@ class FlightRecorder(TrainerCallback):
         sample = self.sample(self.batches) | self.layer_grad_norms
         self.samples.append({"step": step, **sample})
         self.first = self.first or self.samples[0]
-        # Logging clears should_log, and the host's own loss of this step is still to come.
-        should_log = self.trainer.control.should_log
-        self.trainer.log(dict(sample))
-        self.trainer.control.should_log = should_log
+        self.log(dict(sample))
 
     def sample(self, batches: Sequence[Batch]) -> Sample:
         """
         Raises:
             LNFreeError: the layers or the attention of the model cannot be recorded.
         """
-        model = self.model
+        model = self.model()
         with record_layers(model) as layers:
             report = AttentionEntropyAnalyzer(model, replicates=0).run(batches)
         if isinstance(model, FSDPModule):
@@ -120,11 +123,16 @@ class FlightRecorder(TrainerCallback):
         sample["nonfinite/parameters"] = sum(map(count_nonfinite, model.parameters()))
         return sample
 
-    def grad_norms(self, total: float) -> Sample:
-        """Of each layer, and of what stands outside the layers, before clipping."""
-        limit = self.trainer.args.max_grad_norm
-        clipped = min(1.0, limit / (total + 1e-6)) if limit else 1.0
-        model = self.model
+    def grad_norms(self, total: float, largest: float = 0.0) -> Sample:
+        """
+        Of each layer, and of what stands outside the layers, before clipping.
+
+        Args:
+            total: gradient norm of the whole model, before clipping.
+            largest: to which it was clipped; 0 if it was not.
+        """
+        clipped = min(1.0, largest / (total + 1e-6)) if largest else 1.0
+        model = self.model()
         owner = {p: f"layer_{i:02d}" for i, b in enumerate(decoder_blocks(model).values()) for p in b.parameters()}
         inside: dict[str, list[Tensor]] = {}
         for parameter in model.parameters():
@@ -134,20 +142,22 @@ class FlightRecorder(TrainerCallback):
         return {f"grad_norm/{key}": float(norm) / clipped for key, norm in sorted(norms.items())}
 
     def write(self, reason: str, events: Sequence[Mapping[str, Any]]) -> None:
-        """`flight_recorder.json` in the output folder: the reason, events, last steps and last samples."""
-        if not self.trainer.is_world_process_zero():
-            return
-        record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_at_once(self.path, json.dumps(record, default=float, indent=1) + "\n")
+        """`flight_recorder.json`: the reason, events, last steps and last samples."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
+            write_json(self.folder / RECORD, record)
 
-    @property
-    def path(self) -> Path:
-        return Path(self.trainer.args.output_dir) / "flight_recorder.json"
 
-    def recorded_events(self) -> list[dict[str, Any]]:
-        """Those of an earlier part of this run."""
-        return json.loads(self.path.read_text())["events"] if self.path.is_file() else []
+def recorded_events(folder: Path) -> list[dict[str, Any]]:
+    """
+    Steps that were not finite in an earlier part of this run.
+
+    Raises:
+        RunError: its `flight_recorder.json` is damaged.
+    """
+    path = folder / RECORD
+    return read_json(path)["events"] if path.is_file() else []
 
 
 def learned_metrics(model: PreTrainedModel) -> Sample:

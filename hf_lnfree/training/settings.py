@@ -116,7 +116,8 @@ def parse_settings(
     parser = Parser(list(dataclasses), allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     known = {action.dest: action for action in parser._actions}
     if unknown := sorted(set(values) - set(known), key=str):
-        raise SettingsError(f"{source}unknown fields: {', '.join(map(str, unknown))}.{advice(unknown[0], known)}")
+        given = source.removesuffix(": ") or "The settings"
+        raise SettingsError(f"{given} has unknown fields: {', '.join(map(str, unknown))}.{advice(unknown[0], known)}")
     parser.add_argument("--out", dest="output_dir", default=known["output_dir"].default)
     parser.add_argument("--device", dest="use_cpu", default=known["use_cpu"].default, action=Device)
     hints = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}

@@ -3,16 +3,13 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,46 +19,15 @@ from ..analysis.analyzer import Batch
 from ..analysis.likelihood import perplexity
 from ..errors import RunError
 from ..models import named_slopes
-from ..sharing.card import RESULTS, write_card
 from .arguments import LNFreeTrainingArguments
-from .callbacks import JsonlLog, ReadableProgress
 from .checkpoints import PARTIAL, WholeCheckpoints
 from .divergence import DivergenceGuard
+from .lock import only_run
+from .log import JsonlLog
+from .progress import ReadableProgress
 from .recorder import FlightRecorder
-
-
-class RunInUse(RunError):
-    """Another process trains into the folder."""
-
-
-@contextmanager
-def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
-    """
-    While no other run may use `args.output_dir`; may be nested.
-
-    Raises:
-        RunInUse: another one does.
-        RunError: started by torchrun without forming one group with its peers.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and args.world_size == 1:
-        raise RunError(
-            f"{launched} processes were launched, but each would train alone into {args.output_dir}. "
-            "On the CPU pass --device cpu (or set ACCELERATE_USE_CPU=true)."
-        )
-    folder = Path(args.output_dir)
-    with ExitStack() as stack:
-        held = [True]
-        if args.process_index == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                # Released by the system when the process dies.
-                stack.enter_context(FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0))
-            except Timeout:
-                held = [False]
-        if not broadcast_object_list(held)[0]:
-            raise RunInUse(f"Another process is training into {folder}. Wait, or give another --out.")
-        yield
+from .results import RESULTS
+from .steps import StepRecord
 
 
 class LNFreeTrainer(WholeCheckpoints):
@@ -102,17 +68,37 @@ class LNFreeTrainer(WholeCheckpoints):
                 "each activation. Use slope_scope='layer', or leave the slope out of modules_to_save."
             )
         self.penalties: list[Callable[[], Tensor]] = []
-        self.grad_norm: float = 0.0
-        self.micro_batches: list[tuple[dict[str, Any], Tensor]] = []
-        self.recorder = FlightRecorder(self, probe or [])
-        self.guard = DivergenceGuard(self, self.recorder)
+        self.step_record = StepRecord()
+        folder = Path(self.args.output_dir)
+        self.recorder = FlightRecorder(
+            probe or [],
+            model=lambda: self.unwrapped,
+            step=self.step_record,
+            log=self.log_aside,
+            every=self.args.probe_steps,
+            kept=self.args.recorder_samples,
+            folder=folder if self.is_world_process_zero() else None,
+        )
+        self.guard = DivergenceGuard(
+            self.recorder,
+            loss=self.bare_loss,
+            save=lambda: self._save_checkpoint(self.model_wrapped, None),
+            drop_gradients=lambda: self.model_wrapped.zero_grad(set_to_none=True),
+            scaler=lambda: self.accelerator.scaler,
+            gather=lambda losses: self.accelerator.gather(losses),
+        )
         self.add_callback(self.recorder)
         self.add_callback(self.guard)
         # First of all: the file is begun anew before another callback logs at the start of training.
-        self.jsonl = JsonlLog(Path(self.args.output_dir) / "log.jsonl")
+        self.jsonl = JsonlLog(folder)
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
+
+    @property
+    def unwrapped(self) -> Any:
+        """The model without what distributes or compiles it; with its adapters, if it has some."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -130,12 +116,18 @@ class LNFreeTrainer(WholeCheckpoints):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         inputs = self._prepare_inputs(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.micro_batches.append((inputs, loss))
+        self.step_record.batches.append((inputs, loss))
         return loss
+
+    def bare_loss(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The loss of a batch with nothing around the model, so that hooks see its modules."""
+        with self.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
+            return self.unwrapped(**inputs).loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.grad_norm = 0.0 if norm is None else float(norm)
+        self.step_record.grad_norm = 0.0 if norm is None else float(norm)
+        self.step_record.learning_rate = self._get_learning_rate()
         return norm
 
     def train(self, *args: Any, **kwargs: Any):
@@ -198,11 +190,10 @@ class LNFreeTrainer(WholeCheckpoints):
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=sum(map(len, sums)))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Of a finished run what it recorded; before that the host's draft."""
-        if not (Path(self.args.output_dir) / RESULTS).is_file():
+        """The host's draft; the card of a finished run stays as it is."""
+        folder = Path(self.args.output_dir)
+        if not ((folder / RESULTS).is_file() and (folder / "README.md").is_file()):
             super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            write_card(Path(self.args.output_dir), self.hub_model_id)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "eval_loss" in logs:
@@ -210,3 +201,9 @@ class LNFreeTrainer(WholeCheckpoints):
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run
         super().log(logs, start_time)
+
+    def log_aside(self, logs: dict[str, float]) -> None:
+        """Log in the middle of a step, where the host's own entry may still be due: logging clears `should_log`."""
+        should_log = self.control.should_log
+        self.log(logs)
+        self.control.should_log = should_log

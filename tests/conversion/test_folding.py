@@ -6,8 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hf_lnfree.conversion import Checkpoint, fold, load
-from hf_lnfree.conversion import run as convert
+from hf_lnfree.conversion import Checkpoint, convert, fold, load
 from hf_lnfree.models.removal import RemovalNorm
 
 from .conftest import logits, trained

@@ -8,8 +8,7 @@ import torch
 from onnxruntime import InferenceSession
 from transformers import AutoConfig
 
-from hf_lnfree.conversion import export_onnx, to_transformer_lens
-from hf_lnfree.conversion import run as convert
+from hf_lnfree.conversion import convert, export_onnx, to_transformer_lens
 
 from .conftest import logits, trained
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_lnfree.conversion import fold, to_stock
-from hf_lnfree.conversion import run as convert
+from hf_lnfree.conversion import convert, fold, to_stock
 
 from .conftest import logits, trained
 from .test_folding import removed

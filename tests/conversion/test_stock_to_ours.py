@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_lnfree.conversion import Checkpoint, convert_checkpoint, load
-from hf_lnfree.conversion import run as convert
+from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, load
 from hf_lnfree.conversion.stock_to_ours import ours
 
 from ..conftest import GPT2, GPT_NEOX, HEADS

@@ -88,12 +88,12 @@ def test_norms_are_their_formulas(name, family):
 def test_alphas_have_starts_of_their_own(family):
     model = family.model(norm="dyt", final_norm="derf", norm_alpha=0.2, norm_alpha_attention=0.8)
     block = family.block_list(model)[0]
-    norms = [block.get_submodule(name) for name in model.base_model.sites.block_norms if hasattr(block, name)]
+    (stack,) = model.base_model.stacks
+    norms = [branch.norm_module(block) for branch in stack.branches(block).values()]
     assert [norm.alpha.item() for norm in norms] == pytest.approx([0.8, 0.2])
-    assert model.base_model.get_submodule(model.base_model.sites.final_norm).alpha.item() == pytest.approx(0.2)
-    assert family.block_list(family.model(norm="dyt", norm_alpha=0.3))[0].get_submodule(
-        next(iter(model.base_model.sites.block_norms))
-    ).alpha.item() == pytest.approx(0.3)
+    assert model.base_model.get_submodule(stack.final_norm).alpha.item() == pytest.approx(0.2)
+    plain = family.block_list(family.model(norm="dyt", norm_alpha=0.3))[0]
+    assert stack.attention.norm_module(plain).alpha.item() == pytest.approx(0.3)
 
 
 ACTIVATIONS = {
@@ -184,7 +184,7 @@ def test_queries_and_keys_are_controlled(family, input_ids):
     block = family.block_list(model)[0]
     control = next(module for module in block.modules() if isinstance(module, QueryKeyControl))
     seen = {}
-    fused = block.get_submodule(model.base_model.sites.query_key_value)
+    fused = block.get_submodule(model.base_model.stacks[0].attention.query_key_value)
     fused.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
     fused.register_forward_hook(lambda module, args, output: seen.update(out=output))
     logits(model, input_ids)

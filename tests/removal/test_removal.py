@@ -22,17 +22,19 @@ from hf_lnfree.data import DataArguments
 from hf_lnfree.data.tokenization import tokenizer_for
 from hf_lnfree.models import LNFreeMixin
 from hf_lnfree.models.removal import RemovalNorm
+from hf_lnfree.pages import finish_run, write_removal_report
 from hf_lnfree.removal.arguments import RemovalArguments
 from hf_lnfree.removal.procedure import NormRemoval, removable
 from hf_lnfree.removal.run import remove_norms
 from hf_lnfree.removal.schedule import expand, read_schedule
 from hf_lnfree.training import LNFreeTrainingArguments
+from hf_lnfree.training.log import read_log
 from hf_lnfree.training.run import train
 
 from ..conftest import run_in_two
 from ..conversion.conftest import logits, trained
 from ..fences import ROOT, fenced
-from .test_interruptions import KILLED, run_jobs
+from ..training.test_interruptions import KILLED, run_jobs
 
 STAGES = [
     {"norms": "mlp", "start": 1},
@@ -87,13 +89,13 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
     summary = remove_norms(start, RemovalArguments(schedule=str(STAGES), removal_windows=4), *arguments)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
-    assert (model.config.norm, model.config.final_norm, summary["norms_left"]) == ("none", "none", "none")
+    assert (model.config.norm, model.config.final_norm, summary.norms_left) == ("none", "none", "none")
     # the last evaluation before folding and the one after
-    losses = [loss for step, loss in summary["curves"]["removal"] if step == 10]
+    losses = [loss for step, loss in summary.curves["removal"] if step == 10]
     assert losses[-1] == pytest.approx(losses[0], abs=1e-5)
-    assert summary["gap"] == summary["loss_after"] - summary["loss_plain"]
-    assert summary["curves"]["plain"][0] == pytest.approx(summary["curves"]["removal"][0], abs=1e-5)
-    assert [(e["step"], e["norm"], e["part"]) for e in summary["events"]] == [
+    assert summary.gap == summary.loss_after - summary.loss_plain
+    assert summary.curves["plain"][0] == pytest.approx(summary.curves["removal"][0], abs=1e-5)
+    assert [(e["step"], e["norm"], e["part"]) for e in summary.events] == [
         (1, "transformer.h.0.ln_2", "all"),
         (2, "transformer.h.1.ln_2", "all"),
         (3, "transformer.h.0.ln_1", "query_key"),
@@ -103,10 +105,12 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
         (7, "transformer.ln_f", "all"),
         (8, "*", "first"),
     ]
-    assert all(math.isfinite(e["loss_before"]) and e["loss_after"] != e["loss_before"] for e in summary["events"])
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(e["loss_before"]) and e["loss_after"] != e["loss_before"] for e in summary.events)
+    log = read_log(tmp_path / "run")
     assert [e["removal/norms"] for e in log if "removal/norms" in e] == [4, 3, 3, 3, 2, 1, 0, 0]
     assert sum("loss" in entry for entry in log) == 10
+    write_removal_report(tmp_path / "run", summary)
+    finish_run(tmp_path / "run", arguments[1])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "transformer.h.1.ln_2" in page
     assert "Loading" not in page
@@ -127,8 +131,8 @@ def test_pythia_too(start, arguments, parallel, tmp_path):
     tokenizer.save_pretrained(tmp_path / "pythia")
     options = RemovalArguments(schedule="auto", removal_windows=4, baseline=False)
     summary = remove_norms(str(tmp_path / "pythia"), options, *arguments)
-    assert summary["norms_left"] == "none"
-    assert [event["part"] for event in summary["events"]].count("query_key") == 2
+    assert summary.norms_left == "none"
+    assert [event["part"] for event in summary.events].count("query_key") == 2
     removed = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert not [m for m in removed.modules() if isinstance(m, nn.LayerNorm)]
 
@@ -139,8 +143,7 @@ def test_before_the_first_removal_training_is_that_of_layernorm(start, arguments
     remove_norms(start, RemovalArguments(schedule=str(late), removal_windows=4), *arguments)
 
     def losses(folder):
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return [entry["loss"] for entry in log if "loss" in entry]
+        return [entry["loss"] for entry in read_log(folder) if "loss" in entry]
 
     removal, plain = losses(tmp_path / "run"), losses(tmp_path / "run" / "plain")
     assert removal[:9] == pytest.approx(plain[:9], abs=1e-4)
@@ -157,8 +160,8 @@ def test_gradual_gates_a_penalty_and_lora(start, arguments, lora, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert model.config.final_norm == "none"
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
-    assert all(event["loss_after"] is not None for event in summary["events"])
-    assert summary["gap"] is None
+    assert all(event["loss_after"] is not None for event in summary.events)
+    assert summary.gap is None
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["trainable_parameters"] < 10_000) == (lora is not None)
 
@@ -248,8 +251,8 @@ def test_a_finished_run_is_read_and_the_plain_one_gone_on_with(start, arguments,
     training.resume_from_checkpoint = "auto"
     options.baseline = True
     after = remove_norms(start, options, data, training)
-    assert after["loss_after"] == before["loss_after"]
-    assert after["gap"] is not None
+    assert after.loss_after == before.loss_after
+    assert after.gap is not None
     training.resume_from_checkpoint = None
     with pytest.raises(ValueError, match="holds an earlier run"):
         remove_norms(start, options, data, training)
@@ -337,7 +340,7 @@ LNFreeOPTForCausalLM = OPT["LNFreeOPTForCausalLM"]
 
 class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
     config_class = LNFreeOPTConfig
-    sites = LNFreeOPTModel.sites
+    stacks = LNFreeOPTModel.stacks
 
     def __init__(self, config):
         OPTForCausalLM.__init__(self, config)
@@ -375,5 +378,5 @@ def test_train_takes_any_procedure(start, arguments, tmp_path):
     data, training = arguments
     data.tokenizer = start
     results = train(ModelArguments(model_name_or_path=start), data, training, Procedure(lora_rank=2))
-    assert results["lora_rank"] == 2
+    assert results.lora_rank == 2
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.model_type == "gpt2"

@@ -70,17 +70,20 @@ def test_a_card_tells_what_was_recorded(run, capsys):
 
 def test_what_is_not_known_is_left_out(run, tmp_path):
     results = json.loads((run / "results.json").read_text())
-    for name in ("eval_perplexity", "overloaded_heads", "collapsed_heads", "parameters", "trainable_parameters"):
+    for name in ("overloaded_heads", "collapsed_heads"):
         del results[name]
-    results["eval_perplexity"] = float("nan")  # of a run that diverged
+    results["eval_perplexity"] = None  # of a run that diverged
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     card = ModelCard.load(write_card(tmp_path))
     assert card.data.eval_results is None
-    for absent in ("Measured", "entropy", "parameters", "nan", "None"):
+    for absent in ("Measured", "entropy", "nan", "None"):
         assert absent not in card.text
     with pytest.raises(ValueError, match=r"holds no readable results\.json"):
         write_card(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        write_card(tmp_path)
 
 
 def test_secrets_and_homes_stay_here(run, tmp_path, monkeypatch):

@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
-from hf_lnfree.pages.study import by_row, summary_table, unfinished, write_study_report
+from hf_lnfree.pages.study import unfinished, write_study_report
 from hf_lnfree.studies import search
 from hf_lnfree.studies.comparison import compare_studies
 from hf_lnfree.studies.search import rule
 from hf_lnfree.studies.study import Study, cells_of, run_study
+from hf_lnfree.studies.summary import by_row, summary_table
+from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
 
 TINY = {
@@ -67,9 +69,9 @@ def test_four_rows_two_seeds_and_their_checkpoints(finished):
         assert {"tokenizer.json", "log.jsonl", "choices.json", "entropy.json"} <= {
             p.name for p in cell.folder.iterdir()
         }
-        assert cell.results["environment"]["torch"]
-        assert len(cell.results["data"]["train"]["sha256"]) == 64
-    first, second = (c.results["eval_perplexity"] for c in cells if c.row == "SM+G")
+        assert cell.results.environment["torch"]
+        assert len(cell.results.data["train"]["sha256"]) == 64
+    first, second = (c.results.eval_perplexity for c in cells if c.row == "SM+G")
     assert first != second
 
 
@@ -80,8 +82,7 @@ def test_table_shows_intervals_and_differences_paired_by_seed(finished):
     assert all(re.fullmatch(r"[+-]\d+\.\d ± \d+\.\d %", row[3]) for row in table.rows[1:])
     assert "95 % interval over seeds" in table.note
     gaps = [
-        c.results["eval_perplexity"] / d.results["eval_perplexity"] - 1
-        for c, d in zip(cells[3::4], cells[2::4], strict=True)
+        c.results.eval_perplexity / d.results.eval_perplexity - 1 for c, d in zip(cells[3::4], cells[2::4], strict=True)
     ]
     assert f"Perplexity of SM+R to SM+G: {100 * sum(gaps) / 2:+.1f} ± " in table.note
 
@@ -91,7 +92,7 @@ def test_page_is_self_contained_and_shows_measured_beside_published(finished):
     page = (folder / "report.html").read_text()
     assert re.findall(r'(?:href|src)="(?!#|data:)([^"]+)"', page) == []
     assert page.count("<svg") == 6
-    data_hash = cells[0].results["data"]["train"]["sha256"]
+    data_hash = cells[0].results.data["train"]["sha256"]
     for words in ("SM+LN+G (measured)", "SM+LN+G (published)", "max/4..max/2", data_hash, "Published, GPT-2 T=128"):
         assert words in page
     assert "2.936" in page
@@ -110,9 +111,9 @@ def test_tables_for_papers_and_programs(finished):
     assert all(line.startswith("% ") for line in latex.splitlines() if re.search(r"(?<!\\)%", line))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["rows"] == table.rows
-    assert [c["eval_perplexity"] for c in summary["cells"]] == [c.results["eval_perplexity"] for c in cells]
+    assert [c["eval_perplexity"] for c in summary["cells"]] == [c.results.eval_perplexity for c in cells]
     assert summary["environment"]["transformers"]
-    assert summary["data"]["validation"]["sha256"] == cells[0].results["data"]["validation"]["sha256"]
+    assert summary["data"]["validation"]["sha256"] == cells[0].results.data["validation"]["sha256"]
 
 
 def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, local, tmp_path, monkeypatch):
@@ -130,8 +131,11 @@ def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, l
     monkeypatch.setattr("hf_lnfree.studies.study.train", counting)
     assert [c.state for c in cells_of(study, [1], copy, ["SM+G"])] == ["interrupted"]
     said = []
-    again = run_study(study, [0, 1], copy, announce=said.append, **local)
+    finished_cells = []
+    finish = lambda folder, args: finished_cells.append((folder, args.seed))  # noqa: E731
+    again = run_study(study, [0, 1], copy, announce=said.append, finish=finish, **local)
     assert trained == [str(copy / "SM+G" / "seed-1")]
+    assert finished_cells == [(copy / "SM+G" / "seed-1", 1)]
     assert sum("finished, found in" in line for line in said) == 7
     assert any("goes on" in line for line in said)
     assert summary_table(study, by_row(again)).rows[2][2] == table.rows[2][2]
@@ -180,7 +184,7 @@ def test_a_cell_that_another_process_has_just_finished_is_kept(finished, changes
     said: list[str] = []
     (cell,) = run_study(Study.load(DEMO, changes=changes), [0], tmp_path, ["SM+R"], said.append, **local)
     assert said == [f"[1/1] SM+R, seed 0: finished, found in {tmp_path / 'SM+R' / 'seed-0'}"]
-    assert cell.results == json.loads((done / "results.json").read_text())
+    assert cell.results == RunResults.load(done)
 
 
 def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_path, capsys):
@@ -195,15 +199,21 @@ def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_pa
     study = Study.load(path)
     wild, calm = cells_of(study, [0], tmp_path / "out")
     assert calm.state == "finished"
-    assert wild.state == f"diverged at step {wild.results['diverged_at']}"
-    assert math.isnan(wild.results["eval_perplexity"])
+    assert wild.state == f"diverged at step {wild.results.diverged_at}"
+    assert math.isnan(wild.results.eval_perplexity)
     table = summary_table(study, by_row([wild, calm]))
     assert table.rows[0][0] == "wild (diverged: seed 0)"
-    assert table.rows[0][2] == "nan"
-    assert table.rows[1][3] == "+nan %"
+    assert table.rows[0][2] == "not finite"
+    assert table.rows[1][3] == "not finite"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "wild (diverged: seed 0)" in page
-    assert wild.results["nonfinite_events"][0]["verdict"] in page
+    written = [*(tmp_path / "out").glob("*.json"), *(tmp_path / "out").glob("*/seed-0/*.json")]
+    assert {"study.json", "summary.json", "results.json"} <= {path.name for path in written}
+    for file in written:
+        json.loads(file.read_text(), parse_constant=pytest.fail)
+    for cell in (wild, calm):  # the command finishes what it trains
+        assert {"README.md", "entropy.svg"} <= {path.name for path in cell.folder.iterdir()}
+    assert wild.results.nonfinite_events[0]["verdict"] in page
 
 
 def test_two_studies_compare_over_their_common_seeds(finished, changes, local, tmp_path, capsys):
@@ -212,8 +222,8 @@ def test_two_studies_compare_over_their_common_seeds(finished, changes, local, t
     run_study(other, [1, 2], tmp_path / "faster", ["SM+R", "SM+G"], announce=lambda text: None, **local)
     table = compare_studies(folder, tmp_path / "faster")
     assert [row[0] for row in table.rows] == ["SM+G", "SM+R"]
-    before = next(c for c in cells if (c.row, c.seed) == ("SM+G", 1)).results["eval_perplexity"]
-    after = cells_of(other, [1], tmp_path / "faster", ["SM+G"])[0].results["eval_perplexity"]
+    before = next(c for c in cells if (c.row, c.seed) == ("SM+G", 1)).results.eval_perplexity
+    after = cells_of(other, [1], tmp_path / "faster", ["SM+G"])[0].results.eval_perplexity
     assert table.rows[0][3] == f"{100 * (after / before - 1):+.1f} % (1 seeds)"
     assert "do not compare" not in table.note
     assert main(["compare", str(folder), str(tmp_path / "faster"), "--out", str(tmp_path / "out")]) == 0
@@ -355,10 +365,10 @@ def test_a_search_stays_within_its_budget(layers, tmp_path, monkeypatch):
     """Whatever the number of layers: rungs are counted, not trained."""
     spent = []
 
-    def counted(study, seeds, folder, rows, announce, **local):
+    def counted(study, seeds, folder, rows, announce, finish, **local):
         spent.extend(folder / f"{row}-{study.rows[row]['max_steps']}" for row in rows)
         report = SimpleNamespace(entropy=torch.rand(layers, 2), bound=torch.ones(layers, 2))
-        results = {"eval_loss": 1.0}
+        results = SimpleNamespace(eval_loss=1.0)
         return [SimpleNamespace(row=row, results=results, entropy=report, folder=folder) for row in rows]
 
     monkeypatch.setattr(search, "run_study", counted)

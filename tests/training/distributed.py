@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from hf_lnfree.data import DataArguments, load_data
 from hf_lnfree.data.windows import TokenWindows, window_batches
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 from hf_lnfree.training.recorder import FlightRecorder
+from hf_lnfree.training.steps import StepRecord
 from tests.conftest import GPT2, GPT_NEOX
 
 
@@ -79,9 +79,9 @@ def fsdp2(folder, corpus, cache):
                 optimizer.zero_grad()
             # Gradients of all of `ids` on both sides: each process has half of them when they are sharded.
             model(batch, labels=batch).loss.backward()
-            args = SimpleNamespace(probe_steps=1, recorder_samples=1, max_grad_norm=0.0)
-            accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
-            recorder = FlightRecorder(SimpleNamespace(args=args, model=model, accelerator=accelerator), [ids])
+            recorder = FlightRecorder(
+                [ids], model=lambda model=model: model, step=StepRecord(), log=print, every=1, kept=1
+            )
             sample = recorder.grad_norms(1.0) | recorder.sample([ids])
             told.setdefault(family.name, {})["sharded" if sharded else "whole"] = {"losses": found, "sample": sample}
     return told

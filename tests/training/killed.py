@@ -12,7 +12,8 @@ import tempfile
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.data import windows
-from hf_lnfree.training import checkpoints, run
+from hf_lnfree.training import checkpoints
+from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.trainer import LNFreeTrainer
 
 STEP = 5  # how many steps are done before, where a job does not say
@@ -45,7 +46,7 @@ POINTS = {
     "step": (LNFreeTrainer, "_get_grad_norm"),  # after the backward pass
     "checkpoint": (LNFreeTrainer, "_save_optimizer_and_scheduler"),  # the model is written, the optimiser is not
     "rotation": (checkpoints, "rotate_checkpoints"),
-    "results": (run, "write_at_once"),  # training is over
+    "results": (RunResults, "save"),  # training is over
     "disk full": (LNFreeTrainer, "training_step"),
 }
 

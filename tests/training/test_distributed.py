@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
+from hf_lnfree.training.log import read_log
 
 from ..conftest import run_in_two
 
@@ -52,10 +53,6 @@ def runs(train, tmp_path_factory):
         said = train(processes, folder / name, "--use_cpu")
         assert not said, said[-3000:]
     return folder
-
-
-def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def losses(folder):

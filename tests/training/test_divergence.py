@@ -13,6 +13,9 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.data import DataArguments
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments, ModelArguments, train
 from hf_lnfree.training.divergence import MOST_ROLLBACKS, SCALER_PATIENCE, DivergenceGuard
+from hf_lnfree.training.log import read_log
+from hf_lnfree.training.results import RunResults
+from hf_lnfree.training.steps import StepRecord
 
 TINY = {"n_layer": 3, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1, "embd_pdrop": 0.0}
 
@@ -101,9 +104,9 @@ def test_an_injected_value_is_named_and_the_state_before_it_saved(run, at_steps,
     at_steps({5: spoil(layer, value)})
     results = run()
     folder = tmp_path / "run"
-    assert results["diverged_at"] == 5
-    assert math.isnan(results["eval_perplexity"])
-    event = results["nonfinite_events"][0]
+    assert results.diverged_at == 5
+    assert math.isnan(results.eval_perplexity)
+    event = results.nonfinite_events[0]
     assert event["tensor"] == {
         **{"kind": "output", "module": f"transformer.h.{layer}.mlp", "tensor": "output", "layer": layer},
         **{"count": 4 * 32, "size": 4 * 32 * 32},
@@ -111,14 +114,30 @@ def test_an_injected_value_is_named_and_the_state_before_it_saved(run, at_steps,
     assert event["last_good_state"] == "checkpoint-4"
     assert finite(folder / "checkpoint-4" / "model.safetensors")
     assert finite(folder / "model.safetensors")
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_log(folder)
     assert math.isnan([entry["loss"] for entry in log if "loss" in entry][-1]) or math.isinf(log[-1]["loss"])
     assert [entry["nonfinite/events"] for entry in log if "nonfinite/events" in entry] == [1]
     record = read(folder, "flight_recorder.json")
     assert record["reason"] == "not finite at step 5"
     assert [step["step"] for step in record["steps"]] == [1, 2, 3, 4, 5]
-    assert not math.isfinite(record["steps"][-1]["grad_norm"])
+    assert record["steps"][-1]["grad_norm"] is None  # strict JSON has no other word for what is not finite
     assert [sample["step"] for sample in record["samples"]] == [0, 2, 4]
+
+
+def test_files_of_a_diverged_run_are_strict_json(run, at_steps, tmp_path):
+    at_steps({5: spoil(1, math.nan)})
+    results = run()
+    texts = {path.name: path.read_text() for path in (tmp_path / "run").glob("*.json")}
+    assert {"results.json", "flight_recorder.json", "choices.json", "entropy.json", "config.json"} <= set(texts)
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    for name, text in [*texts.items(), *(("log.jsonl", line) for line in log)]:
+        json.loads(text, parse_constant=lambda word, name=name: pytest.fail(f"{name} holds {word}"))
+    assert json.loads(texts["results.json"])["eval_loss"] is None
+    assert any('"loss": null' in line for line in log)
+    again = RunResults.load(tmp_path / "run")
+    assert again.diverged
+    assert all(math.isnan(loss) for loss in (again.eval_loss, again.eval_perplexity, results.eval_loss))
+    assert math.isnan([entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry][-1])
 
 
 def test_spoilt_weights_point_to_the_newest_checkpoint(run, at_steps, tmp_path):
@@ -127,7 +146,7 @@ def test_spoilt_weights_point_to_the_newest_checkpoint(run, at_steps, tmp_path):
             model.transformer.h[1].attn.c_proj.weight[0, 0] = math.nan
 
     at_steps({4: action})
-    event = run()["nonfinite_events"][0]
+    event = run().nonfinite_events[0]
     assert event["first"] == "layer 1, weight of transformer.h.1.attn.c_proj: 1 of 1024 entries not finite"
     assert event["verdict"] == "sudden" or event["verdict"] == "entropic overload"
     assert event["last_good_state"] == "checkpoint-2"
@@ -137,21 +156,21 @@ def test_spoilt_weights_point_to_the_newest_checkpoint(run, at_steps, tmp_path):
 def test_a_deep_model_without_norms_at_a_large_rate_overflows(run, tmp_path):
     deep = {**TINY, "n_layer": 16}
     results = run(overrides=deep, learning_rate=30.0, max_grad_norm=0.0, max_steps=40, warmup_steps=0)
-    assert results["diverged_at"] is not None
-    event = results["nonfinite_events"][0]
+    assert results.diverged_at is not None
+    event = results.nonfinite_events[0]
     assert event["verdict"] in ("overflow", "entropy collapse")
     assert "entries not finite" in event["first"]
     assert (tmp_path / "run" / event["last_good_state"]).is_dir()
-    assert "diverged" not in results["choices"]
+    assert "diverged" not in results.choices
 
 
 def test_collapse_and_overload_are_told_apart(run, at_steps, tmp_path):
     """Attention made sharp, or uniform, two steps before a value is injected."""
     at_steps({3: scale_attention(300.0), 5: spoil(2)})
-    collapse = run(learning_rate=1e-6)["nonfinite_events"][0]
+    collapse = run(learning_rate=1e-6).nonfinite_events[0]
     assert collapse["verdict"] == "entropy collapse"
     at_steps({3: scale_attention(0.0), 5: spoil(2)})
-    overload = run(learning_rate=1e-6, output_dir=str(tmp_path / "other"))["nonfinite_events"][0]
+    overload = run(learning_rate=1e-6, output_dir=str(tmp_path / "other")).nonfinite_events[0]
     assert overload["verdict"] == "entropic overload"
     assert "overloaded 100%" in overload["figures"]
 
@@ -171,9 +190,9 @@ def test_skip_leaves_the_weights_and_goes_on(run, at_steps, tmp_path):
     at_steps({3: look, 4: lambda model: None if "seen" in before else compare(model)})
     results = run(on_nonfinite="skip")
     assert "seen" in before
-    assert (results["steps"], results["diverged_at"]) == (8, None)
-    assert math.isfinite(results["eval_perplexity"])
-    assert [(e["step"], e["action"]) for e in results["nonfinite_events"]] == [(3, "skip")]
+    assert (results.steps, results.diverged_at) == (8, None)
+    assert math.isfinite(results.eval_perplexity)
+    assert [(e["step"], e["action"]) for e in results.nonfinite_events] == [(3, "skip")]
 
 
 def test_a_resumed_run_remembers_what_was_skipped(run, at_steps, tmp_path):
@@ -182,8 +201,8 @@ def test_a_resumed_run_remembers_what_was_skipped(run, at_steps, tmp_path):
     for name in ("checkpoint-6", "checkpoint-8"):
         shutil.rmtree(tmp_path / "run" / name)
     results = run(on_nonfinite="skip", resume_from_checkpoint="last")
-    assert results["resumed_at"] == 4
-    assert [(e["step"], e["action"]) for e in results["nonfinite_events"]] == [(3, "skip")]
+    assert results.resumed_at == 4
+    assert [(e["step"], e["action"]) for e in results.nonfinite_events] == [(3, "skip")]
 
 
 def test_rollback_restores_the_last_sample_and_halves_the_rate(run, at_steps, tmp_path):
@@ -198,8 +217,8 @@ def test_rollback_restores_the_last_sample_and_halves_the_rate(run, at_steps, tm
     at_steps({3: remember, 4: spoil(0), 5: compare})
     results = run(on_nonfinite="rollback", lr_scheduler_type="constant")
     assert kept["same"]
-    assert (results["steps"], results["diverged_at"]) == (8, None)
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert (results.steps, results.diverged_at) == (8, None)
+    log = read_log(tmp_path / "run")
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     assert rates == pytest.approx([1e-3] * 4 + [5e-4] * 4)  # the step that is not taken is logged with the old rate
     finite_losses = [math.isfinite(entry["loss"]) for entry in log if "loss" in entry]
@@ -209,8 +228,8 @@ def test_rollback_restores_the_last_sample_and_halves_the_rate(run, at_steps, tm
 def test_rollback_gives_up(run, at_steps):
     at_steps(dict.fromkeys(range(2, 40), spoil(0)))
     results = run(on_nonfinite="rollback", max_steps=30, save_strategy="no")
-    assert results["diverged_at"] == 2 + MOST_ROLLBACKS
-    assert [e["action"] for e in results["nonfinite_events"]] == ["rollback"] * MOST_ROLLBACKS + ["stop"]
+    assert results.diverged_at == 2 + MOST_ROLLBACKS
+    assert [e["action"] for e in results.nonfinite_events] == ["rollback"] * MOST_ROLLBACKS + ["stop"]
 
 
 def test_a_run_that_dies_otherwise_leaves_its_record(run, at_steps, tmp_path):
@@ -231,7 +250,7 @@ def test_a_run_that_dies_otherwise_leaves_its_record(run, at_steps, tmp_path):
 
 def test_layer_gradient_norms_add_up_to_the_whole_before_clipping(run, tmp_path):
     run(max_grad_norm=0.01, max_steps=2)
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = read_log(tmp_path / "run")
     layers = next(entry for entry in log if "grad_norm/layer_00" in entry)
     whole = next(entry["grad_norm"] for entry in log if entry["step"] == 2 and "loss" in entry)
     assert whole > 0.05
@@ -241,13 +260,17 @@ def test_layer_gradient_norms_add_up_to_the_whole_before_clipping(run, tmp_path)
 
 def test_a_loss_scaler_may_search_for_a_while():
     """Infinite gradients with a finite loss are its business, until it has failed too often."""
-    accelerator = SimpleNamespace(scaler=object(), gather=lambda x: x)
     loss = torch.tensor(2.0)
-    trainer = SimpleNamespace(accelerator=accelerator, micro_batches=[({}, loss)], args=None)
-    guard = DivergenceGuard(trainer, None)
-    assert [guard.is_divergence() for _ in range(SCALER_PATIENCE + 1)] == [False] * SCALER_PATIENCE + [True]
-    trainer.micro_batches = [({}, loss), ({}, loss * math.nan)]
-    assert DivergenceGuard(trainer, None).is_divergence()
+    step = StepRecord([({}, loss)])
+
+    def guard():
+        around = dict.fromkeys(("loss", "save", "drop_gradients"))
+        return DivergenceGuard(SimpleNamespace(step=step), scaler=object, gather=lambda losses: losses, **around)
+
+    patient = guard()
+    assert [patient.is_divergence() for _ in range(SCALER_PATIENCE + 1)] == [False] * SCALER_PATIENCE + [True]
+    step.batches = [({}, loss), ({}, loss * math.nan)]
+    assert guard().is_divergence()
 
 
 def test_divergence_is_seen_in_the_exit_code_and_in_print(corpus, cache_dir, tmp_path, capsys):
@@ -258,3 +281,4 @@ def test_divergence_is_seen_in_the_exit_code_and_in_print(corpus, cache_dir, tmp
     printed = " ".join(capsys.readouterr().out.split())
     assert "The run diverged at step" in printed
     assert "Last good state: " in printed
+    assert "eval perplexity not finite" in printed

@@ -7,8 +7,7 @@ import torch
 
 from hf_lnfree import LNFreeTrainingArguments, paper_config
 from hf_lnfree.training import ModelArguments, efficiency
-from hf_lnfree.training.efficiency import Choices, choose_attention, choose_loss
-from hf_lnfree.training.run import choose
+from hf_lnfree.training.efficiency import Choices, choose, choose_attention, choose_loss
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30

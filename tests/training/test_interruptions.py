@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_lnfree.training.checkpoints import checkpoints, find_checkpoint
+from hf_lnfree.training.log import read_log
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
@@ -51,9 +52,8 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
 
 
 def measured(folder):
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     keys = ("step", "loss", "grad_norm", "entropy/mean", "slope/layer_01", "residual_rms/layer_01")
-    return [{k: e[k] for k in keys if k in e} for e in log if "loss" in e or "entropy/mean" in e]
+    return [{k: e[k] for k in keys if k in e} for e in read_log(folder) if "loss" in e or "entropy/mean" in e]
 
 
 @pytest.mark.parametrize("point", ["step", "checkpoint", "rotation", "tokenisation", "results"])
@@ -115,13 +115,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(outcomes):
 
 def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_dir, tmp_path, monkeypatch):
     from hf_lnfree.data import DataArguments
-    from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments, run
+    from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments, train
 
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
     model = ModelArguments(config_overrides="{n_layer: 1, n_embd: 32, n_head: 2}")
     with pytest.raises(OSError, match=r"A checkpoint takes 0.00 GB and .* has room for 0.00 GB"):
-        run.train(model, data, LNFreeTrainingArguments(str(tmp_path / "run"), use_cpu=True))
+        train(model, data, LNFreeTrainingArguments(str(tmp_path / "run"), use_cpu=True))
 
 
 def test_a_folder_that_only_looks_like_a_checkpoint_is_passed_over(tmp_path):

@@ -15,6 +15,7 @@ from hf_lnfree import LNFreeTrainingArguments
 from hf_lnfree.data import DataArguments
 from hf_lnfree.models import named_slopes
 from hf_lnfree.training import LNFreeTrainer, ModelArguments, train
+from hf_lnfree.training.log import read_log
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
 
@@ -42,18 +43,14 @@ def arguments(corpus, cache_dir, tmp_path):
     return build
 
 
-def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_everything_it_rests_on(arguments, tmp_path):
     results = train(*arguments())
     folder = tmp_path / "run"
-    assert {"model.safetensors", "config.json", "tokenizer.json", "log.jsonl", "entropy.json", "entropy.svg"} <= set(
-        os.listdir(folder)
-    )
+    files = {"model.safetensors", "config.json", "tokenizer.json", "log.jsonl", "entropy.json", "results.json"}
+    assert files <= set(os.listdir(folder))
+    assert not {"entropy.svg", "README.md"} & set(os.listdir(folder))  # what shows a run is made by rooms above
     written = json.loads((folder / "results.json").read_text())
-    assert written["eval_perplexity"] == results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
+    assert written["eval_perplexity"] == results.eval_perplexity == pytest.approx(math.exp(results.eval_loss))
     assert written["tokens"] == 12 * 4 * 32
     assert len(written["data"]["train"]["sha256"]) == 64
     assert written["environment"]["transformers"]
@@ -82,8 +79,8 @@ def test_no_step_materialises_attention_maps(arguments, monkeypatch):
 
     monkeypatch.setattr(gpt2, "eager_attention_forward", eager)
     results = train(*arguments())
-    assert results["steps"] == 12
-    assert 0 <= results["overloaded_heads"] <= 1
+    assert results.steps == 12
+    assert 0 <= results.overloaded_heads <= 1
 
 
 @pytest.mark.parametrize("row", ["SM+LearnableR-global", "SM+LN+G"])
@@ -119,6 +116,17 @@ def test_slopes_get_no_decay_unless_asked(family, input_ids, tmp_path):
     relu = family.model(activation="relu")
     trainer = LNFreeTrainer(relu, args, train_dataset=[{"input_ids": input_ids[0]}])
     assert len(trainer.create_optimizer().param_groups) == 2
+
+
+def test_the_card_of_a_finished_run_stays(family, tmp_path):
+    """Before that, and where there is none, the host's draft stands there."""
+    trainer = LNFreeTrainer(family.model(), LNFreeTrainingArguments(str(tmp_path), use_cpu=True))
+    trainer.create_model_card(model_name="mine")
+    assert "# mine" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("what the run recorded")
+    (tmp_path / "results.json").write_text("{}")
+    trainer.create_model_card(model_name="mine")
+    assert (tmp_path / "README.md").read_text() == "what the run recorded"
 
 
 def test_layernorm_mode_trains_like_stock_under_the_hosts_trainer(family, tmp_path):
@@ -176,8 +184,8 @@ def test_what_makes_a_run_faster_or_smaller_keeps_its_losses(arguments, tmp_path
     train(*arguments(folder="plain", **STEADY))
     results = train(*arguments(folder="other", **STEADY, **options))
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), abs=tolerance)
-    assert results["choices"]["loss"] == options.get("loss", "plain")
-    assert results["choices"]["attn_implementation"] == ("eager" if "bf16" in options else "sdpa")
+    assert results.choices["loss"] == options.get("loss", "plain")
+    assert results.choices["attn_implementation"] == ("eager" if "bf16" in options else "sdpa")
     sampled = [entry for entry in read_log(tmp_path / "other") if "sparsity/layer_01" in entry]
     assert [entry["step"] for entry in sampled] == [0, 4, 8, 12]
     assert 0 < sampled[-1]["sparsity/layer_01"] < 1
@@ -185,9 +193,9 @@ def test_what_makes_a_run_faster_or_smaller_keeps_its_losses(arguments, tmp_path
 
 def test_divergence_is_nan_in_the_log_and_stops_the_run(arguments, tmp_path):
     results = train(*arguments(row="SM+G", learning_rate=1e4, max_grad_norm=0.0, max_steps=40))
-    assert results["diverged_at"] is not None
-    assert results["steps"] < 40
-    assert math.isnan(results["eval_perplexity"])
+    assert results.diverged_at is not None
+    assert results.steps < 40
+    assert math.isnan(results.eval_perplexity)
     losses = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
     assert math.isnan(losses[-1])
 
@@ -223,7 +231,7 @@ def test_continues_from_a_checkpoint_of_another_run(arguments, tmp_path):
     data.tokenizer = str(tmp_path / "first")
     first = json.loads((tmp_path / "first" / "results.json").read_text())
     log_start = train(model, data, args)
-    assert log_start["train_loss"] == pytest.approx(first["eval_loss"], rel=0.3)
+    assert log_start.train_loss == pytest.approx(first["eval_loss"], rel=0.3)
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):

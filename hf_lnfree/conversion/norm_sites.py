@@ -1,0 +1,72 @@
+"""The norms of a model, each with the branch that it stands in and the projections that read it."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..models.normalizations import FixedScale
+from ..models.removal import OTHERS, RemovalNorm
+from ..models.sites import Projection
+from .families import stack_of
+
+# From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
+DISABLING_EPS = 1e6
+LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
+HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
+
+
+@dataclass
+class NormSite:
+    """A norm and the projections that read it."""
+
+    name: str
+    norm: nn.Module
+    kind: str
+    readers: list[Projection]
+    branch: str
+    """"attention", "cross_attention" or "mlp"; "final" after the last block."""
+    takes_bias: bool = True
+    """Whether the readers have a bias or may be given one."""
+
+    @property
+    def fixed_scale(self) -> float | None:
+        """What it divides by, if that is the same for every token."""
+        if isinstance(self.norm, FixedScale):
+            return self.norm.sigma.item()
+        if isinstance(self.norm, RemovalNorm):
+            return self.norm.sigma[OTHERS].item() if self.norm.finished else None
+        if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
+            return math.sqrt(self.norm.eps)
+        return None
+
+    @property
+    def foldable(self) -> bool:
+        """Whether the readers can take over its gain and bias."""
+        bias = getattr(self.norm, "bias", None)
+        known = isinstance(self.norm, nn.LayerNorm) or self.kind in LEFT
+        return known and bool(self.readers) and (self.takes_bias or bias is None or not bias.any())
+
+
+def norm_sites(model: PreTrainedModel) -> list[NormSite]:
+    """The norms of a decoder in the order in which it computes them, the final one last."""
+    stack, config, base = stack_of(model), model.config, model.base_model
+    prefix = "" if base is model else f"{model.base_model_prefix}."
+    found = []
+    for index, (block, kind) in enumerate(zip(stack.block_list(base), config.block_norms, strict=True)):
+        for name, branch in stack.branches(block).items():
+            full = f"{prefix}{stack.blocks}.{index}.{branch.norm}"
+            found.append(NormSite(full, branch.norm_module(block), kind, branch.reader_modules(block), name))
+    if stack.final_norm is None:
+        return found
+    heads = [getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)]
+    takes_bias = hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
+    final = base.get_submodule(stack.final_norm)
+    return [*found, NormSite(f"{prefix}{stack.final_norm}", final, config.final_norm, heads, "final", takes_bias)]
+
+
+def as_linear(projection: Projection) -> Tensor:
+    """The weight as [out, in], a view."""
+    return projection.weight.T if isinstance(projection, Conv1D) else projection.weight

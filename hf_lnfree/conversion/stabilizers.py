@@ -1,0 +1,95 @@
+"""Everything linear that is neither a norm of activations nor a bias, folded into the weights."""
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..models.activations import FUSED
+from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
+from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from ..models.weight_norms import NormedWeight, plain_weight
+from .families import stack_of
+from .norm_sites import as_linear
+
+
+def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
+    """Whether `fold_stabilizers` finds something."""
+    temperature = config.attention_temperature and not config.query_key_norm
+    return config.weight_norm != "none" or config.residual_gain != "none" or config.ffn_scale or temperature
+
+
+def fold_stabilizers(model: PreTrainedModel) -> None:
+    """Normed weights, residual gains, scales of MLPs and temperatures of heads, in place."""
+    stack, config = stack_of(model), model.config
+    for module in list(model.modules()):
+        if isinstance(module, NormedWeight):
+            plain_weight(module)
+    for block in stack.block_list(model.base_model):
+        fold_mlp_scales(block, stack.mlp)
+        fold_gains(block, stack)
+        for attention in stack.attentions(block):
+            fold_temperatures(block, attention)
+    config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
+    config.attention_temperature = config.attention_temperature and config.query_key_norm
+
+
+def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:
+    """The two learned scales of a `ScaledMLP`, into its projections."""
+    scaled = block.get_submodule(mlp.activation)
+    if not isinstance(scaled, ScaledMLP):
+        return
+    before, after = scaled.scales
+    projections = mlp.projections(block)
+    writer = projections.pop(mlp.writer)
+    for reader in projections.values():
+        scale_output(reader, before)
+    as_linear(writer).mul_(after if projections else before * after)
+    block.set_submodule(mlp.activation, scaled.activation)
+
+
+def fold_gains(block: nn.Module, stack: StackSites) -> None:
+    """The gain of each residual branch, into the projection that ends it."""
+    for branch in stack.branches(block).values():
+        gain = None if branch.dropout is None else block.get_submodule(branch.dropout)
+        if isinstance(gain, ResidualGain):
+            scale_output(branch.writer_module(block), gain.value)
+            block.set_submodule(str(branch.dropout), nn.Dropout(gain.p))
+
+
+def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
+    """Into the rows of the queries; a temperature behind a query-key norm stays."""
+    module = block.get_submodule(attention.module)
+    control = getattr(module, "query_key", None)
+    if not isinstance(control, QueryKeyControl) or control.norm or control.temperature is None:
+        return
+    (fused,) = attention.reader_modules(block)
+    for rows in (as_linear(fused), fused.bias):
+        if rows is not None:  # groups, (q, k, v), heads of a group, d, and the inputs of a weight
+            parts = rows.unflatten(0, (control.groups, 3, control.heads // control.groups, -1))
+            factor = control.temperature.view(control.groups, -1, *[1] * (parts.dim() - 3))
+            parts[:, 0].mul_(factor)
+    control.detach(block)
+    del module.query_key
+
+
+def fuse_identities(model: PreTrainedModel) -> None:
+    """$W_2 (W_1 x + b_1) + b_2$ as one projection wherever nothing stands between the two, in place."""
+    stack, config = stack_of(model), model.config
+    activations = config.block_activations  # a list of its own
+    for index, block in enumerate(stack.block_list(model.base_model)):
+        if activations[index] != "identity":
+            continue
+        (reader,), writer = stack.mlp.reader_modules(block), stack.mlp.writer_module(block)
+        one = stack.mlp.fuse(block)
+        one.to(writer.weight)
+        as_linear(one).copy_(as_linear(writer) @ as_linear(reader))
+        if writer.bias is not None:
+            one.bias.copy_(writer.bias + (0 if reader.bias is None else as_linear(writer) @ reader.bias))
+        activations[index] = FUSED
+        config.layer_activations = activations
+
+
+def scale_output(projection: Projection, factor: Tensor | float) -> None:
+    """The projection times a factor, in place."""
+    as_linear(projection).mul_(factor)
+    if projection.bias is not None:
+        projection.bias.mul_(factor)

@@ -1,0 +1,127 @@
+"""What a study says in numbers: cells by row, differences paired by seed, the table, and `summary.json`."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..analysis.entropy import causal_bound
+from ..provenance import command, environment
+from ..tables import Table, number
+from ..training.log import layer_curves
+from ..training.results import RunResults
+from .statistics import Estimate, estimate, relative_difference
+from .study import Cell, Study
+
+SUMMARY = "summary.json"
+# What activations learn: the key of the recorder's log, and what it is.
+LEARNED = {"slope": "negative slope", "gelu_share": "share of GELU"}
+Rows = Mapping[str, Sequence[Cell]]
+
+
+def by_row(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells that have results, by row."""
+    done = [cell for cell in cells if cell.results is not None]
+    return {row: [c for c in done if c.row == row] for row in dict.fromkeys(c.row for c in done)}
+
+
+def results(cells: Sequence[Cell]) -> dict[int, RunResults]:
+    """By seed, of the cells that have some."""
+    return {cell.seed: cell.results for cell in cells if cell.results is not None}
+
+
+def perplexities(cells: Sequence[Cell]) -> dict[int, float]:
+    """By seed; NaN for a cell that diverged."""
+    return {seed: found.eval_perplexity for seed, found in results(cells).items()}
+
+
+def paired(one: Sequence[Cell], other: Sequence[Cell]) -> Estimate | None:
+    """Relative difference in perplexity of `one` to `other` over the seeds that both have."""
+    ours, theirs = perplexities(one), perplexities(other)
+    seeds = [seed for seed in ours if seed in theirs]
+    return relative_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+
+
+def share(cells: Sequence[Cell], which: str) -> str:
+    """Of heads that are "overloaded" or "collapsed"; "" where no entropies were measured."""
+    reports = [cell.entropy for cell in cells if cell.entropy is not None]
+    return estimate([getattr(r, which)("causal") for r in reports]).format(0, percent=True) if reports else ""
+
+
+def data_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What the first cell that has results was trained and evaluated on."""
+    return next((found.data for found in results(cells).values()), {})
+
+
+def summary_table(study: Study, rows: Rows) -> Table:
+    """Perplexity, its relative difference to the first row (paired by seed), heads by entropy, and speed."""
+    baseline = next(iter(rows))
+    lines = []
+    for row, cells in rows.items():
+        gap, found = paired(cells, rows[baseline]), results(cells)
+        diverged = [str(seed) for seed, of_seed in found.items() if of_seed.diverged]
+        lines.append(
+            [
+                row + (f" (diverged: seed {', '.join(diverged)})" if diverged else ""),
+                str(len(cells)),
+                estimate(list(perplexities(cells).values())).format(2),
+                "" if row == baseline or gap is None else gap.format(1, percent=True, sign=True),
+                share(cells, "overloaded"),
+                share(cells, "collapsed"),
+                number(fmean(of_seed.tokens_per_second for of_seed in found.values()), ".0f"),
+            ]
+        )
+    lengths = {cell.entropy.context_length for cells in rows.values() for cell in cells if cell.entropy is not None}
+    bounds = ", ".join(f"{causal_bound(length):.3f} nats at T={length}" for length in sorted(lengths))
+    several = any(len(cells) > 1 for cells in rows.values())
+    interval = "mean ± 95 % interval over seeds (Student t)" if several else "one seed, so no interval"
+    note = (
+        f"Evaluation perplexity at the end of training; {interval}, differences paired by seed. Shares are of heads "
+        f"whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: {bounds}."
+    )
+    for one, other in study.compare:
+        if one in rows and other in rows and (gap := paired(rows[one], rows[other])) is not None:
+            note += f" Perplexity of {one} to {other}: {gap.format(1, percent=True, sign=True)}."
+    return Table(["row", "seeds", "perplexity", f"to {baseline}", ">3max/4", "≤max/4", "tokens/s"], lines, note)
+
+
+def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]:
+    """What `summary.json` holds: the table, and every finished cell."""
+    return {
+        "title": study.title,
+        "scale": study.scale,
+        "header": table.header,
+        "rows": table.rows,
+        "note": table.note,
+        "cells": [
+            {"row": cell.row, "seed": cell.seed, **kept(cell.results), **by_layer(cell)}
+            for cell in cells
+            if cell.results is not None
+        ],
+        "settings": study.rows,
+        "data": {
+            split: {k: meta[k] for k in ("corpus", "corpus_sha256", "sha256")} for split, meta in data_of(cells).items()
+        },
+        "environment": environment(),
+        "command": command(),
+    }
+
+
+def kept(found: RunResults) -> dict[str, Any]:
+    """Of one cell; shares of heads where they were measured."""
+    keys = ("eval_loss", "eval_perplexity", "tokens", "tokens_per_second", "diverged_at", "choices")
+    shares = {key: getattr(found, key) for key in ("overloaded_heads", "collapsed_heads")}
+    return {key: getattr(found, key) for key in keys} | {k: v for k, v in shares.items() if v is not None}
+
+
+def by_layer(cell: Cell) -> dict[str, Any]:
+    """Of every layer, at the end: mean entropy of its heads in nats, and what its activation learned; of that also a
+    mean over layers at each step that was logged."""
+    found = {key: lines for key in ("entropy", *LEARNED) if (lines := layer_curves(cell.log, key))}
+    return {
+        "layers": {key: [line[-1][1] for line in lines] for key, lines in found.items()},
+        "over_training": {
+            key: [(points[0][0], fmean(value for _, value in points)) for points in zip(*found[key], strict=True)]
+            for key in LEARNED
+            if key in found
+        },
+    }

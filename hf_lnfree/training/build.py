@@ -1,0 +1,41 @@
+"""The model that a run begins with."""
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..data.arguments import DataArguments
+from ..data.splits import TextData
+from ..errors import SettingsError
+from ..loading import load_model
+from .arguments import ModelArguments
+
+
+def build_model(model_args: ModelArguments, data_args: DataArguments, data: TextData) -> PreTrainedModel:
+    """
+    A new model of a row, or a checkpoint.
+
+    Raises:
+        SettingsError: the tokenizer or the windows do not fit it.
+        ModelError: a checkpoint that cannot be loaded.
+    """
+    tokenizer = data.tokenizer
+    config = model_args.config(
+        data_args.context_length,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if config.vocab_size < len(tokenizer):
+        raise SettingsError(
+            f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
+            "model's own tokenizer (--tokenizer), or set vocab_size in --config-overrides."
+        )
+    positions = getattr(config, "max_position_embeddings", None) or data_args.context_length
+    if positions < data_args.context_length:
+        raise SettingsError(
+            f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
+        )
+    if model_args.model_name_or_path is not None:
+        access = model_args.access(model_args.model_name_or_path)
+        return load_model(model_args.model_name_or_path, config=config, **access)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -1,0 +1,73 @@
+"""`log.jsonl`: its writer, its one reader, and the curves in it."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from ..errors import RunError
+from ..files import json_line, replace_file
+
+LOG = "log.jsonl"
+Entry = Mapping[str, Any]
+Curve = list[tuple[float, float]]
+"""(step, value) of every entry that has the value."""
+
+
+class JsonlLog(TrainerCallback):
+    """
+    `log.jsonl` in the output folder: one line for each entry of log_history, written as it comes.
+
+    A line is strict JSON; a number that is not finite is null. A resumed run begins with the history of its checkpoint,
+    so no step stands there twice.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / LOG
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.begin(state)
+
+    def begin(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path, "".join(f"{json_line(entry)}\n" for entry in state.log_history))
+
+    def on_log(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json_line(state.log_history[-1]) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """
+    The entries of a run's `log.jsonl`; null is NaN.
+
+    Raises:
+        RunError: there is no log, or one of its lines is damaged.
+    """
+    path = folder / LOG
+    if not path.is_file():
+        raise RunError(f"{folder} holds no {LOG}.")
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            entries.append({key: math.nan if value is None else value for key, value in entry.items()})
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{path} is damaged in line {number}: {error}.") from error
+    return entries
+
+
+def curve(entries: Iterable[Entry], key: str) -> Curve:
+    return [(entry["step"], entry[key]) for entry in entries if key in entry]
+
+
+def layer_curves(entries: Iterable[Entry], key: str) -> list[Curve]:
+    """The curve of `key`/layer_00, `key`/layer_01, ... over steps; none where the log does not have it."""
+    entries = list(entries)
+    keys = sorted({name for entry in entries for name in entry if name.startswith(f"{key}/layer_")})
+    return [curve(entries, name) for name in keys]
