@@ -164,7 +164,7 @@ def reading(name: str | PathLike[str], part: str = "", *errors: type[Exception])
         raise
     except SafetensorError as error:
         raise ModelError(f"{damaged_file(name)} is damaged ({error}). Copy or download it again.") from error
-    except (*FILE_ERRORS, *errors) as error:
+    except FILE_ERRORS + errors as error:
         raise ModelError(f"{name}: {part}cannot be loaded: {reason(error)}") from error
     except RuntimeError as error:
         for words, meaning in TORCH_ERRORS.items():

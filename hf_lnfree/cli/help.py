@@ -91,6 +91,7 @@ def examples(*lines: str) -> str:
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of that width; what stands in brackets at the end, like a default, stays together."""
+    text = text.replace("\\[", "[")  # older typers escape it for rich
     text = re.sub(rf"\[[^]]{{,{width - 2}}}\]$", lambda found: found[0].replace(" ", "\0"), " ".join(text.split()))
     lines = wrap(text, width, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -14,12 +14,12 @@ from ..training.settings import RunArguments, parse_settings, read_settings
 DIVERGED = 3  # exit code of a run that ended, though not where it was to end
 
 
-def parse_arguments(arguments: Sequence[str], **options: Any) -> RunArguments:
-    """The dataclasses of a run from flags, over the values of a YAML file that may come first."""
+def parse_arguments(arguments: Sequence[str], dataclasses: Sequence[type] = get_args(RunArguments)) -> Any:
+    """The dataclasses of a run (`RunArguments`) from flags, over the values of a YAML file that may come first."""
     if not arguments or arguments[0].startswith("-"):
-        return parse_settings({}, "", arguments, **options)
+        return parse_settings({}, "", arguments, dataclasses)
     file, *flags = arguments
-    return parse_settings(read_settings(Path(file)), file, flags, **options)
+    return parse_settings(read_settings(Path(file)), file, flags, dataclasses)
 
 
 def train_command(arguments: Sequence[str], console: Console) -> int:

@@ -70,7 +70,9 @@ def evaluate(
     if isinstance(model, str):
         access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
         place = state.device if wanted.index is None else wanted
-        model, tokenizer = load_model(model, device=place, **access), tokenizer or load_tokenizer(model, **access)
+        path = model
+        model = load_model(path, device=place, **access)
+        tokenizer = tokenizer or load_tokenizer(path, **access)
     assert isinstance(model, PreTrainedModel)
     if tokenizer is None:
         raise SettingsError("A model that is no name needs its tokenizer as well.")
