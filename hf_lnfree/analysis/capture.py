@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ..attention.fused import RowEntropies, fused_attention_entropy
 from ..attention.masks import read_mask
+from ..choices import Method
 from ..errors import AttentionError
 from .maps import adds_up_to_one, entropies_of_map, visible_keys
-
-Method = Literal["auto", "fused", "attentions"]
 
 
 @dataclass

@@ -85,6 +85,18 @@ def search_command(
     return 0
 
 
+def parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(
+            f"--seeds must be whole numbers with commas between them, like 0,1,2; got {text!r}."
+        ) from None
+    if len(set(seeds)) != len(seeds):
+        raise SettingsError(f"--seeds names a seed twice: {text}.")
+    return seeds
+
+
 def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:
     """Every seed that the folder holds, whichever this command was asked for."""
     found = {int(p.name.removeprefix("seed-")) for p in folder.glob("*/seed-*")}
@@ -97,7 +109,10 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise SettingsError(f"--set takes field=value, for instance --set max_steps=100; got {text!r}.")
-        parsed[key.strip()] = yaml.safe_load(value)
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {text!r} is not YAML after the equals sign: {error}") from error
     return parsed
 
 

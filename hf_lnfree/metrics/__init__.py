@@ -11,8 +11,9 @@ from datasets import Features, Value
 from evaluate import MetricInfo
 from transformers import PreTrainedModel
 
+from ..choices import Metric
 from ..errors import SettingsError
-from ..evaluation.run import Metric, evaluate
+from ..evaluation.run import evaluate
 
 METRICS = ("token_perplexity", "bits_per_byte", "attention_entropy", "activation_sparsity")
 

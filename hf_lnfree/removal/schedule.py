@@ -112,7 +112,7 @@ def expand(
             over = f" over {gate_steps} steps" if gate_steps > 1 else ""
             raise SettingsError(
                 f"The schedule removes {removal.norm} at step {removal.step}{over}, and training ends after {steps}. "
-                "Raise --max_steps, or let the stage start earlier."
+                "Raise --max-steps, or let the stage start earlier."
             )
     return sorted(removals, key=lambda removal: removal.step)
 

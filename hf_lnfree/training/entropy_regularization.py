@@ -74,7 +74,7 @@ class EntropyRegularization(Procedure):
     def attach(self, trainer: Any, steps: int) -> None:
         if trainer.args.torch_compile:
             raise SettingsError(
-                "Entropies are taken out of attention calls, which --torch_compile hides: leave one out."
+                "Entropies are taken out of attention calls, which --torch-compile hides: leave one out."
             )
         trainer.penalties.append(self.penalty)
 

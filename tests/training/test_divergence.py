@@ -34,7 +34,7 @@ def run(corpus, cache_dir, tmp_path):
             "use_cpu": True,
             "disable_tqdm": True,
         }
-        data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+        data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
         model = ModelArguments(row=row, config_overrides=overrides)
         return train(model, data, LNFreeTrainingArguments(**{**settings, **training}))
 
@@ -274,7 +274,7 @@ def test_a_loss_scaler_may_search_for_a_while():
 
 
 def test_divergence_is_seen_in_the_exit_code_and_in_print(corpus, cache_dir, tmp_path, capsys):
-    flags = ["--dataset", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32"]
+    flags = ["--data", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32"]
     flags += ["--config_overrides", json.dumps(TINY), "--row", "SM+G", "--learning_rate", "1e6", "--max_grad_norm", "0"]
     flags += ["--max_steps", "30", "--use_cpu", "--output_dir", str(tmp_path / "run"), "--warmup_steps", "0"]
     assert main(["train", *flags]) == 3

@@ -99,7 +99,7 @@ def test_gradient_checkpointing_changes_nothing(family, input_ids):
 
 
 def test_a_run_that_was_interrupted_ends_the_same(corpus, cache_dir, tmp_path):
-    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--dataset", str(corpus), "--vocab_size", "300"]
+    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--data", str(corpus), "--vocab_size", "300"]
     command += ["--context_length", "32", "--probe_steps", "0", "--use_cpu", "--cache_dir", cache_dir]
     command += ["--disable_tqdm", "true", "--save_steps", "3", "--entropy_weight", "5", "--entropy_target", "0.3"]
     command += ["--entropy_tolerance", "0", "--learning_rate", "0.01", "--lr_scheduler_type", "constant"]
