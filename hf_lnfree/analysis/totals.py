@@ -3,12 +3,14 @@ r"""Streaming sums over rows and sequences, from which an `EntropyReport` follow
 Sequences, not rows, are independent. Standard errors are those of a ratio of sums over sequences; for everything that
 is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence counts Poisson(1)
 times instead of once, so that nothing but their sums is kept (Chamandy et al., Estimating Uncertainty for Massive Data
-Streams, 2012).
+Streams, 2012). Modules that see another batch than the rest, such as pictures or
+windows beside texts, count what they see as sequences of their own.
 
 Shapes: L attention modules, B batch, H heads, Q queries, N bins, S strata, R replicates.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +36,7 @@ class EntropyTotals:
         self.replicates, self.generator = replicates, torch.Generator().manual_seed(seed)
         self.modules: list[str] = []
         self.sums: dict[str, Tensor] = {}
-        self.sequences: Tensor | int = 0
+        self.sequences: Tensor | None = None  # L
 
     def add(self, rows: dict[str, RowEntropies], tokens: Sequence[Tensor]) -> None:
         """
@@ -43,22 +45,31 @@ class EntropyTotals:
             tokens: for each of them, [B, Q] bool: which queries count.
 
         Raises:
-            DataError: another batch had other attention modules.
+            DataError: another batch called other attention modules, or one of them more or less often.
         """
         if self.modules and list(rows) != self.modules:
-            raise DataError(f"Batches differ in the attention modules that they call: {self.modules}, {list(rows)}.")
+            raise DataError(
+                f"Batches differ in the attention modules that they call, or in how often: "
+                f"{_difference(self.modules, list(rows))}. Batches must be alike: as many pictures or windows in each."
+            )
         self.modules = list(rows)
         entropies = [r.entropy for r in rows.values()]
-        weights = torch.poisson(torch.ones(len(entropies[0]), self.replicates), generator=self.generator)
+        if self.sequences is None:
+            self.sequences = torch.zeros(len(rows), dtype=torch.int64, device=entropies[0].device)
+        weights: dict[int, Tensor] = {}  # by batch size: what modules of one size see are the same sequences
+        for size in dict.fromkeys(map(len, entropies)):
+            weights[size] = torch.poisson(torch.ones(size, self.replicates), generator=self.generator)
+            alike = [layer for layer, entropy in enumerate(entropies) if len(entropy) == size]
+            self.sequences[alike] += torch.stack([tokens[layer].any(-1) for layer in alike]).any(0).sum()
         groups: dict[tuple[int, ...], list[int]] = {}
         for layer, entropy in enumerate(entropies):
             groups.setdefault(tuple(entropy.shape), []).append(layer)
         heads = max(entropy.shape[1] for entropy in entropies)
         supports = [r.support.expand_as(r.entropy) for r in rows.values()]
-        for layers in groups.values():
+        for (size, *_), layers in groups.items():
             parts = ([x[i] for i in layers] for x in (entropies, supports, tokens))
-            self._add_group(layers, heads, *(torch.stack(part) for part in parts), weights)  # type: ignore[call-arg]
-        self.sequences = self.sequences + torch.stack([t.any(-1) for t in tokens]).any(0).sum()
+            stacked = (torch.stack(part) for part in parts)
+            self._add_group(layers, heads, *stacked, weights[size])  # type: ignore[call-arg]
 
     def _add_group(
         self, layers: list[int], heads: int, entropy: Tensor, support: Tensor, tokens: Tensor, weights: Tensor
@@ -127,8 +138,9 @@ class EntropyTotals:
         mean = t["s"] / n
         # Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B/(B-1).
         residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
-        sequences = int(self.sequences)
-        factor = sequences / (sequences - 1) if sequences > 1 else math.nan
+        assert self.sequences is not None
+        sequences = self.sequences.cpu().to(n.dtype)
+        factor = (sequences / (sequences - 1)).where(sequences > 1, math.nan)[:, None]
         filled, reached = _last(t["histogram"]), _last(t["strata_rows"])
         strata_rows = t["strata_rows"][..., :reached]
         return {
@@ -148,7 +160,7 @@ class EntropyTotals:
             "strata_bound": t["strata_bound"][..., :reached] / strata_rows,
             "strata_rows": strata_rows,
             "replicates": (t["replicates_s"] / t["replicates_n"]).permute(2, 0, 1).contiguous(),
-            "sequences": sequences,
+            "sequences": int(sequences.max()),
             "context_length": int(t["length"].max()),
         }
 
@@ -157,3 +169,12 @@ def _last(counts: Tensor) -> int:
     """How many bins up to the last one that holds anything."""
     filled = counts.sum((0, 1)).nonzero()
     return int(filled.max()) + 1 if len(filled) else 0
+
+
+def _difference(before: Sequence[str], now: Sequence[str]) -> str:
+    """Which modules two batches called differently often; `name#0` and `name#1` are calls of one module."""
+    often, again = (Counter(name.split("#")[0] for name in names) for names in (before, now))
+    names = [name for name in often | again if often[name] != again[name]] or list(now)
+    first = names[0]
+    more = f", {len(names) - 1} more" if names[1:] else ""
+    return f"{first} ({often[first]} times, then {again[first]}){more}"
