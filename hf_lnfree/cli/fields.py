@@ -60,7 +60,7 @@ def options_of(kind: type, left_out: Iterable[str] = (), group: str | None = Non
     """A parameter that typer makes an option of for each field of a dataclass."""
     hints = get_type_hints(kind)
     aliases = {field: alias for alias, field in ALIASES.items()}
-    for field in sorted(dataclasses.fields(kind), key=lambda field: field.kw_only):
+    for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):
         name = aliases.get(field.name, field.name)
         if name in left_out or not field.init:
             continue

@@ -1,7 +1,7 @@
 """The commands that measure models: entropy, evaluate, lm-eval, attribute."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +34,10 @@ def entropy(
     from .entropy import entropy_command, lines, parse_maximum
 
     top = parse_maximum(maximum)
-    settings = {"max_windows": max_windows, "batch_size": batch_size, "method": method, "maximum": top, "out": out}
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
-    reports = entropy_command(models, data, text_column, context_length, device=device, access=access, **settings)
+    reports = entropy_command(
+        models, data, text_column, context_length, max_windows, batch_size, method, top, out, device, access
+    )
     for text in lines(reports, top):
         say(text)
     if out is not None:
@@ -74,8 +75,9 @@ def evaluate(
     """
     from .evaluate import evaluate_command, lines
 
-    options = {"context_length": context_length, "stride": stride, "batch_size": batch_size, "first_token": first_token}
-    options |= {"device": device, "trust_remote_code": trust_remote_code, "revision": revision}
+    options: dict[str, Any] = {"context_length": context_length, "stride": stride, "batch_size": batch_size}
+    options |= {"first_token": first_token, "device": device}
+    options |= {"trust_remote_code": trust_remote_code, "revision": revision}
     results = evaluate_command(model, data, names(metrics), max_documents, text_column, out, options)
     for text in lines(results):
         say(text)

@@ -9,12 +9,12 @@ from rich.console import Console
 from ..pages.finish import finish_run
 from ..tables import number
 from ..training.run import train
-from ..training.settings import RunArguments, parse_settings, read_settings
+from ..training.settings import parse_settings, read_settings
 
 DIVERGED = 3  # exit code of a run that ended, though not where it was to end
 
 
-def parse_arguments(arguments: Sequence[str], **options: Any) -> RunArguments:
+def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
     """The dataclasses of a run from flags, over the values of a YAML file that may come first."""
     if not arguments or arguments[0].startswith("-"):
         return parse_settings({}, "", arguments, **options)

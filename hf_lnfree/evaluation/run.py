@@ -66,11 +66,12 @@ def evaluate(
         raise SettingsError(f"Unknown metrics: {', '.join(sorted(unknown))}. Allowed: {', '.join(get_args(Metric))}.")
     wanted = find_device(device)
     state = PartialState(cpu=wanted.type == "cpu")  # forms a group of processes on the CPU too
-    name = model if isinstance(model, str) else model.config.name_or_path
+    name = model if isinstance(model, str) else str(model.config.name_or_path)
     if isinstance(model, str):
         access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
         place = state.device if wanted.index is None else wanted
-        model, tokenizer = load_model(model, device=place, **access), tokenizer or load_tokenizer(model, **access)
+        model = load_model(name, device=place, **access)
+        tokenizer = tokenizer or load_tokenizer(name, **access)
     assert isinstance(model, PreTrainedModel)
     if tokenizer is None:
         raise SettingsError("A model that is no name needs its tokenizer as well.")

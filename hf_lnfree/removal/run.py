@@ -50,7 +50,7 @@ def remove_norms(
         SettingsError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
         RunError: a finished run that is there removed no norms, or its results.json or log.jsonl is damaged.
     """
-    schedule = read_schedule(removal.schedule)
+    schedule = read_schedule(str(removal.schedule))
     data.tokenizer = data.tokenizer or model
     args.eval_on_start = True
     folder = Path(args.output_dir)

@@ -198,4 +198,4 @@ def described(hint: Any) -> str:
         return " or ".join(described(part) for part in get_args(hint))
     if kind is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
-    return KINDS.get(kind) or getattr(kind, "__name__", str(kind))
+    return KINDS.get(kind) or str(getattr(kind, "__name__", kind))
