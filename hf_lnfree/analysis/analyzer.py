@@ -39,10 +39,10 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 class AttentionEntropyAnalyzer:
-    """
+    r"""
     Attention entropy of every head of a model, over batches.
 
-    A head's entropy is the mean of $H_i = -\\sum_j p_{ij} \\ln p_{ij}$ (arXiv 2410.09637, eq. 3) over every query that
+    A head's entropy is the mean of $H_i = -\sum_j p_{ij} \ln p_{ij}$ (arXiv 2410.09637, eq. 3) over every query that
     is a token; padding counts neither as a query nor as a key. The model runs as it is, in eval mode, without gradient.
 
     Args:

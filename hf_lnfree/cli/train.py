@@ -23,6 +23,7 @@ def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
 
 
 def train_command(arguments: Sequence[str], console: Console) -> int:
+    """One run, its picture and its card; returns the exit code."""
     model_args, data_args, args = parse_arguments(arguments)
     results = train(model_args, data_args, args)
     finish_run(Path(args.output_dir), args)

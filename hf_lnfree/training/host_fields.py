@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 
 def said(group: str, default: Any, text: str) -> Any:
+    """A field of TrainingArguments with our words for it."""
     return field(default=default, metadata={"group": group, "help": text})
 
 
