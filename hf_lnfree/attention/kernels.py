@@ -83,7 +83,7 @@ def _cuda_efficient(p: Problem) -> Solved:
 
 
 def _split(p: Problem, mixed: Tensor, lse: Tensor) -> Solved:
-    """Of the means of [V | K]."""
+    """Entropy, lse and output out of a fused attention whose values were [V | K]."""
     return (
         _entropy(p, lse, mixed[..., -p.key.shape[-1] :]),
         lse,

@@ -59,7 +59,7 @@ class TokenWindows(Dataset):
 
     @property
     def sha256(self) -> str:
-        """Hash of the token file."""
+        """Hash of the file of tokens."""
         return self.meta["sha256"]
 
 

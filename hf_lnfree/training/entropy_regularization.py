@@ -108,7 +108,7 @@ class EntropyRegularization(Procedure):
         return (deviation.square() * (deviation.abs() > self.tolerance)).mean()
 
     def penalty(self) -> Tensor:
-        """Of the last forward pass."""
+        """The penalty of the last forward pass, with its weight."""
         terms, self.terms = self.terms, {}
         return self.weight * torch.stack(list(terms.values())).mean()
 

@@ -23,7 +23,7 @@ STEPS, OPTIMISER, RECORDS, MACHINE, HUB = (
 
 @dataclass
 class HostFields:
-    """Never made; only shown."""
+    """Fields of TrainingArguments that the help shows; no object is made of it."""
 
     max_steps: int = said(STEPS, -1, "Optimiser steps; wins over --num-train-epochs when above 0.")
     num_train_epochs: float = said(STEPS, 3.0, "Passes over the training windows.")
