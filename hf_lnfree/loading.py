@@ -158,13 +158,14 @@ def find_device(name: str | None = None) -> torch.device:
 @contextmanager
 def reading(name: str | PathLike[str], part: str = "", *errors: type[Exception]) -> Iterator[None]:
     """What the files of a checkpoint raise inside, as a ModelError that names it; defects stay what they are."""
+    expected: tuple[type[Exception], ...] = (*FILE_ERRORS, *errors)
     try:
         yield
     except LNFreeError:
         raise
     except SafetensorError as error:
         raise ModelError(f"{damaged_file(name)} is damaged ({error}). Copy or download it again.") from error
-    except FILE_ERRORS + errors as error:
+    except expected as error:
         raise ModelError(f"{name}: {part}cannot be loaded: {reason(error)}") from error
     except RuntimeError as error:
         for words, meaning in TORCH_ERRORS.items():

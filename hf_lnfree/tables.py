@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass
 class Table:
+    """A header, rows of texts, and a note below."""
+
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""

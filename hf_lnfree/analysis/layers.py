@@ -6,7 +6,7 @@ units of the MLP.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import largest_logit
-from ..attention.masks import read_mask
+from ..attention.masks import logit_arguments
 from ..errors import ModelError
-from .capture import wrapped_attention
 
 
 @dataclass
@@ -117,18 +117,9 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
     layers = [_Layer() for _ in blocks]
     owner = {module: layer for layer, block in zip(layers, blocks, strict=True) for module in block.modules()}
 
-    def observed(attend: Callable) -> Callable:
-        def attend_and_observe(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs
-        ):
-            if module in owner:
-                read, causal = read_mask(module, query, key, mask, **kwargs)
-                options = {"scale": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
-                logits = largest_logit(query, key, attention_mask=read, is_causal=causal, **options)
-                owner[module].attention(logits.amax())
-            return attend(module, query, key, value, mask, *args, **kwargs)
-
-        return attend_and_observe
+    def after(call: AttentionCall) -> None:
+        if call.module in owner:
+            owner[call.module].attention(largest_logit(**logit_arguments(call)).amax())
 
     handles = []
     for layer, block in zip(layers, blocks, strict=True):
@@ -137,7 +128,7 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
         handles += [module.register_forward_hook(layer.after_activation) for module in activations]
     statistics = LayerStatistics()
     try:
-        with wrapped_attention(observed):
+        with attention_calls(after):
             yield statistics
     finally:
         for handle in handles:

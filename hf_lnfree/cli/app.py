@@ -26,6 +26,7 @@ console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several proces
 
 
 def command(name: str, group: str, *lines: str, cls: type[Command] = Command) -> Callable[..., Any]:
+    """A decorator that adds a command to the app, in a group of the help, with example lines below it."""
     return app.command(name, cls=cls, rich_help_panel=group, epilog=examples(*lines))
 
 
@@ -40,13 +41,14 @@ def names(text: str) -> list[str]:
 
 
 def print_version(wanted: bool) -> None:
+    """Of this package and of the two that it stands on; then the command ends."""
     if wanted:
         typer.echo("\n".join([f"hf_lnfree {__version__}", *(f"{p} {version(p)}" for p in ("torch", "transformers"))]))
         raise typer.Exit()
 
 
 @app.callback()
-def common(
+def common(  # noqa: D103  (it would stand in the help)
     show_version: Annotated[
         bool,
         typer.Option(

@@ -45,6 +45,7 @@ def attribute_command(
 
 
 def one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The id of a text that is one token; SettingsError for any other."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([token])) for token in ids)

@@ -21,6 +21,7 @@ def convert_command(
     device: str,
     access: dict[str, Any],
 ) -> dict[str, Any]:
+    """One conversion; returns its report."""
     logging.disable_progress_bar()
     new_dtype = None if dtype is None else getattr(torch, dtype)
     return convert(source, out, to, new_dtype, cache, check, progress=True, device=device, **access)

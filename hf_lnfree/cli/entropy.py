@@ -87,6 +87,7 @@ def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
 
 
 def parse_maximum(text: str) -> Maximum | float:
+    """The name of a maximum, or nats."""
     if text in MAXIMA:
         return text  # type: ignore[return-value]
     try:

@@ -24,6 +24,7 @@ def evaluate_command(
     out: Path | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
+    """The results of one model on one corpus, written to the file `out` if there is one."""
     if out is not None and not out.parent.is_dir():
         raise SettingsError(f"There is no folder {out.parent} for --out.")
     arguments = DataArguments(data=data, text_column=text_column)

@@ -21,6 +21,8 @@ ALL_OTHERS = "All other fields of transformers.TrainingArguments"
 
 
 class FieldsCommand(Command):
+    """A command that hands its arguments on unread, and knows its options for the help only."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if HELP_ALL in args:
             shown = {param.name for param in self.params}
@@ -53,6 +55,7 @@ def with_parameters(function: Callable[..., Any], parameters: Sequence[inspect.P
 
 
 def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """A keyword of a function, for typer to read."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

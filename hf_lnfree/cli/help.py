@@ -53,6 +53,8 @@ class Plain:
 
 
 class Command(Plain, TyperCommand):
+    """A command with the help of this package."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {name for param in self.params for name in param.opts}
         for old, new in RENAMED.items():
@@ -62,6 +64,8 @@ class Command(Plain, TyperCommand):
 
 
 class Group(Plain, TyperGroup):
+    """The program itself, with the same help."""
+
     def rows(self, ctx: Any) -> Iterable[Row]:
         commands: list[Any] = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
         for command in sorted(commands, key=lambda command: COMMAND_GROUPS.index(command.rich_help_panel)):

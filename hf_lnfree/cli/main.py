@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -9,6 +9,7 @@ TEXT, MODEL, RUN, OUTPUT = "Text", "Model", "Run", "Output"
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
+    """An option with its help, in a group of the help."""
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
 
 

@@ -20,6 +20,7 @@ DATACLASSES = (RemovalArguments, DataArguments, LNFreeTrainingArguments, Checkpo
 
 
 def removal_command(arguments: Sequence[str], console: Console) -> int:
+    """One removal; returns the exit code."""
     if not arguments or arguments[0].startswith("-"):
         raise SettingsError("remove-norms takes MODEL first, a folder or a Hub name.")
     model, *rest = arguments

@@ -40,6 +40,7 @@ def study_command(
     local: dict[str, Any],
     console: Console,
 ) -> int:
+    """One study, its tables and its page; returns the exit code."""
     study = Study.load(file, scale, parse_changes(change or ()))
     local = {key: value for key, value in local.items() if value}
     announce = announcer(console)
@@ -75,6 +76,7 @@ def search_command(
     local: dict[str, Any],
     console: Console,
 ) -> int:
+    """One search; returns the exit code."""
     study = Study.load(file, scale, parse_changes(change or ())).choose(rows)
     values = [value.strip() for value in pair.split(",")]
     announce = announcer(console)
@@ -86,6 +88,7 @@ def search_command(
 
 
 def parse_seeds(text: str) -> list[int]:
+    """ "0,1,2" as numbers."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
@@ -104,6 +107,7 @@ def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """["field=value", ...] as fields and values, read as YAML."""
     parsed: dict[str, Any] = {}
     for text in changes:
         key, equals, value = text.partition("=")
@@ -117,6 +121,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
 
 
 def compare_command(one: Path, other: Path, out: Path | None, console: Console) -> None:
+    """Print the comparison of two studies, and write it into the folder `out` if there is one."""
     table = compare_studies(one, other)
     console.print(rich_table(table))
     console.print(table.note, highlight=False)
@@ -127,6 +132,7 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
 
 
 def rich_table(table: Table) -> RichTable:
+    """The table as a terminal shows it."""
     shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in table.header:
         shown.add_column(heading, overflow="fold")

@@ -2,27 +2,28 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 
 from ..pages.finish import finish_run
 from ..tables import number
 from ..training.run import train
-from ..training.settings import RunArguments, parse_settings, read_settings
+from ..training.settings import parse_settings, read_settings
 
 DIVERGED = 3  # exit code of a run that ended, though not where it was to end
 
 
-def parse_arguments(arguments: Sequence[str], dataclasses: Sequence[type] = get_args(RunArguments)) -> Any:
-    """The dataclasses of a run (`RunArguments`) from flags, over the values of a YAML file that may come first."""
+def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
+    """The dataclasses of a run from flags, over the values of a YAML file that may come first."""
     if not arguments or arguments[0].startswith("-"):
-        return parse_settings({}, "", arguments, dataclasses)
+        return parse_settings({}, "", arguments, **options)
     file, *flags = arguments
-    return parse_settings(read_settings(Path(file)), file, flags, dataclasses)
+    return parse_settings(read_settings(Path(file)), file, flags, **options)
 
 
 def train_command(arguments: Sequence[str], console: Console) -> int:
+    """One run, its picture and its card; returns the exit code."""
     model_args, data_args, args = parse_arguments(arguments)
     results = train(model_args, data_args, args)
     finish_run(Path(args.output_dir), args)

@@ -89,6 +89,7 @@ class Corpus:
 
 
 def document_hash(text: str) -> bytes:
+    """sha256 of the text in UTF-8."""
     return hashlib.sha256(text.encode()).digest()
 
 

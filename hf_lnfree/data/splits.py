@@ -50,6 +50,7 @@ def load_splits(args: DataArguments) -> tuple[Corpus, Corpus]:
 
 
 def whole_corpus(args: DataArguments) -> Corpus:
+    """Every document, before any is held out."""
     kept = streaming_cache(args)
     return load_corpus(args.data, args.max_documents, args.data_shuffle_seed, args.text_column, kept)
 
@@ -61,4 +62,5 @@ def load_validation(args: DataArguments, tokenizer: PreTrainedTokenizerBase, eve
 
 
 def streaming_cache(args: DataArguments) -> Path | None:
+    """Where the documents of a stream are kept; None where nothing is streamed."""
     return cache_folder(args) / "documents" if args.streaming else None

@@ -59,7 +59,7 @@ class TokenWindows(Dataset):
 
     @property
     def sha256(self) -> str:
-        """Hash of the token file."""
+        """Hash of the file of tokens."""
         return self.meta["sha256"]
 
 
@@ -71,6 +71,7 @@ def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> l
 
 
 def cache_folder(args: DataArguments) -> Path:
+    """Where tokenised data is kept."""
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 
 
@@ -148,6 +149,7 @@ def check_windows(folder: Path) -> None:
 
 
 def damaged(folder: Path, why: str) -> str:
+    """What a user is told of a cache that cannot be used."""
     return f"The tokens cached in {folder} are damaged: {why}. Remove that folder; they are then made anew."
 
 

@@ -66,13 +66,12 @@ def evaluate(
         raise SettingsError(f"Unknown metrics: {', '.join(sorted(unknown))}. Allowed: {', '.join(get_args(Metric))}.")
     wanted = find_device(device)
     state = PartialState(cpu=wanted.type == "cpu")  # forms a group of processes on the CPU too
-    name = model if isinstance(model, str) else model.config.name_or_path
+    name = model if isinstance(model, str) else str(model.config.name_or_path)
     if isinstance(model, str):
         access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
         place = state.device if wanted.index is None else wanted
-        path = model
-        model = load_model(path, device=place, **access)
-        tokenizer = tokenizer or load_tokenizer(path, **access)
+        model = load_model(name, device=place, **access)
+        tokenizer = tokenizer or load_tokenizer(name, **access)
     assert isinstance(model, PreTrainedModel)
     if tokenizer is None:
         raise SettingsError("A model that is no name needs its tokenizer as well.")
@@ -139,6 +138,7 @@ def score(
     batch_size: int,
     first: int | None,
 ) -> Likelihood:
+    """The likelihood of this process's documents."""
     documents = TokenisedDocuments(texts, tokenizer, first)
     likelihood, done = Likelihood(), 0
     for number, nats, tokens in document_likelihoods(model, documents, context_length, stride, batch_size):
@@ -150,6 +150,7 @@ def score(
 
 
 def perplexity_of(likelihood: Likelihood) -> dict[str, Any]:
+    """Perplexity and loss with their 95 % intervals."""
     loss, half = likelihood.loss, likelihood.loss_half_width
     ends = [perplexity(loss + sign * half) for sign in (-1, 1)]
     return {"perplexity": likelihood.perplexity, "interval_95": ends, "loss": loss, "half_width_95": half}
@@ -180,6 +181,7 @@ def attention_and_activations(
 
 
 def window_length(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens a window: what was asked for, or what the model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if wanted is None:
         return min(positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
@@ -189,6 +191,7 @@ def window_length(model: PreTrainedModel, wanted: int | None) -> int:
 
 
 def opening_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before a document so that all of it is predicted: BOS, or EOS."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

@@ -31,6 +31,7 @@ def metric_path(name: str) -> str:
 
 
 def metric_info(description: str | None) -> MetricInfo:
+    """What `evaluate` wants to know of a metric."""
     inputs = (
         "predictions: texts; model_id: folder or Hub name of a causal language model; other keywords are those of "
         "hf_lnfree.evaluation.evaluate."

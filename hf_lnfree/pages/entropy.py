@@ -84,10 +84,12 @@ def write_entropy_page(
 
 
 def moved(comparisons: Sequence[EntropyComparison]) -> dict[str, str]:
+    """Of each comparison the heads that moved, by its heading."""
     return {f"{c.other.name} against {c.baseline.name}": c.table(count=40) for c in comparisons}
 
 
 def report_line(report: EntropyReport) -> str:
+    """What a report says in a sentence."""
     summary = report.summary()
     mean, normalized = number(summary["mean_entropy"], ".3f"), number(100 * summary["mean_normalized"], ".1f")
     return (
@@ -99,6 +101,7 @@ def report_line(report: EntropyReport) -> str:
 
 
 def flag_table(report: EntropyReport, maximum: Maximum | float) -> Table:
+    """The heads that are overloaded, collapsed or not finite, each with its reason."""
     flags = report.flags(maximum)
     rows = [[str(f.layer), str(f.head), f.kind, f.reason] for f in flags[:LARGEST_FLAG_TABLE]]
     more = f"; the first {LARGEST_FLAG_TABLE} of {len(flags)} are shown" if len(flags) > LARGEST_FLAG_TABLE else ""

@@ -52,6 +52,7 @@ def panels(count: int, columns: int, width: float, height: float, **options: Any
 
 
 def title(report: EntropyReport) -> str:
+    """The title of a report's panel."""
     return f"{shorten(report.name)} ({report.source})"
 
 

@@ -24,6 +24,7 @@ def loss_table(summary: RemovalSummary) -> Table:
 
 
 def event_table(summary: RemovalSummary) -> Table:
+    """A row a removal: its step, its norm, and the held-out losses before and after."""
     rows = [
         [str(event["step"]), event["norm"], event["part"], *(loss(event[key]) for key in ("loss_before", "loss_after"))]
         for event in summary.events
@@ -33,6 +34,7 @@ def event_table(summary: RemovalSummary) -> Table:
 
 
 def loss(value: float | None) -> str:
+    """A held-out loss as text; nothing for one that was not measured."""
     return "" if value is None else number(value, ".4f")
 
 

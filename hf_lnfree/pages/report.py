@@ -14,6 +14,8 @@ from .plots import to_svg
 
 @dataclass
 class Picture:
+    """A figure and what is written below it."""
+
     figure: Figure
     caption: str
 
@@ -24,6 +26,8 @@ class Picture:
 
 @dataclass
 class Section:
+    """A part of a page: paragraphs, then tables, then figures, then folded texts."""
+
     heading: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()

@@ -45,6 +45,7 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
 
 
 def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
+    """The table of the study, its diverged steps, and published perplexities."""
     tokens = sorted({cell.results.tokens for cell in cells if cell.results and not cell.results.diverged})
     trained = f"Tokens a run: {', '.join(f'{t / 1e6:.2f}M' for t in tokens)}." if tokens else ""
     paragraphs = [text for text in (study.about, trained, unfinished(cells)) if text]
@@ -86,6 +87,7 @@ def published_perplexities(key: str) -> Table:
 
 
 def head_entropies(study: Study, first: Mapping[str, Cell]) -> Section:
+    """Heat maps and shares of heads of each row's first seed, published ones beside them."""
     measured = {row: cell.entropy for row, cell in first.items() if cell.entropy is not None}
     if not measured:
         return Section("Entropy of every head at the end of training", ["No entropy report was asked for."])
@@ -132,6 +134,7 @@ def training_dynamics(rows: Rows) -> Section:
 
 
 def losses(first: Mapping[str, Cell]) -> Section:
+    """Training and held-out loss over steps, of each row's first seed."""
     seed = next(iter(first.values())).seed
     shown = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
     figures = []
@@ -143,6 +146,7 @@ def losses(first: Mapping[str, Cell]) -> Section:
 
 
 def settings_and_hashes(cells: Sequence[Cell]) -> Section:
+    """What the numbers rest on, folded."""
     kept = ("command", "tokens", "parameters", "choices", "model", "arguments")
     details = {c.name: {key: getattr(c.results, key) for key in kept} for c in cells if c.results is not None}
     blocks = {"environment": environment(), "data": data_of(cells), **details}

@@ -60,6 +60,7 @@ def optional(path: Path) -> dict[str, Any]:
 
 
 def norms(config: Mapping[str, Any]) -> str | None:
+    """Which norms a model has, in words; None where the configuration does not say."""
     if "norm" not in config:
         return None
     blocks = "by layer" if config.get("layer_norms") else config["norm"]
@@ -67,6 +68,7 @@ def norms(config: Mapping[str, Any]) -> str | None:
 
 
 def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
+    """The card's metadata, with what was measured as a model index."""
     dataset = results.hub_dataset
     name, shown = dataset_names(results)
     evaluated = [
@@ -114,6 +116,7 @@ def metrics(run: Path, results: RunResults) -> Iterator[tuple[str, str, float]]:
 
 
 def measured(run: Path, results: RunResults) -> Iterator[tuple[str, str]]:
+    """(name, value as text) of everything that was measured."""
     for _, name, value in metrics(run, results):
         yield name, f"{100 * value:.0f} %" if name.startswith("share") else f"{value:.4g}"
     if (run / RemovalSummary.file).is_file():
@@ -125,6 +128,7 @@ def measured(run: Path, results: RunResults) -> Iterator[tuple[str, str]]:
 
 
 def made_from(results: RunResults) -> Iterator[tuple[str, str]]:
+    """(name, value as text) of data, settings and versions."""
     training = results.arguments["training"]
     yield "data", dataset_names(results)[1]
     yield "tokens", f"{results.tokens:,} in {results.steps:,} steps, windows of {results.context_length}"

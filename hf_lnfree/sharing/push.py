@@ -84,6 +84,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def advice(error: Exception) -> str:
+    """What to do about a refusal of the Hub."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "no token, or one that is not valid. Set HF_TOKEN, or run `hf auth login`."

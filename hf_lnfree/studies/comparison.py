@@ -45,6 +45,7 @@ def compare_studies(one: Path, other: Path) -> Table:
 
 
 def finished_cells(folder: Path) -> dict[str, list[Cell]]:
+    """The finished cells in the folder of a study, by row; RunError if there are none."""
     seeds = sorted(folder.glob("*/seed-*"), key=lambda p: (p.parent.name, int(p.name.removeprefix("seed-"))))
     cells = by_row([Cell(p.parent.name, int(p.name.removeprefix("seed-")), p).load() for p in seeds])
     if not cells:

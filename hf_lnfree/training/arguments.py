@@ -15,7 +15,7 @@ UNCHECKED = {"azure_ml", "flyte"}  # transformers does not tell whether these ar
 
 
 @dataclass
-class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignore[misc]
+class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignore[misc]  # defaults of our own
     """
     [`TrainingArguments`] with the study's own; NaN losses are logged as NaN and not as 0.
 

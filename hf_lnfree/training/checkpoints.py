@@ -77,6 +77,7 @@ class WholeCheckpoints(Trainer):
 
 
 def step_of(checkpoint: Path) -> int:
+    """The optimiser step at which a checkpoint was saved."""
     return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
 
 

@@ -112,7 +112,7 @@ def choose_loss(device: torch.device, logits_a_step: int, steps: int) -> LossFor
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """How many bytes the device, or this machine, has left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
@@ -126,8 +126,10 @@ def can_compile(device: torch.device) -> bool:
 
 
 def training_dtype(bf16: bool, fp16: bool) -> torch.dtype:
+    """What matrices are multiplied in."""
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
 
 
 def attention_dropout(config: PreTrainedConfig) -> float:
+    """The dropout of attention maps, as a family calls it."""
     return getattr(config, "attn_pdrop", getattr(config, "attention_dropout", 0.0)) or 0.0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 
 def said(group: str, default: Any, text: str) -> Any:
+    """A field of TrainingArguments with our words for it."""
     return field(default=default, metadata={"group": group, "help": text})
 
 
@@ -22,7 +23,7 @@ STEPS, OPTIMISER, RECORDS, MACHINE, HUB = (
 
 @dataclass
 class HostFields:
-    """Never made; only shown."""
+    """Fields of TrainingArguments that the help shows; no object is made of it."""
 
     max_steps: int = said(STEPS, -1, "Optimiser steps; wins over --num-train-epochs when above 0.")
     num_train_epochs: float = said(STEPS, 3.0, "Passes over the training windows.")

@@ -63,6 +63,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(entries: Iterable[Entry], key: str) -> Curve:
+    """(step, value) of every entry that has the key."""
     return [(entry["step"], entry[key]) for entry in entries if key in entry]
 
 

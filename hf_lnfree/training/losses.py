@@ -98,6 +98,7 @@ def chunked_causal_lm_loss(
 
 @functools.cache
 def compiled_loss() -> Any:
+    """The host's loss, compiled at its first call."""
     return torch.compile(ForCausalLMLoss)
 
 

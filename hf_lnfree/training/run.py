@@ -113,6 +113,7 @@ def train_alone(
 
 
 def build_trainer(model: Any, data: TextData, args: LNFreeTrainingArguments) -> LNFreeTrainer:
+    """The trainer on both splits, with windows for its flight recorder."""
     return LNFreeTrainer(
         model=model,
         args=args,
@@ -171,6 +172,7 @@ def finished_model(trainer: LNFreeTrainer, procedure: Procedure) -> PreTrainedMo
 def final_report(
     model: PreTrainedModel, windows: TokenWindows, args: LNFreeTrainingArguments, name: str
 ) -> EntropyReport | None:
+    """Entropies of the model that is saved, on held-out windows; None if none were asked for."""
     batches = window_batches(windows, args.attention_report_windows)
     if not batches:
         return None

@@ -137,12 +137,16 @@ def parse_settings(
 
 
 class Parser(HfArgumentParser):
+    """transformers' parser of dataclasses, whose errors are SettingsErrors."""
+
     def error(self, message: str) -> NoReturn:
         """Instead of a page of usage."""
         raise SettingsError(re.sub(r"^argument \S*?(--[\w-]+): ", r"\1: ", message).rstrip(".") + ".")
 
 
 class Device(argparse.Action):
+    """`--device`, which sets `use_cpu`."""
+
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, on_cpu(values))
 
@@ -158,6 +162,7 @@ def on_cpu(device: Any) -> bool:
 
 
 def advice(name: Any, known: Iterable[str]) -> str:
+    """The known name that is nearest, or where all of them are listed."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {near[0]}?" if near else " `hf-lnfree train --help-all` lists all."
 
@@ -193,6 +198,7 @@ KINDS |= {dict: "a mapping", list: "a list"}
 
 
 def described(hint: Any) -> str:
+    """An annotated type in words."""
     kind = get_origin(hint) or hint
     if kind in (Union, types.UnionType):
         return " or ".join(described(part) for part in get_args(hint))

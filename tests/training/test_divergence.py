@@ -238,10 +238,13 @@ def test_a_run_that_dies_otherwise_leaves_its_record(run, at_steps, tmp_path):
 
     at_steps({6: crash})
     with pytest.raises(MemoryError):
-        run()
+        run(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     record = read(tmp_path / "run", "flight_recorder.json")
     assert record["reason"] == "MemoryError: no room"
     assert [sample["step"] for sample in record["samples"]] == [0, 2, 4]
+    logged = [entry for entry in read_log(tmp_path / "run") if "loss" in entry]
+    for key in ("step", "loss", "grad_norm", "learning_rate"):
+        assert [step[key] for step in record["steps"]] == pytest.approx([entry[key] for entry in logged[:5]], rel=1e-5)
     assert len(record["steps"]) == 5
     assert {"residual_rms/layer_02", "attention_logit/layer_00", "grad_norm/layer_01", "sparsity/layer_00"} <= set(
         record["samples"][-1]
