@@ -18,7 +18,7 @@ TRANSFORMERS := 5.17.0 5.24.0
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/hf-lnfree demo --output-dir runs/demo $(DEMO_FLAGS)
+	$(BIN)/hf-lnfree demo --out runs/demo $(DEMO_FLAGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from door import door_candidates
 from training import (
     Candidates,
     body_candidates,
@@ -215,6 +216,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "whole_model": (whole_model_candidates, 10),
     "recorder": (recorder_candidates, 5),
     "loader": (loader_candidates, 5),
+    "door": (door_candidates, 7),
 }
 for _name, _dtype in FORMATS.items():
     _body = f"Transformer body forward and backward, {_name}: {SMALL}."

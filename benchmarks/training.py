@@ -159,7 +159,7 @@ def recipe_candidates(dtype: torch.dtype, row: str, length: int, device: str) ->
 
 
 class Regularized(nn.Module):
-    """A model whose loss has the penalty on its head entropies added, as a run with `--entropy_weight` has it."""
+    """A model whose loss has the penalty on its head entropies added, as a run with `--entropy-weight` has it."""
 
     def __init__(self, model: Any):
         from hf_lnfree.training.entropy_regularization import EntropyRegularization

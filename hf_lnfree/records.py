@@ -22,7 +22,7 @@ class Record:
     """
 
     file: ClassVar[str]
-    """Its name."""
+    """The name of the file."""
     more: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -194,8 +194,9 @@ for arguments, environment in json.loads(sys.argv[1]):
     os.environ.update(environment)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
-        import hf_lnfree.cli.main as cli
-        cli.errors.file, cli.console.file = err, out
+        from hf_lnfree.cli.app import console
+        from hf_lnfree.cli.main import errors
+        errors.file, console.file = err, out
         code = main(arguments)
     results.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
 print(json.dumps(results))

@@ -12,7 +12,8 @@ import pytest
 import typer
 import yaml
 
-from hf_lnfree.cli.main import app
+from hf_lnfree.cli.main import app, main
+from hf_lnfree.cli.removal import DATACLASSES
 from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.studies.statistics import estimate
 from hf_lnfree.studies.study import Study
@@ -38,8 +39,12 @@ def test_commands_are_accepted(line, monkeypatch):
         program, *arguments = "hf-lnfree", *arguments[arguments.index("hf_lnfree.cli.main") + 1 :]
     assert program == "hf-lnfree"
     name, *arguments = arguments
-    if name == "train" and "--help" not in arguments:
+    if "--help" in arguments:
+        assert main([name, *arguments]) == 0
+    elif name == "train":
         parse_arguments(arguments)
+    elif name == "remove-norms":
+        parse_arguments(arguments[1:], dataclasses=DATACLASSES)
     else:  # usage is checked before anything is done
         COMMANDS[name].make_context(name, arguments)
 
@@ -99,7 +104,7 @@ def test_findings_show_what_their_results_hold(page):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "findings").glob("*.yaml")), ids=lambda path: path.stem)
 def test_studies_of_the_findings_can_be_run(path):
     for scale in yaml.safe_load(path.read_text())["scales"]:
-        study = Study.load(path, scale, {"fp16": False, "use_cpu": True})
+        study = Study.load(path, scale, {"fp16": False, "device": "cpu"})
         for row in study.rows:
             model, data, _ = study.arguments(row, 0, Path("unused"))
             norm = model.config(data.context_length).norm

@@ -24,7 +24,7 @@ from hf_lnfree.removal.schedule import expand, read_schedule
 from hf_lnfree.studies.study import Study, run_study
 from hf_lnfree.training import LNFreeTrainingArguments
 from hf_lnfree.training.recipes import MAIN_ROWS
-from hf_lnfree.training.settings import parse_settings, read_settings
+from hf_lnfree.training.settings import flag, parse_settings, read_settings
 
 from .conftest import GPT2
 from .fences import ROOT, commands, fenced
@@ -41,8 +41,8 @@ PAPER = ROOT / "examples" / "reproduce_paper"
 STUDIES = sorted(PAPER.glob("study-*.yaml"))
 ROWS = [path for path in sorted(PAPER.glob("[!_]*.yaml")) if path not in STUDIES]
 CUT = {"max_steps": 2, "max_validation_windows": 4, "attention_report_windows": 4, "probe_steps": 0}
-SHORT = ["--use_cpu", *(part for name, value in CUT.items() for part in (f"--{name}", str(value)))]
-SHORT_STUDY = ["--use-cpu", *(part for name, value in CUT.items() for part in ("--set", f"{name}={value}"))]
+SHORT = ["--device", "cpu", *(part for name, value in CUT.items() for part in (flag(name), str(value)))]
+SHORT_STUDY = ["--device", "cpu", *(part for name, value in CUT.items() for part in ("--set", f"{name}={value}"))]
 
 
 REMOVAL = ROOT / "examples" / "remove_norms"
@@ -55,13 +55,13 @@ def workplace(tmp_path_factory, cache_dir):
     for name in ("examples", "benchmarks", "hf_lnfree"):
         shutil.copytree(ROOT / name, folder / name)
     small = {"config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}, "vocab_size": 512, **CUT}
-    run_study(Study.load(DEMO, changes=small), [0], folder / "runs" / "demo", cache_dir=cache_dir, use_cpu=True)
+    run_study(Study.load(DEMO, changes=small), [0], folder / "runs" / "demo", cache_dir=cache_dir, device="cpu")
     return folder
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_row_files_hold_the_published_setting(path):
-    model, data, training = parse_arguments([str(path), "--fp16", "false", "--use_cpu"])
+    model, data, training = parse_arguments([str(path), "--fp16", "false", "--device", "cpu"])
     name, length, row, slope, decay = re.fullmatch(
         r"(gpt2|gpt2-18L|pythia-70m|pythia-160m)-T(\d+)-(.+?)(-0[.\d]+)?(-decay)?", path.stem
     ).groups()
@@ -70,7 +70,7 @@ def test_row_files_hold_the_published_setting(path):
     assert training.slope_weight_decay == (0.1 if decay else None)
     assert training.output_dir == f"runs/reproduce/{path.stem}"
     assert data.context_length == int(length)
-    assert (data.max_files, data.max_validation_files, data.windows) == (600_000, 2_000, "exact")
+    assert (data.max_documents, data.max_validation_documents, data.packing) == (600_000, 2_000, "exact")
     windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert windows == 512
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-3, 0.1, 1.0)
@@ -84,7 +84,7 @@ def test_row_files_hold_the_published_setting(path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("scale", ["paper", "gpu", "cpu"])
 def test_study_files_hold_rows_at_every_scale(path, scale):
-    study = Study.load(path, scale, {"fp16": False, "use_cpu": True})  # half precision may need a GPU
+    study = Study.load(path, scale, {"fp16": False, "device": "cpu"})  # half precision may need a GPU
     for name, file in yaml.safe_load(path.read_text())["rows"].items():
         model, data, training = study.arguments(name, 3, Path("cell"))
         paper, paper_data, paper_training = parse_arguments([str(PAPER / file), "--fp16", "false"])
@@ -95,10 +95,10 @@ def test_study_files_hold_rows_at_every_scale(path, scale):
         assert config.negative_slope == published.negative_slope
         windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         if scale == "cpu":
-            assert (config.hidden_size, data.dataset, windows, training.max_steps) == (64, "stdlib", 8, 1200)
+            assert (config.hidden_size, data.data, windows, training.max_steps) == (64, "stdlib", 8, 1200)
         else:
             assert config.to_dict() == published.to_dict()
-            assert (data.dataset, windows) == ("codeparrot-ds-train", 512)
+            assert (data.data, windows) == ("codeparrot-ds-train", 512)
             tokens = training.max_steps * windows * data.context_length
             assert tokens == pytest.approx(1e8, rel=1e-3) if scale == "gpu" else training.max_steps == -1
 
@@ -106,7 +106,7 @@ def test_study_files_hold_rows_at_every_scale(path, scale):
 def test_removal_files_hold_one_pace():
     def settings(name):
         dataclasses = (RemovalArguments, DataArguments, LNFreeTrainingArguments)
-        return parse_settings(read_settings(REMOVAL / name), name, ["--bf16", "false", "--use_cpu"], dataclasses)
+        return parse_settings(read_settings(REMOVAL / name), name, ["--bf16", "false", "--device", "cpu"], dataclasses)
 
     removal, data, training = settings("gpt2-small.yaml")
     windows = training.per_device_train_batch_size * training.gradient_accumulation_steps
@@ -201,9 +201,9 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
     if program == "make":
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "hf-lnfree" and arguments[0] == "train":
-        assert main([*arguments, *SHORT, "--cache_dir", cache_dir]) == 0
+        assert main([*arguments, *SHORT, "--cache-dir", cache_dir]) == 0
     elif program == "hf-lnfree" and arguments[0] == "remove-norms":
-        assert main([*arguments, *SHORT, "--removal_windows", "4", "--cache_dir", cache_dir]) == 0
+        assert main([*arguments, *SHORT, "--removal-windows", "4", "--cache-dir", cache_dir]) == 0
     elif program == "hf-lnfree" and arguments[0] in ("attribute", "convert", "card"):
         assert main(arguments) == 0
     elif program == "hf-lnfree" and arguments[0] == "evaluate":
@@ -215,15 +215,15 @@ def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
     elif program == "python" and arguments[0].startswith("examples/finetune"):
         assert (ROOT / arguments[0]).is_file()  # run above
     elif program == "hf-lnfree" and arguments[0] == "entropy":
-        assert main([*arguments, "--windows", "4"]) == 0
+        assert main([*arguments, "--max-windows", "4"]) == 0
     elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):
         one_seed = ["--seeds", "0"] if arguments[0] == "study" else []
-        local = ["--cache-dir", cache_dir, "--output-dir", f"runs/{arguments[0]}-readme"]
+        local = ["--cache-dir", cache_dir, "--out", f"runs/{arguments[0]}-readme"]
         assert main([*arguments, *one_seed, *SHORT_STUDY, *local]) == 0
     elif program == "hf-lnfree" and arguments[0] == "compare":
         assert main(["compare", "runs/demo", "runs/demo"]) == 0
     elif program == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments, *SHORT, "--cache_dir", cache_dir]
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments, *SHORT, "--cache-dir", cache_dir]
         subprocess.run(command, check=True, capture_output=True)
     else:
         known = ("git clone", "cd hf_lnfree", "pip install -e .")

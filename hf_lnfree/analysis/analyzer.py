@@ -39,10 +39,10 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 class AttentionEntropyAnalyzer:
-    """
+    r"""
     Attention entropy of every head of a model, over batches.
 
-    A head's entropy is the mean of $H_i = -\\sum_j p_{ij} \\ln p_{ij}$ (arXiv 2410.09637, eq. 3) over every query that
+    A head's entropy is the mean of $H_i = -\sum_j p_{ij} \ln p_{ij}$ (arXiv 2410.09637, eq. 3) over every query that
     is a token; padding counts neither as a query nor as a key. The model runs as it is, in eval mode, without gradient.
 
     Args:
@@ -84,7 +84,8 @@ class AttentionEntropyAnalyzer:
             progress: show a progress bar.
 
         Raises:
-            DataError: nothing to analyse, or a model whose attention cannot be recorded.
+            DataError: nothing to analyse, or batches that differ in how often they call an attention module.
+            AttentionError: a model whose attention cannot be recorded.
         """
         config = getattr(self.model, "config", None)
         positions = getattr(config, "max_position_embeddings", None) or context_length
@@ -105,7 +106,7 @@ class AttentionEntropyAnalyzer:
                     self.model(**self._on_device(inputs), **self._no_cache())
                 rows = by_depth(record)
                 totals.add(rows, self._tokens(rows, inputs))
-        if not totals.modules or not int(totals.sequences):
+        if totals.sequences is None or not totals.sequences.any():
             raise DataError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
             name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
@@ -150,11 +151,11 @@ class AttentionEntropyAnalyzer:
 
 
 def by_depth(record: AttentionRecord) -> dict[str, RowEntropies]:
-    """The calls of one forward pass; a module that several layers share (ALBERT) stands there once a layer."""
+    """The calls of one forward pass, numbered where a module makes several: one a layer (ALBERT), one a picture."""
     return {
-        name if len(calls) == 1 else f"{name}#{layer}": rows
+        name if len(calls) == 1 else f"{name}#{number}": rows
         for name, calls in record.calls.items()
-        for layer, rows in enumerate(calls)
+        for number, rows in enumerate(calls)
     }
 
 

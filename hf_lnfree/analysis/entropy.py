@@ -4,15 +4,12 @@ Shapes: B batch, H heads, Q queries, K keys, L layers. Entropies are in nats.
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..choices import MAXIMA, Maximum
 from ..errors import SettingsError
-
-Maximum = Literal["observed", "causal", "log_length"]
-MAXIMA: tuple[Maximum, ...] = get_args(Maximum)
 
 
 def attention_entropy(probabilities: Tensor) -> Tensor:

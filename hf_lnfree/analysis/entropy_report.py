@@ -33,7 +33,7 @@ class HeadFlag(NamedTuple):
 
 @dataclass
 class EntropyReport:
-    """
+    r"""
     Means over rows, that is over all queries that are tokens and may attend to at least one key. Entropies are in nats.
 
     Shapes: L attention modules, H heads (of the module with most; what another lacks is NaN), S strata, N bins, R
@@ -44,8 +44,8 @@ class EntropyReport:
         modules: names of the L attention modules.
         entropy: [L, H] mean entropy of each head.
         standard_error: [L, H] of `entropy`, sequences being independent; NaN from a single sequence.
-        normalized: [L, H] mean of $H_i / \\ln n_i$ over rows with $n_i > 1$ keys, 0 to 1.
-        bound: [L, H] largest mean entropy possible on this data, the mean of $\\ln n_i$.
+        normalized: [L, H] mean of $H_i / \ln n_i$ over rows with $n_i > 1$ keys, 0 to 1.
+        bound: [L, H] largest mean entropy possible on this data, the mean of $\ln n_i$.
         row_variance, row_minimum, row_maximum: [L, H] over rows.
         rows: [L, H] how many were averaged.
         masked_rows: [L, H] queries that are tokens and may attend to nothing; left out.

@@ -6,7 +6,7 @@ units of the MLP.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import largest_logit
-from ..attention.masks import read_mask
+from ..attention.masks import logit_arguments
 from ..errors import ModelError
-from .capture import wrapped_attention
+from ..models.activations import LEARNED
 
 
 @dataclass
@@ -57,10 +58,11 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 @functools.cache
 def activation_classes() -> tuple[type[nn.Module], ...]:
-    """The classes behind transformers' activation names; identities are no activation."""
+    """The classes behind transformers' activation names, and ours; identities are no activation."""
     # What the mapping holds, a class or (class, arguments), and not what it makes of that when a name is looked up.
     entries = dict.values(ACT2FN)
-    return tuple({entry[0] if isinstance(entry, tuple) else entry for entry in entries} - {nn.Identity})
+    known = {entry[0] if isinstance(entry, tuple) else entry for entry in entries}
+    return tuple({*known, *LEARNED} - {nn.Identity})
 
 
 class _Layer:
@@ -117,18 +119,9 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
     layers = [_Layer() for _ in blocks]
     owner = {module: layer for layer, block in zip(layers, blocks, strict=True) for module in block.modules()}
 
-    def observed(attend: Callable) -> Callable:
-        def attend_and_observe(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs
-        ):
-            if module in owner:
-                read, causal = read_mask(module, query, key, mask, **kwargs)
-                options = {"scale": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
-                logits = largest_logit(query, key, attention_mask=read, is_causal=causal, **options)
-                owner[module].attention(logits.amax())
-            return attend(module, query, key, value, mask, *args, **kwargs)
-
-        return attend_and_observe
+    def after(call: AttentionCall) -> None:
+        if call.module in owner:
+            owner[call.module].attention(largest_logit(**logit_arguments(call)).amax())
 
     handles = []
     for layer, block in zip(layers, blocks, strict=True):
@@ -137,7 +130,7 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
         handles += [module.register_forward_hook(layer.after_activation) for module in activations]
     statistics = LayerStatistics()
     try:
-        with wrapped_attention(observed):
+        with attention_calls(after):
             yield statistics
     finally:
         for handle in handles:

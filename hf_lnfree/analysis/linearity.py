@@ -25,7 +25,7 @@ from ..models.sites import Projection
 
 @dataclass
 class Attribution:
-    """
+    r"""
     Args:
         names: of the components; "layer 3 head 5", "layer 3 mlp", "layer 3 biases", those of the embeddings, and
             "final norm bias" and "head bias", which are constants of the logits.
@@ -34,7 +34,7 @@ class Attribution:
         direct: [C, B, T] $a_k$, what each component adds to the target's logit with the final norm frozen.
         removed: [C, B, T] $e_k$, by how much the logit falls when the component is taken from the stream; NaN for the
             constants.
-        largest_error: of $\\sum_k a_k$ against the model's logits, over the whole vocabulary.
+        largest_error: of $\sum_k a_k$ against the model's logits, over the whole vocabulary.
         linear: whether no norm divides between the stream and the logits.
     """
 

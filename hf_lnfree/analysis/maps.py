@@ -10,6 +10,17 @@ from ..attention.masks import seen
 from .entropy import attention_entropy
 
 
+def map_in(output: Any, heads: int | None) -> Tensor | None:
+    """The [B, H, Q, K] map in what a module returned, known by its `heads` and by rows that add up to 1."""
+    if type(output) not in (tuple, list):
+        return None
+    for item in output[1:]:
+        is_map = isinstance(item, Tensor) and item.dim() == 4 and item.is_floating_point()
+        if is_map and heads in (None, item.shape[1]) and adds_up_to_one(item):
+            return item
+    return None
+
+
 def visible_keys(mask: Any, map_: Tensor) -> Tensor | None:
     """The mask of a module that uses its own attention. A bool one may say what is seen or (MPT) what is hidden."""
     if not (isinstance(mask, Tensor) and mask.dim() == 4):

@@ -3,13 +3,16 @@ r"""Streaming sums over rows and sequences, from which an `EntropyReport` follow
 Sequences, not rows, are independent. Standard errors are those of a ratio of sums over sequences; for everything that
 is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence counts Poisson(1)
 times instead of once, so that nothing but their sums is kept (Chamandy et al., Estimating Uncertainty for Massive Data
-Streams, 2012).
+Streams, 2012). Modules that see another batch than the rest, such as pictures or windows beside texts, count what they
+see as sequences of their own.
 
 Shapes: L attention modules, B batch, H heads, Q queries, N bins, S strata, R replicates.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +26,109 @@ BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
 STRATA = 24  # position p (from 1) stands in stratum ceil(log2 p): 1, 2, 3-4, 5-8, ...
 
 
+@dataclass(frozen=True)
+class Rows:
+    """
+    Rows of layers of one shape, each [L, B, H, Q].
+
+    Args:
+        entropy: nats, in float64 where the device has that.
+        support: how many keys each query may attend to.
+        tokens: which queries are tokens.
+        counted: which of these see a key.
+    """
+
+    entropy: Tensor
+    support: Tensor
+    tokens: Tensor
+    counted: Tensor
+
+    @classmethod
+    def of(cls, entropy: Tensor, support: Tensor, tokens: Tensor) -> "Rows":
+        """From entropy and support [L, B, H, Q] and tokens [L, B, Q]."""
+        dtype = torch.float32 if entropy.device.type == "mps" else torch.float64
+        tokens = tokens[:, :, None].expand_as(support)
+        return cls(entropy.to(dtype), support, tokens, tokens & (support > 0))
+
+    @property
+    def finite(self) -> Tensor:
+        return self.entropy.isfinite() & self.counted
+
+    @property
+    def kept(self) -> Tensor:
+        """The entropies, 0 where a row does not count."""
+        return self.entropy.where(self.counted, 0.0)
+
+    @property
+    def log_support(self) -> Tensor:
+        """The largest entropy that each row could have, 0 where it does not count."""
+        return self.support.to(self.entropy.dtype).log().where(self.counted, 0.0)
+
+
+def row_sums(rows: Rows) -> dict[str, Tensor]:
+    """[L, H] sums over rows."""
+    choice = rows.counted & (rows.support > 1)
+    share = normalized_entropy(rows.entropy, rows.support).where(choice, 0.0)
+    sums = {
+        "rows": rows.counted,
+        "masked_rows": rows.tokens & ~rows.counted,
+        "nonfinite_rows": rows.counted & ~rows.finite,
+        "squares": rows.kept.square(),
+        "bound": rows.log_support,
+        "share": share,
+        "choice": choice,
+    }
+    return {key: value.sum((1, 3)) for key, value in sums.items()}
+
+
+def sequence_sums(rows: Rows, weights: Tensor) -> dict[str, Tensor]:
+    """What standard errors and replicates are made of: sums over sequences of their sums s over n rows."""
+    s, n = rows.kept.sum(-1), rows.counted.sum(-1, dtype=rows.entropy.dtype)  # L B H
+    weights = weights.to(s)
+    return {
+        "s": s.sum(1),
+        "n": n.sum(1),
+        "ss": s.square().sum(1),
+        "sn": (s * n).sum(1),
+        "nn": n.square().sum(1),
+        "replicates_s": torch.einsum("br,lbh->lhr", weights, s),
+        "replicates_n": torch.einsum("br,lbh->lhr", weights, n),
+    }
+
+
+def distributions(rows: Rows) -> dict[str, Tensor]:
+    """[L, H, N] how many rows by entropy, and [L, H, S] their sums by position."""
+    bins = (rows.entropy.nan_to_num() * BINS_PER_NAT).clamp(0, BINS - 1).long()
+    positions = rows.tokens.cumsum(-1).clamp_min(1).to(rows.entropy.dtype)
+    strata = positions.log2().ceil().long().clamp_max(STRATA - 1)
+    return {
+        "histogram": by_index(rows.finite.long(), bins, BINS),
+        "strata_s": by_index(rows.kept, strata, STRATA),
+        "strata_bound": by_index(rows.log_support, strata, STRATA),
+        "strata_rows": by_index(rows.counted.long(), strata, STRATA),
+    }
+
+
+def by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """[L, H, size]: values [L, B, H, Q] added up by their index."""
+    layers, _, heads, _ = values.shape
+    flat = (x.transpose(1, 2).flatten(2) for x in (index, values))
+    return values.new_zeros(layers, heads, size).scatter_add_(2, *flat)
+
+
+def extremes(rows: Rows) -> dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, float]]:
+    """[L, H] smallest and largest entropy and largest support: how two batches join, the value, and that of no row."""
+    return {
+        "minimum": (torch.minimum, rows.entropy.where(rows.counted, math.inf).amin((1, 3)), math.inf),
+        "maximum": (torch.maximum, rows.entropy.where(rows.counted, -math.inf).amax((1, 3)), -math.inf),
+        "length": (torch.maximum, rows.support.where(rows.counted, 0).amax((1, 3)), 0),
+    }
+
+
 class EntropyTotals:
     """
+    The sums of every head over all batches.
+
     Args:
         replicates: how many bootstrap replicates R; 0 for none.
         seed: of the bootstrap. Reports on the same batches with the same seed and R can be compared pairwise.
@@ -34,7 +138,7 @@ class EntropyTotals:
         self.replicates, self.generator = replicates, torch.Generator().manual_seed(seed)
         self.modules: list[str] = []
         self.sums: dict[str, Tensor] = {}
-        self.sequences: Tensor | int = 0
+        self.sequences: Tensor | None = None  # L
 
     def add(self, rows: dict[str, RowEntropies], tokens: Sequence[Tensor]) -> None:
         """
@@ -43,74 +147,36 @@ class EntropyTotals:
             tokens: for each of them, [B, Q] bool: which queries count.
 
         Raises:
-            DataError: another batch had other attention modules.
+            DataError: another batch called other attention modules, or one of them more or less often.
         """
         if self.modules and list(rows) != self.modules:
-            raise DataError(f"Batches differ in the attention modules that they call: {self.modules}, {list(rows)}.")
+            raise DataError(
+                f"Batches differ in the attention modules that they call, or in how often: "
+                f"{_difference(self.modules, list(rows))}. Batches must be alike: as many pictures or windows in each."
+            )
         self.modules = list(rows)
         entropies = [r.entropy for r in rows.values()]
-        weights = torch.poisson(torch.ones(len(entropies[0]), self.replicates), generator=self.generator)
+        if self.sequences is None:
+            self.sequences = torch.zeros(len(rows), dtype=torch.int64, device=entropies[0].device)
+        weights: dict[int, Tensor] = {}  # by batch size: what modules of one size see are the same sequences
+        for size in dict.fromkeys(map(len, entropies)):
+            weights[size] = torch.poisson(torch.ones(size, self.replicates), generator=self.generator)
+            alike = [layer for layer, entropy in enumerate(entropies) if len(entropy) == size]
+            self.sequences[alike] += torch.stack([tokens[layer].any(-1) for layer in alike]).any(0).sum()
         groups: dict[tuple[int, ...], list[int]] = {}
         for layer, entropy in enumerate(entropies):
             groups.setdefault(tuple(entropy.shape), []).append(layer)
         heads = max(entropy.shape[1] for entropy in entropies)
         supports = [r.support.expand_as(r.entropy) for r in rows.values()]
-        for layers in groups.values():
-            parts = ([x[i] for i in layers] for x in (entropies, supports, tokens))
-            self._add_group(layers, heads, *(torch.stack(part) for part in parts), weights)  # type: ignore[call-arg]
-        self.sequences = self.sequences + torch.stack([t.any(-1) for t in tokens]).any(0).sum()
+        for (size, *_), layers in groups.items():
+            entropy, support, counts = (torch.stack([x[i] for i in layers]) for x in (entropies, supports, tokens))
+            self._add_group(layers, heads, Rows.of(entropy, support, counts), weights[size])
 
-    def _add_group(
-        self, layers: list[int], heads: int, entropy: Tensor, support: Tensor, tokens: Tensor, weights: Tensor
-    ) -> None:
-        """Layers of one shape: entropy and support [L, B, H, Q], tokens [L, B, Q], weights [B, R]."""
-        dtype = torch.float32 if entropy.device.type == "mps" else torch.float64
-        entropy, tokens = entropy.to(dtype), tokens[:, :, None].expand_as(support)
-        counted = tokens & (support > 0)
-        finite = entropy.isfinite() & counted
-        h = entropy.where(counted, 0.0)
-        log_support = support.to(dtype).log().where(counted, 0.0)
-        choice = counted & (support > 1)
-        share = normalized_entropy(entropy, support).where(choice, 0.0)
-        s, n = h.sum(-1), counted.sum(-1, dtype=dtype)  # of each sequence: L B H
-
-        def by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
-            """L H size: values [L, B, H, Q] added up by their index."""
-            layers, _, heads, _ = values.shape
-            flat = (x.transpose(1, 2).flatten(2) for x in (index, values))
-            return values.new_zeros(layers, heads, size).scatter_add_(2, *flat)
-
-        bins = (entropy.nan_to_num() * BINS_PER_NAT).clamp(0, BINS - 1).long()
-        strata = tokens.cumsum(-1).clamp_min(1).to(dtype).log2().ceil().long().clamp_max(STRATA - 1)
-        weights = weights.to(entropy.device, dtype)
-        sums = {
-            "rows": counted.sum((1, 3)),
-            "masked_rows": (tokens & ~counted).sum((1, 3)),
-            "nonfinite_rows": (counted & ~finite).sum((1, 3)),
-            "s": s.sum(1),
-            "n": n.sum(1),
-            "ss": s.square().sum(1),
-            "sn": (s * n).sum(1),
-            "nn": n.square().sum(1),
-            "squares": h.square().sum((1, 3)),
-            "bound": log_support.sum((1, 3)),
-            "share": share.sum((1, 3)),
-            "choice": choice.sum((1, 3)),
-            "histogram": by_index(finite.long(), bins, BINS),
-            "strata_s": by_index(h, strata, STRATA),
-            "strata_bound": by_index(log_support, strata, STRATA),
-            "strata_rows": by_index(counted.long(), strata, STRATA),
-            "replicates_s": torch.einsum("br,lbh->lhr", weights, s),
-            "replicates_n": torch.einsum("br,lbh->lhr", weights, n),
-        }
-        for key, value in sums.items():
+    def _add_group(self, layers: list[int], heads: int, rows: "Rows", weights: Tensor) -> None:
+        """Rows of layers of one shape; weights [B, R]."""
+        for key, value in (row_sums(rows) | sequence_sums(rows, weights) | distributions(rows)).items():
             self._total(key, heads, value, 0)[layers, : value.shape[1]] += value
-        extremes = {
-            "minimum": (torch.minimum, entropy.where(counted, math.inf).amin((1, 3)), math.inf),
-            "maximum": (torch.maximum, entropy.where(counted, -math.inf).amax((1, 3)), -math.inf),
-            "length": (torch.maximum, support.where(counted, 0).amax((1, 3)), 0),
-        }
-        for key, (combine, value, empty) in extremes.items():
+        for key, (combine, value, empty) in extremes(rows).items():
             total = self._total(key, heads, value, empty)
             total[layers, : value.shape[1]] = combine(total[layers, : value.shape[1]], value)
 
@@ -127,8 +193,9 @@ class EntropyTotals:
         mean = t["s"] / n
         # Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B/(B-1).
         residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
-        sequences = int(self.sequences)
-        factor = sequences / (sequences - 1) if sequences > 1 else math.nan
+        assert self.sequences is not None
+        sequences = self.sequences.cpu().to(n.dtype)
+        factor = (sequences / (sequences - 1)).where(sequences > 1, math.nan)[:, None]
         filled, reached = _last(t["histogram"]), _last(t["strata_rows"])
         strata_rows = t["strata_rows"][..., :reached]
         return {
@@ -148,7 +215,7 @@ class EntropyTotals:
             "strata_bound": t["strata_bound"][..., :reached] / strata_rows,
             "strata_rows": strata_rows,
             "replicates": (t["replicates_s"] / t["replicates_n"]).permute(2, 0, 1).contiguous(),
-            "sequences": sequences,
+            "sequences": int(sequences.max()),
             "context_length": int(t["length"].max()),
         }
 
@@ -157,3 +224,12 @@ def _last(counts: Tensor) -> int:
     """How many bins up to the last one that holds anything."""
     filled = counts.sum((0, 1)).nonzero()
     return int(filled.max()) + 1 if len(filled) else 0
+
+
+def _difference(before: Sequence[str], now: Sequence[str]) -> str:
+    """Which modules two batches called differently often; `name#0` and `name#1` are calls of one module."""
+    often, again = (Counter(name.split("#")[0] for name in names) for names in (before, now))
+    names = [name for name in often | again if often[name] != again[name]] or list(now)
+    first = names[0]
+    more = f", {len(names) - 1} more" if names[1:] else ""
+    return f"{first} ({often[first]} times, then {again[first]}){more}"

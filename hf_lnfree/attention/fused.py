@@ -58,8 +58,8 @@ def fused_attention_entropy(
             half the dtype's minimum hide a key; all others are a bias on the logits.
         is_causal: query i sees keys 0..i, as in `scaled_dot_product_attention`; not together with `attention_mask`.
         scale: of the logits; 1/sqrt(D) by default.
-        sinks: [H] logits that take part in the softmax and stand for no key (attention sinks). The entropy is that of
-            the remaining probabilities, whose sum is below 1.
+        sinks: [H] or [B, H, Q, 1] logits that take part in the softmax and stand for no key (attention sinks). The
+            entropy is that of the remaining probabilities, whose sum is below 1.
         softcap: logits become `softcap * tanh(logits / softcap)` before mask and bias.
         backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the best of them that can; "flex" is
             compiled for a GPU at its first call, which pays for many calls of one shape.
@@ -77,7 +77,8 @@ def fused_attention_entropy(
         problem = _prepare(query, key, value, attention_mask, is_causal, scale, softcap, centre=sinks is None)
         entropy, lse, output = choose(backend, problem)(problem)
         if sinks is not None:
-            total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None].expand_as(lse))
+            sinks = sinks[:, None] if sinks.dim() == 1 else sinks[..., 0]
+            total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
             kept = (lse - total).exp()
             entropy = kept * (entropy + total - lse)
             output = None if output is None else output * kept[..., None].to(output.dtype)
@@ -121,20 +122,26 @@ def _prepare(
     softcap: float | None = None,
     centre: bool = True,
 ) -> Problem:
-    if query.dim() != 4 or key.dim() != 4 or query.shape[-1] != key.shape[-1] or query.shape[1] % key.shape[1]:
+    of_query, of_key = query.shape, key.shape
+    fits = len(of_query) == len(of_key) == 4 and of_query[3] == of_key[3] and of_query[1] % of_key[1] == 0
+    if not fits:
         raise AttentionError(
             "query must be [B, H, Q, D] and key [B, G, K, D] with H a multiple of G, got "
-            f"{list(query.shape)} and {list(key.shape)}."
+            f"{list(of_query)} and {list(of_key)}."
         )
     if is_causal and mask is not None:
         raise AttentionError("is_causal and attention_mask exclude each other: put causality into the mask.")
+    if of_query[0] != of_key[0]:  # learned queries, the same for all items
+        batch = max(of_query[0], of_key[0])
+        query, key = query.expand(batch, -1, -1, -1), key.expand(batch, -1, -1, -1)
+        value = None if value is None else value.expand(batch, -1, -1, -1)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    groups = query.shape[1] // key.shape[1]
+    groups = of_query[1] // of_key[1]
 
     def expand(x: Tensor) -> Tensor:
         return x.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else x.to(dtype)
 
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(of_query[3]) if scale is None else scale
     visible = None if mask is None else seen(mask)
     bias = None
     if mask is not None and visible is not None and mask.dtype != torch.bool:

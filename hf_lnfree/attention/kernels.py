@@ -83,7 +83,7 @@ def _cuda_efficient(p: Problem) -> Solved:
 
 
 def _split(p: Problem, mixed: Tensor, lse: Tensor) -> Solved:
-    """Of the means of [V | K]."""
+    """Entropy, lse and output out of a fused attention whose values were [V | K]."""
     return (
         _entropy(p, lse, mixed[..., -p.key.shape[-1] :]),
         lse,
@@ -108,6 +108,7 @@ def _flex(p: Problem) -> Solved:
 
 @functools.cache
 def compiled_flex_attention() -> Callable:
+    """Compiled at its first call, once a process."""
     return torch.compile(flex_attention)
 
 
@@ -172,6 +173,7 @@ def _part(x: Tensor, items: slice, rows: slice, keys: slice) -> Tensor:
 
 
 def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
+    """The back end of that name, or the best one that can solve the problem."""
     plain = p.bias is None and p.softcap is None
     able = {
         "cpu_flash": plain and p.query.device.type == "cpu",

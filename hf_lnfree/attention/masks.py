@@ -1,4 +1,4 @@
-"""What an attention call of transformers hides: every form of mask it hands to an attention function, as one tensor.
+"""What an attention call hides: every form of mask that transformers hands to an attention function, as one tensor.
 
 Shapes: B batch, H heads, Q queries, K keys.
 """
@@ -6,72 +6,106 @@ Shapes: B batch, H heads, Q queries, K keys.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..errors import AttentionError
+from .calls import AttentionCall, parameters
+
+READ = {"sliding_window", "position_bias", "position_ids"}
+HARMLESS = {"dropout", "training", "deterministic", "output_attentions", "max_length_q", "max_length_k"}
+PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "cache"}
+SPARSE = {"indices"}  # which keys a sparse kernel reads; given only where the mask does not say so too
 
 
-def read_mask(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Any,
-    *,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    position_bias: Tensor | None = None,
-    **other: Any,
-) -> tuple[Tensor | None, bool]:
+def logit_arguments(call: AttentionCall) -> dict[str, Any]:
     """
-    Args:
-        module: the attention module of the call.
-        query, key: [B, H, Q, D], [B, G, K, D].
-        mask: what the host's mask function made: [B, 1, Q, K] bool or additive (eager, sdpa), [B, K] or None (flash),
-            a `BlockMask` (flex).
-        is_causal, sliding_window, position_bias: as the attention function takes them.
+    What makes the logits of a call, as the functions of `fused` take it: query, key, attention_mask, is_causal, scale
+    and softcap. Sinks are not among them.
+
+    Raises: as `read_mask`.
+    """
+    mask, causal = read_mask(call)
+    return {
+        "query": call.query,
+        "key": call.key,
+        "attention_mask": mask,
+        "is_causal": causal,
+        "scale": call.scaling,
+        "softcap": call.softcap,
+    }
+
+
+def read_mask(call: AttentionCall) -> tuple[Tensor | None, bool]:
+    """
+    The mask is what the host's mask function made: [B, 1, Q, K] bool or additive (eager, sdpa), [B, K] or None (flash),
+    a `BlockMask` (flex).
 
     Returns:
         A mask for `fused_attention_entropy`, bool or additive, and whether the call is causal without one.
 
     Raises:
-        AttentionError: packed sequences, or a mask of a form not listed here.
+        AttentionError: packed sequences, a mask of a form not listed here, or an argument that is not known here and
+            that may change what the attention function computes.
     """
-    queries, keys = query.shape[2], key.shape[2]
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if other.get("cu_seq_lens_q") is not None or other.get("cache") is not None:
-        raise AttentionError(
-            f"{type(module).__name__} was called with packed sequences, whose borders only a flash kernel reads. "
-            "Record with one sequence a row and an attention_mask."
-        )
+    if call.module is None:
+        return call.mask, bool(call.is_causal)
+    refuse_unread(call)
+    name, mask = type(call.module).__name__, call.mask
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    flash = "flash" in (call.implementation or "")
+    causal = bool(getattr(call.module, "is_causal", True) if call.is_causal is None else call.is_causal)
     if isinstance(mask, BlockMask):
         batch, heads = mask.shape[:2]
-        mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device=query.device)
+        mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device=call.query.device)
     if isinstance(mask, Tensor) and mask.dim() == 4:
         mask, causal = mask[..., :keys], False
     elif mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         raise AttentionError(
-            f"{type(module).__name__} was given a mask that is not known here, {type(mask).__name__}"
+            f"{name} was given a mask that is not known here, {type(mask).__name__}"
             f"{list(getattr(mask, 'shape', []))}. Record with model.set_attn_implementation('sdpa') or 'eager'."
         )
-    elif is_flash(module):
-        mask, causal = flash_mask(mask, queries, keys, causal, sliding_window, query.device)
+    elif flash:
+        mask, causal = flash_mask(mask, queries, keys, causal, call.options.get("sliding_window"), call.query.device)
+    elif mask is not None:
+        raise AttentionError(f"{name} was given a mask [batch, keys] outside flash attention.")
     else:
-        if mask is not None:
-            raise AttentionError(f"{type(module).__name__} was given a mask [batch, keys] outside flash attention.")
-        causal = causal and queries > 1  # as sdpa decides it: without a mask a decoder's prefill is causal
-    if position_bias is not None:
-        mask, causal = with_bias(position_bias, mask, causal, queries, keys), False
+        # sdpa without a mask is causal in a decoder's prefill; eager and flex attention hide only what a mask hides.
+        causal = causal and queries > 1 and call.implementation not in (None, "eager", "flex_attention")
+    bias = call.options.get("position_bias")
+    if bias is not None:
+        mask, causal = with_bias(bias, mask, causal, queries, keys), False
     return mask, causal
+
+
+def refuse_unread(call: AttentionCall) -> None:
+    """Raises an AttentionError for an argument that may change probabilities and that nothing here reads."""
+    given = {name for name, value in call.options.items() if value is not None and value is not False}
+    name, position_ids = type(call.module).__name__, call.options.get("position_ids")
+    if given & PACKED or ("flash" in (call.implementation or "") and call.mask is None and restarts(position_ids)):
+        raise AttentionError(
+            f"{name} was called with packed sequences, whose borders only a flash kernel reads. "
+            "Record with one sequence a row and an attention_mask."
+        )
+    unknown = given - READ - HARMLESS
+    # What a function does not name in its signature it only passes over.
+    if unknown and (unread := unknown & (SPARSE | set(parameters(call.function)))):
+        raise AttentionError(
+            f"{name} hands {', '.join(sorted(unread))} to its attention function, which may change its probabilities "
+            "and is not known here. Record with model.set_attn_implementation('sdpa') or 'eager'."
+        )
+
+
+def restarts(position_ids: Tensor | None) -> bool:
+    """Whether the positions of a single row begin anew: flash attention takes it for several sequences."""
+    if position_ids is None or position_ids.shape[0] != 1 or position_ids.dim() != 2:
+        return False
+    return bool((position_ids.diff() != 1).any())
 
 
 def seen(mask: Tensor) -> Tensor:
     """What a mask lets be seen: a bool one says it, an additive one hides with entries near its dtype's minimum."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def is_flash(module: nn.Module) -> bool:
-    return "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
 
 
 def flash_mask(

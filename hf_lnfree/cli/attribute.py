@@ -1,27 +1,34 @@
 """`hf-lnfree attribute`: a model and a prompt into a direct logit attribution."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..analysis.linearity import Attribution, attribute
+from ..choices import Precision
 from ..conversion import Checkpoint, load
 from ..errors import SettingsError
+from ..loading import find_device, load_tokenizer
 from ..pages.attribution import write_attribution
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def attribute_command(
-    model: str, prompt: str, target: str | None, top: int, out: Path | None, dtype: str
+    model: str,
+    prompt: str,
+    target: str | None,
+    top: int,
+    out: Path | None,
+    dtype: Precision,
+    device: str | None,
+    access: dict[str, Any],
 ) -> tuple[Attribution, str]:
     """The attribution of the token after the prompt, and that token as text."""
-    if dtype not in DTYPES:
-        raise SettingsError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
-    loaded, _ = load(Checkpoint(model))
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    place = find_device(device)
+    loaded, _ = load(Checkpoint(model, access["revision"]))
+    tokenizer = load_tokenizer(model, **access)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(place)
     if not ids.numel():
         raise SettingsError("The prompt holds no token.")
     if ids.shape[1] > loaded.config.max_position_embeddings:
@@ -29,7 +36,7 @@ def attribute_command(
             f"The prompt has {ids.shape[1]} tokens; {model} takes {loaded.config.max_position_embeddings}."
         )
     wanted = None if target is None else torch.full_like(ids, one_token(tokenizer, target))
-    loaded.to(DTYPES[dtype])  # type: ignore[arg-type, call-arg]
+    loaded.to(device=place, dtype=getattr(torch, dtype))  # type: ignore[call-arg]
     found = attribute(loaded, ids, wanted)
     text = str(tokenizer.decode(found.targets[0, -1:]))
     if out is not None:
@@ -38,6 +45,7 @@ def attribute_command(
 
 
 def one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The id of a text that is one token; SettingsError for any other."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([token])) for token in ids)

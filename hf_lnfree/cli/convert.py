@@ -7,19 +7,24 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..conversion.run import Target, convert
-from ..errors import SettingsError
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ..choices import Dtype, Target
+from ..conversion.run import convert
 
 
 def convert_command(
-    source: str, out: Path, to: Target, dtype: str | None, cache: bool, check: bool, revision: str | None
+    source: str,
+    out: Path,
+    to: Target,
+    dtype: Dtype | None,
+    cache: bool,
+    check: bool,
+    device: str,
+    access: dict[str, Any],
 ) -> dict[str, Any]:
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingsError(f"--dtype {dtype!r} is not known. Allowed: {', '.join(DTYPES)}.")
+    """One conversion; returns its report."""
     logging.disable_progress_bar()
-    return convert(source, out, to, None if dtype is None else DTYPES[dtype], cache, check, True, revision)
+    new_dtype = None if dtype is None else getattr(torch, dtype)
+    return convert(source, out, to, new_dtype, cache, check, progress=True, device=device, **access)
 
 
 def lines(report: dict[str, Any], out: Path) -> Iterator[str]:

@@ -10,12 +10,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
-from ..analysis.capture import Method
-from ..analysis.entropy import MAXIMA, Maximum
+from ..choices import MAXIMA, Maximum, Method
 from ..data.arguments import DataArguments
 from ..data.splits import load_validation
 from ..data.windows import window_batches
 from ..errors import SettingsError
+from ..loading import find_device, load_model, load_tokenizer
 from ..pages.entropy import comparable, write_entropy_page
 from ..tables import number
 
@@ -23,26 +23,25 @@ from ..tables import number
 def entropy_command(
     models: Sequence[str],
     data: str,
+    text_column: str | None,
     context_length: int,
-    windows: int,
+    max_windows: int,
     batch_size: int,
     method: Method,
     maximum: Maximum | float,
     out: Path | None,
-    device: str,
-    trust_remote_code: bool,
+    device: str | None,
+    access: dict[str, Any],
 ) -> list[EntropyReport]:
     """The reports of the models, written into the folder `out` if there is one."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = device or (accelerator.type if accelerator else "cpu")
+    place = find_device(device)
+    arguments = DataArguments(data=data, text_column=text_column, context_length=context_length)
     reports = []
     for name, shown in zip(models, display_names(models), strict=True):
-        model = load_model(name, device, context_length, trust_remote_code)
-        held_out = load_validation(
-            DataArguments(dataset=data, tokenizer=name, context_length=context_length),
-            everything=Path(data).expanduser().is_file(),
-        )
-        batches = [model_inputs(model, ids) for ids in window_batches(held_out, windows, batch_size)]
+        model = headless_model(name, context_length, device=place, **access)
+        tokenizer = load_tokenizer(name, **access)
+        held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
+        batches = [model_inputs(model, ids) for ids in window_batches(held_out, max_windows, batch_size)]
         report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
         report.metadata |= {"data": data, "windows_sha256": held_out.sha256}
         reports.append(report)
@@ -63,12 +62,12 @@ def display_names(models: Sequence[str]) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def load_model(name: str, device: str, context_length: int, trust_remote_code: bool) -> PreTrainedModel:
+def headless_model(name: str, context_length: int, **options: Any) -> PreTrainedModel:
     """Any checkpoint of AutoModel, without its head."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is left out is no news
     try:
-        model = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, device_map=device)
+        model = load_model(name, AutoModel, **options)
     finally:
         logging.set_verbosity(verbosity)
     positions = getattr(model.config, "max_position_embeddings", None) or context_length
@@ -88,11 +87,12 @@ def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
 
 
 def parse_maximum(text: str) -> Maximum | float:
+    """The name of a maximum, or nats."""
     if text in MAXIMA:
         return text  # type: ignore[return-value]
     try:
         value = float(text)
-    except SettingsError:
+    except ValueError:
         value = 0.0
     if not value > 0:
         raise SettingsError(

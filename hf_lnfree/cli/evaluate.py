@@ -24,9 +24,10 @@ def evaluate_command(
     out: Path | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
+    """The results of one model on one corpus, written to the file `out` if there is one."""
     if out is not None and not out.parent.is_dir():
         raise SettingsError(f"There is no folder {out.parent} for --out.")
-    arguments = DataArguments(dataset=data, text_column=text_column)
+    arguments = DataArguments(data=data, text_column=text_column)
     everything = Path(data).expanduser().is_file()
     corpus = whole_corpus(arguments) if everything else load_splits(arguments)[1]
     results = {"data": data, "data_key": corpus.key}

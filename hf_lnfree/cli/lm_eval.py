@@ -17,6 +17,7 @@ def table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
 
 
 def cell(metrics: Mapping[str, float]) -> str:
+    """Accuracy and its standard error in percent, or another metric by its name."""
     if "acc" not in metrics:
         name, value = next(iter(metrics.items()), ("", float("nan")))
         return f"{name} {value:.4g}"

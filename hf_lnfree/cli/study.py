@@ -40,6 +40,7 @@ def study_command(
     local: dict[str, Any],
     console: Console,
 ) -> int:
+    """One study, its tables and its page; returns the exit code."""
     study = Study.load(file, scale, parse_changes(change or ()))
     local = {key: value for key, value in local.items() if value}
     announce = announcer(console)
@@ -75,6 +76,7 @@ def search_command(
     local: dict[str, Any],
     console: Console,
 ) -> int:
+    """One search; returns the exit code."""
     study = Study.load(file, scale, parse_changes(change or ())).choose(rows)
     values = [value.strip() for value in pair.split(",")]
     announce = announcer(console)
@@ -85,6 +87,19 @@ def search_command(
     return 0
 
 
+def parse_seeds(text: str) -> list[int]:
+    """ "0,1,2" as numbers."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(
+            f"--seeds must be whole numbers with commas between them, like 0,1,2; got {text!r}."
+        ) from None
+    if len(set(seeds)) != len(seeds):
+        raise SettingsError(f"--seeds names a seed twice: {text}.")
+    return seeds
+
+
 def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:
     """Every seed that the folder holds, whichever this command was asked for."""
     found = {int(p.name.removeprefix("seed-")) for p in folder.glob("*/seed-*")}
@@ -92,16 +107,21 @@ def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """["field=value", ...] as fields and values, read as YAML."""
     parsed: dict[str, Any] = {}
     for text in changes:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise SettingsError(f"--set takes field=value, for instance --set max_steps=100; got {text!r}.")
-        parsed[key.strip()] = yaml.safe_load(value)
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {text!r} is not YAML after the equals sign: {error}") from error
     return parsed
 
 
 def compare_command(one: Path, other: Path, out: Path | None, console: Console) -> None:
+    """Print the comparison of two studies, and write it into the folder `out` if there is one."""
     table = compare_studies(one, other)
     console.print(rich_table(table))
     console.print(table.note, highlight=False)
@@ -112,6 +132,7 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
 
 
 def rich_table(table: Table) -> RichTable:
+    """The table as a terminal shows it."""
     shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in table.header:
         shown.add_column(heading, overflow="fold")

@@ -1,48 +1,29 @@
 """`hf-lnfree train`: a YAML file and flags into dataclasses, then one run."""
 
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from ..pages.finish import finish_run
 from ..tables import number
 from ..training.run import train
-from ..training.settings import RunArguments, parse_settings, read_settings
+from ..training.settings import parse_settings, read_settings
 
 DIVERGED = 3  # exit code of a run that ended, though not where it was to end
 
-DESCRIPTION = """Train a model from scratch (a row of arXiv 2410.09637, changed as you like) or from a checkpoint.
 
-CONFIG.yaml holds any of the fields below; flags win over the file, and the file over another that it names as `base`.
-For example:
-
-  hf-lnfree train examples/reproduce_paper/gpt2-T128-SM+R.yaml --output_dir runs/relu --seed 1
-  hf-lnfree train --row SM+G --config_overrides '{n_layer: 4, n_embd: 64, n_head: 4}' --max_steps 200
-"""
-
-
-class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter): ...
-
-
-def parse_arguments(arguments: list[str]) -> RunArguments:
+def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
     """The dataclasses of a run from flags, over the values of a YAML file that may come first."""
-    values, file = {}, ""
-    if arguments and not arguments[0].startswith("-"):
-        file, *arguments = arguments
-        values = read_settings(Path(file))
-    return parse_settings(
-        values,
-        file,
-        arguments,
-        prog="hf-lnfree train",
-        description=DESCRIPTION,
-        usage="hf-lnfree train [CONFIG.yaml] [--field value ...]",
-        formatter_class=Help,
-    )
+    if not arguments or arguments[0].startswith("-"):
+        return parse_settings({}, "", arguments, **options)
+    file, *flags = arguments
+    return parse_settings(read_settings(Path(file)), file, flags, **options)
 
 
-def train_command(arguments: list[str], console: Console) -> int:
+def train_command(arguments: Sequence[str], console: Console) -> int:
+    """One run, its picture and its card; returns the exit code."""
     model_args, data_args, args = parse_arguments(arguments)
     results = train(model_args, data_args, args)
     finish_run(Path(args.output_dir), args)

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..loading import find, reading
+
 # What makes a checkpoint usable beside its weights.
 BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
 BESIDE += ["generation_config.json", "LICENSE*"]
@@ -26,29 +28,34 @@ class Checkpoint:
         revision: of the repository.
 
     Raises:
+        ModelError: there is no such folder or repository, or its configuration cannot be read.
         OSError: no configuration or no weights there, a shard that the index names and that is missing or damaged.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None):
         self.source = str(source)
         weights = ("*.safetensors", "*.safetensors.index.json")
-        if not (folder := Path(source).expanduser()).is_dir():
+        folder = Path(find(source))
+        if not folder.is_dir():
             patterns = ["config.json", *weights, *BESIDE]
-            folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
-            if not any(folder.glob("*.safetensors")):
-                snapshot_download(str(source), revision=revision, allow_patterns=["pytorch_model*"])
+            with reading(source):
+                folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+                if not any(folder.glob("*.safetensors")):
+                    snapshot_download(str(source), revision=revision, allow_patterns=["pytorch_model*"])
         self.folder = folder
         if not (folder / "config.json").is_file():
             adapter = (folder / "adapter_config.json").is_file()
             hint = " It holds an adapter: merge it into its model and save that." if adapter else ""
             raise OSError(f"{source} holds no config.json: it is no checkpoint of transformers.{hint}")
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        with reading(source, "its config.json "):
+            self.config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text()))
         self.files = self._files()
 
     def _files(self) -> list[str]:
         for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
             if (self.folder / index).is_file():
-                names = sorted(set(json.loads((self.folder / index).read_text())["weight_map"].values()))
+                with reading(self.source, f"its {index} ", KeyError):
+                    names = sorted(set(json.loads((self.folder / index).read_text())["weight_map"].values()))
                 if missing := [name for name in names if not (self.folder / name).is_file()]:
                     raise OSError(f"{self.source}: {index} names shards that are not there: {', '.join(missing)}.")
                 return names
@@ -86,7 +93,8 @@ class Checkpoint:
         if file.endswith(".safetensors"):
             with self.opened(file) as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        return torch.load(self.folder / file, map_location="cpu", weights_only=True, mmap=True)
+        with reading(self.source):
+            return torch.load(self.folder / file, map_location="cpu", weights_only=True, mmap=True)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor by its name in the files."""

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
+from ..loading import reading
 from .checkpoint import Checkpoint
 from .families import Family, family_of, set_block_norms, stack_of
 from .norm_sites import DISABLING_EPS
@@ -41,9 +42,10 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ModelError: another architecture, missing or unknown tensors, shapes that do not fit the configuration.
     """
-    model_class, config, eps = target(checkpoint)
-    with torch.device("meta"):
-        model = model_class(config)
+    with reading(checkpoint.source):
+        model_class, config, eps = target(checkpoint)
+        with torch.device("meta"):
+            model = model_class(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: find_name(name, model.base_model_prefix, parameters) for name in checkpoint.shapes}
     result = Plan(model_class, config, {stored: name for stored, name in found.items() if name is not None})

@@ -4,13 +4,15 @@ import copy
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..choices import Target
 from ..errors import ModelError
 from ..files import atomic_folder, write_json
+from ..loading import find_device, load_model
 from ..provenance import command, environment
 from .checkpoint import Checkpoint
 from .families import placed
@@ -20,7 +22,6 @@ from .ours_to_stock import to_stock
 from .planning import plan
 from .stock_to_ours import convert_checkpoint, copy_beside, is_ours, load
 
-Target = Literal["lnfree", "folded", "fused", "stock", "onnx"]
 REPORT = "conversion.json"
 CHECKED_TOKENS = (2, 16)
 
@@ -34,6 +35,8 @@ def convert(
     check: bool = True,
     progress: bool = False,
     revision: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """
     Convert a checkpoint, of transformers or of this package, into a folder that appears whole or not at all.
@@ -45,17 +48,22 @@ def convert(
         dtype: of the new weights; as they are by default. Not with a stock model that is copied shard by shard.
         with_cache: whether an ONNX graph takes keys and values of earlier tokens.
         check: compare logits before and after on random tokens; holds both models in memory.
+        revision: of a Hub repository.
+        device: where logits are compared, but for those of ONNX.
+        trust_remote_code: compare with the code that comes with a stock checkpoint, and not with transformers' own.
 
     Returns:
         The report that is also written into the folder as conversion.json.
 
     Raises:
-        ModelError: the source cannot be converted to that, or `out` is there already.
+        ModelError: the source cannot be read or converted to that, or `out` is there already.
+        SettingsError: a device that is not there.
     """
     if to not in get_args(Target):
         raise ModelError(f"--to {to!r} is not known. Allowed: {', '.join(get_args(Target))}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} is there already. Give another folder, or remove it.")
+    place = find_device(device)
     checkpoint = Checkpoint(source, revision)
     report: dict[str, Any] = {"source": str(source), "revision": revision, "to": to, "notes": []}
     if to == "lnfree" and is_ours(checkpoint):
@@ -69,12 +77,12 @@ def convert(
         result = convert_checkpoint(checkpoint, out, progress, planned)
         report |= {"notes": result.notes, "dtype": str(result.config.dtype)}
         if check and result.model_class.__name__.endswith("ForCausalLM"):
-            before = reference(checkpoint, result.config)
-            report |= difference(before, result.model_class.from_pretrained(out))
+            before = reference(checkpoint, result.config, trust_remote_code)
+            report |= difference(before, result.model_class.from_pretrained(out), place)
     else:
         model, notes = load(checkpoint)
         with atomic_folder(out) as folder:
-            report |= write(model, folder, to, dtype, with_cache, check)
+            report |= write(model, folder, to, dtype, with_cache, check, place)
             report["notes"] = notes + report.pop("folding_notes", [])
             copy_beside(checkpoint.folder, folder)
             write_report(folder, report)
@@ -83,15 +91,21 @@ def convert(
     return report
 
 
-def reference(checkpoint: Checkpoint, config: Any) -> PreTrainedModel:
+def reference(checkpoint: Checkpoint, config: Any, trust_remote_code: bool) -> PreTrainedModel:
     """The model that a stock checkpoint was; where norms are absent no stock class can hold it, and ours is loaded."""
     if set(config.block_norms) | {config.final_norm} == {"layernorm"}:
-        return AutoModelForCausalLM.from_pretrained(checkpoint.folder).eval()
+        return load_model(checkpoint.folder, trust_remote_code=trust_remote_code).eval()
     return load(checkpoint)[0]
 
 
 def write(
-    model: PreTrainedModel, folder: Path, to: Target, dtype: torch.dtype | None, with_cache: bool, check: bool
+    model: PreTrainedModel,
+    folder: Path,
+    to: Target,
+    dtype: torch.dtype | None,
+    with_cache: bool,
+    check: bool,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Convert a loaded model and save it; returns what is to be reported."""
     report: dict[str, Any] = {}
@@ -111,7 +125,7 @@ def write(
         new = new if dtype is None else placed(new, dtype)
     new.save_pretrained(folder)
     report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
-    return report | (difference(model, new) if check and model.can_generate() else {})
+    return report | (difference(model, new, device) if check and model.can_generate() else {})
 
 
 def folding_report(folding: Folding) -> dict[str, Any]:
@@ -133,10 +147,10 @@ def random_tokens(config: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def difference(before: PreTrainedModel, after: PreTrainedModel) -> dict[str, float]:
+def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.device) -> dict[str, float]:
     """The largest difference of logits on random tokens, and the size of the logits."""
-    ids = random_tokens(before.config)
-    wanted, found = (model.eval()(ids).logits.double() for model in (before, after))
+    ids = random_tokens(before.config).to(device)
+    wanted, found = (model.eval().to(device)(ids).logits.double() for model in (before, after))
     return {"largest_difference": (wanted - found).abs().max().item(), "largest_logit": wanted.abs().max().item()}
 
 

@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from .. import models
 from ..errors import ModelError
 from ..files import atomic_folder
+from ..loading import load_model
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
 from .families import FAMILIES, blank, family_of, placed, require_no_adapters
@@ -129,7 +130,7 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
     """
     if is_ours(checkpoint):
         architecture = checkpoint.config["architectures"][0]
-        return getattr(models, architecture).from_pretrained(checkpoint.folder), []
+        return load_model(checkpoint.folder, getattr(models, architecture)), []
     result = plan(checkpoint)
     tensors = {}
     for file in checkpoint.files:

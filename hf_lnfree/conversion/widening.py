@@ -97,7 +97,7 @@ class Widening:
 
     @property
     def size(self) -> int:
-        """Of a head, before."""
+        """Dimensions of a head of the old model."""
         return self.model.config.hidden_size // self.heads
 
     def closed(self, x: Tensor) -> Tensor:

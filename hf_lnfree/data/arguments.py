@@ -1,4 +1,4 @@
-"""Which text, which tokenizer, which windows."""
+"""Which text, which tokenizer, which windows. Nothing heavy is imported here: `hf-lnfree train --help` reads it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,42 +13,64 @@ STDLIB = "stdlib"
 class DataArguments:
     """Corpus, tokenizer and windows."""
 
-    dataset: str = field(
+    data: str = field(
         default=STDLIB,
-        metadata={"help": "'stdlib', a file, a folder, or a Hub dataset as 'name' or 'name:split'"},
+        metadata={
+            "help": "Text: 'stdlib' (Python's standard library), a file, a folder, or a Hub dataset as NAME or "
+            "NAME:SPLIT."
+        },
     )
-    validation_dataset: str | None = field(
-        default=None, metadata={"help": "as --dataset; without it, validation_fraction of the files by their hash"}
+    validation_data: str | None = field(
+        default=None, metadata={"help": "Held-out text, named like --data; without it, a part of --data."}
     )
-    validation_fraction: float = field(default=0.05, metadata={"help": "share of files held out, by file hash"})
-    text_column: str | None = field(default=None, metadata={"help": "column of a Hub dataset that holds the text"})
-    max_files: int | None = field(default=None, metadata={"help": "train on the first N files, after shuffling"})
-    max_validation_files: int | None = field(default=None, metadata={"help": "validate on the first N files"})
-    max_validation_windows: int | None = field(default=None, metadata={"help": "validate on N windows, spread evenly"})
-    data_shuffle_seed: int | None = field(default=None, metadata={"help": "shuffle a Hub dataset before max_files"})
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the documents that is held out, chosen by their hash."}
+    )
+    text_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the text, of a table or a Hub dataset; content, text or code by default."},
+    )
+    max_documents: int | None = field(
+        default=None, metadata={"help": "Train on the first N documents (files of a folder), after shuffling."}
+    )
+    max_validation_documents: int | None = field(
+        default=None, metadata={"help": "Validate on the first N documents of --validation-data."}
+    )
+    max_validation_windows: int | None = field(default=None, metadata={"help": "Validate on N windows, spread evenly."})
+    data_shuffle_seed: int | None = field(
+        default=None, metadata={"help": "Shuffle a Hub dataset with this seed before the first N are taken."}
+    )
     streaming: bool = field(
-        default=False, metadata={"help": "stream Hub datasets and keep max_files documents, instead of downloading all"}
+        default=False,
+        metadata={"help": "Stream Hub datasets and keep the documents that are used, instead of downloading all."},
     )
-    context_length: int = field(default=128, metadata={"help": "tokens a window"})
-    windows: Literal["exact", "packed"] = field(
+    context_length: int = field(default=128, metadata={"help": "Tokens a window."})
+    packing: Literal["exact", "packed"] = field(
         default="exact",
-        metadata={"help": "exact: within a document, tail dropped (the paper); packed: documents joined by EOS"},
+        metadata={
+            "help": "exact: windows within a document, its tail dropped (the paper); packed: documents joined "
+            "by the end-of-text token."
+        },
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "name or folder; without it a byte-level BPE is trained on the corpus"}
+        default=None, metadata={"help": "Folder or Hub name; without it a byte-level BPE is trained on the text."}
     )
-    vocab_size: int = field(default=4096, metadata={"help": "size of the BPE that is trained"})
-    tokenizing_processes: int | None = field(default=None, metadata={"help": "processes that tokenise; one a core"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where tokenised data is kept; HF_HOME/hf_lnfree"})
+    vocab_size: int = field(default=4096, metadata={"help": "Entries of the BPE that is trained."})
+    tokenizing_processes: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise; one a core by default."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where tokenised text is kept; HF_HOME/hf_lnfree by default."}
+    )
 
-    _argument_group_name = "data arguments"
+    _argument_group_name = "Data"
 
     def __post_init__(self) -> None:
-        if self.windows not in ("exact", "packed"):
-            raise SettingsError(f"windows={self.windows!r} is not known. Allowed: 'exact', 'packed'.")
+        if self.packing not in ("exact", "packed"):
+            raise SettingsError(f"packing={self.packing!r} is not known. Allowed: 'exact', 'packed'.")
         if self.context_length < 2:
             raise SettingsError(f"context_length must be at least 2 (one prediction), got {self.context_length}.")
         if self.tokenizing_processes is not None and self.tokenizing_processes < 1:
             raise SettingsError(f"tokenizing_processes must be at least 1, got {self.tokenizing_processes}.")
-        if self.validation_dataset is None and not 0 < self.validation_fraction < 1:
+        if self.validation_data is None and not 0 < self.validation_fraction < 1:
             raise SettingsError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..files import atomic_folder, content_key
+from ..loading import is_hub_name, reason
 from .arguments import STDLIB
 
 STDLIB_LEFT_OUT = {
@@ -93,8 +94,8 @@ def document_hash(text: str) -> bytes:
 
 
 def load_corpus(
-    dataset: str,
-    max_files: int | None = None,
+    data: str,
+    max_documents: int | None = None,
     shuffle_seed: int | None = None,
     text_column: str | None = None,
     streaming_cache: Path | None = None,
@@ -103,9 +104,9 @@ def load_corpus(
     Find every document of a corpus.
 
     Args:
-        dataset: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, or the name of a Hub
+        data: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, or the name of a Hub
             dataset with its split ("name" or "name:split").
-        max_files: keep the first N documents, after shuffling.
+        max_documents: keep the first N documents, after shuffling.
         shuffle_seed: shuffle documents first (Hub datasets only; local files are sorted by path).
         text_column: column of a table or a Hub dataset; found by itself among `content`, `text`, `code`.
         streaming_cache: stream a Hub dataset and keep no more than the documents asked for, in this folder, instead of
@@ -114,17 +115,17 @@ def load_corpus(
     Raises:
         DataError: nothing was found, or nothing of it could be decoded.
     """
-    path = Path(dataset).expanduser()
+    path = Path(data).expanduser()
     if path.suffix in TABLES and path.is_file():
-        corpus = _table(path, max_files, text_column)
-    elif dataset == STDLIB or path.exists():
-        root = Path(sysconfig.get_paths()["stdlib"]) if dataset == STDLIB else path
-        corpus = Corpus.from_texts(dataset, list(_read_files(_local_files(dataset, root)[:max_files], root)))
+        corpus = _table(path, max_documents, text_column)
+    elif data == STDLIB or path.exists():
+        root = Path(sysconfig.get_paths()["stdlib"]) if data == STDLIB else path
+        corpus = Corpus.from_texts(data, list(_read_files(_local_files(data, root)[:max_documents], root)))
     else:
-        corpus = _hub_corpus(dataset, max_files, shuffle_seed, text_column, streaming_cache)
+        corpus = _hub_corpus(data, max_documents, shuffle_seed, text_column, streaming_cache)
     if next(corpus.texts, None) is None:
         raise DataError(
-            f"The corpus {dataset!r} is empty. Give 'stdlib', a file or folder with text "
+            f"The corpus {data!r} is empty. Give 'stdlib', a file or folder with text "
             f"({', '.join(sorted(TEXT_SUFFIXES))}), or the name of a Hub dataset."
         )
     return corpus
@@ -140,7 +141,7 @@ def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, C
             raise DataError(
                 f"The {side} split of {corpus.name!r} is empty: {len(corpus.rows)} documents, "
                 f"validation_fraction={validation_fraction}. Give more documents, another fraction, or a dataset for "
-                "validation (--validation_dataset)."
+                "validation (--validation-data)."
             )
         sides.append(part)
     return sides[0], sides[1]
@@ -176,55 +177,65 @@ def _read_files(paths: list[Path], root: Path) -> Iterator[str]:
 
 
 def _hub_corpus(
-    dataset: str, max_files: int | None, shuffle_seed: int | None, text_column: str | None, streaming_cache: Path | None
+    data: str,
+    max_documents: int | None,
+    shuffle_seed: int | None,
+    text_column: str | None,
+    streaming_cache: Path | None,
 ) -> Corpus:
-    name, _, split = dataset.partition(":")
+    name, _, split = data.partition(":")
     split = split or "train"
     for alias, full in HUB_ALIASES.items():
         name = full + name.removeprefix(alias) if name.startswith(alias) else name
+    if not is_hub_name(name):
+        raise DataError(f"{data!r}: no such file or folder; a dataset on the Hub looks like owner/name or name:split.")
     try:
         rows = load_dataset(name, split=split, streaming=streaming_cache is not None)
         # A stream has no fingerprint of its data: the commit stands for it.
         commit = HfApi().dataset_info(name).sha if streaming_cache is not None else None
     except (DatasetNotFoundError, ConnectionError, OSError) as error:
         raise DataError(
-            f"{dataset!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
+            f"{data!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
             f"reached ({type(error).__name__})."
         ) from error
-    column = _text_column(dataset, rows.column_names or list(next(iter(rows))), text_column)  # a stream may not know
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:  # a split, a script, or its files
+        raise DataError(f"{data!r} cannot be read: {reason(error)}") from error
+    column = _text_column(data, rows.column_names or list(next(iter(rows))), text_column)  # a stream may not know
     if streaming_cache is not None:
         if shuffle_seed is not None:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
-        key = content_key("stream", name, split, commit, column, shuffle_seed, SHUFFLE_BUFFER, max_files)
-        rows = rows if max_files is None else rows.take(max_files)
-        return Corpus(dataset, _kept(streaming_cache / key, rows, column), "text", key)
+        key = content_key("stream", name, split, commit, column, shuffle_seed, SHUFFLE_BUFFER, max_documents)
+        rows = rows if max_documents is None else rows.take(max_documents)
+        return Corpus(data, _kept(streaming_cache / key, rows, column), "text", key)
     if shuffle_seed is not None:
         rows = rows.shuffle(seed=shuffle_seed)
-    if max_files is not None:
-        rows = rows.select(range(min(max_files, len(rows))))
-    return Corpus(dataset, rows, column, content_key(rows._fingerprint, column))
+    if max_documents is not None:
+        rows = rows.select(range(min(max_documents, len(rows))))
+    return Corpus(data, rows, column, content_key(rows._fingerprint, column))
 
 
-def _table(path: Path, max_files: int | None, text_column: str | None) -> Corpus:
+def _table(path: Path, max_documents: int | None, text_column: str | None) -> Corpus:
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty.")
     try:
         rows = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, UnicodeDecodeError) as error:
+    except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
     column = _text_column(str(path), rows.column_names, text_column)
     rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
-    if max_files is not None:
-        rows = rows.select(range(min(max_files, len(rows))))
+    if max_documents is not None:
+        rows = rows.select(range(min(max_documents, len(rows))))
     return Corpus(
-        str(path), rows, column, content_key(hashlib.sha256(path.read_bytes()).hexdigest(), column, max_files)
+        str(path), rows, column, content_key(hashlib.sha256(path.read_bytes()).hexdigest(), column, max_documents)
     )
 
 
-def _text_column(dataset: str, names: list[str], wanted: str | None) -> str:
+def _text_column(data: str, names: list[str], wanted: str | None) -> str:
     columns = [wanted] if wanted else [column for column in TEXT_COLUMNS if column in names]
     if not columns or columns[0] not in names:
         raise DataError(
-            f"{dataset!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
-            "Name one with --text_column."
+            f"{data!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
+            "Name one with --text-column."
         )
     return columns[0]
 

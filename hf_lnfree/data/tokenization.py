@@ -4,25 +4,29 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..files import atomic_folder, content_key
+from ..loading import load_tokenizer
 from .corpus import Corpus
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 
 
-def load_tokenizer(name: str | None, corpus: Corpus, vocab_size: int, cache: Path) -> PreTrainedTokenizerBase:
+def tokenizer_for(
+    name: str | None, corpus: Corpus, vocab_size: int, cache: Path, **access: Any
+) -> PreTrainedTokenizerBase:
     """The tokenizer of that name or folder; without one, a byte-level BPE trained on the corpus and kept in `cache`."""
     if name is not None:
-        return AutoTokenizer.from_pretrained(name)
+        return load_tokenizer(name, **access)
     folder = cache / "tokenizers" / content_key(corpus.key, vocab_size)
     if not folder.exists():
         with atomic_folder(folder) as partial:
             train_bpe(corpus.texts, vocab_size).save_pretrained(partial)
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(folder)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -59,7 +59,7 @@ class TokenWindows(Dataset):
 
     @property
     def sha256(self) -> str:
-        """Hash of the token file."""
+        """Hash of the file of tokens."""
         return self.meta["sha256"]
 
 
@@ -82,7 +82,7 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
         DataError: no window, no end-of-text token to pack with, or a folder found whose tokens are damaged.
     """
     length = args.context_length
-    key = content_key(corpus.key, tokenizer_hash(tokenizer), length, args.windows)
+    key = content_key(corpus.key, tokenizer_hash(tokenizer), length, args.packing)
     folder = cache_folder(args) / "windows" / key
     if folder.exists():
         check_windows(folder)
@@ -101,21 +101,21 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
                 yield document
 
         with open(partial / "tokens.bin", "wb") as file:
-            for windows, lost in cut(ids(), length, args.windows, tokenizer.eos_token_id):
+            for windows, lost in cut(ids(), length, args.packing, tokenizer.eos_token_id):
                 count, dropped = count + len(windows), dropped + lost
                 contents.update(windows.data)
                 file.write(windows.data)
         if not count:
             raise DataError(
                 f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
-                f"{dropped} tokens). Shorten --context_length, use --windows packed, or give more text."
+                f"{dropped} tokens). Shorten --context-length, use --packing packed, or give more text."
             )
         meta = {
             "sha256": contents.hexdigest(),
             "corpus": corpus.name,
             "corpus_sha256": corpus_hash.hexdigest(),
             "documents": number,
-            "cutting": args.windows,
+            "packing": args.packing,
             "windows": count,
             "context_length": length,
             "dropped_tokens": dropped,
@@ -154,16 +154,16 @@ def damaged(folder: Path, why: str) -> str:
 
 
 def cut(
-    documents: Iterable[np.ndarray], length: int, windows: str, eos: int | None
+    documents: Iterable[np.ndarray], length: int, packing: str, eos: int | None
 ) -> Iterator[tuple[np.ndarray, int]]:
     """For each document its whole windows, [N, `length`] token ids, and the number of tokens that are dropped."""
-    if windows == "exact":
+    if packing == "exact":
         for ids in documents:
             whole = len(ids) - len(ids) % length
             yield ids[:whole].reshape(-1, length), len(ids) - whole
         return
     if eos is None:
-        raise DataError("windows='packed' joins documents with an end-of-text token, and this tokenizer has none.")
+        raise DataError("packing='packed' joins documents with an end-of-text token, and this tokenizer has none.")
     rest = np.empty(0, np.uint16)
     for ids in documents:
         rest = np.concatenate((rest.astype(ids.dtype), ids, np.array([eos], ids.dtype)))

@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from ..errors import SettingsError
 from ..files import write_json
+from ..loading import find, find_device, load_config, load_tokenizer, reading
 from ..provenance import command, environment
 
 TASKS = ("code_next_line", "code_identifiers", "code_brackets")
@@ -26,6 +27,7 @@ def run_harness(
     batch_size: int = 16,
     device: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
     out: Path | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """
@@ -35,30 +37,41 @@ def run_harness(
         models: folders or Hub names.
         tasks: those of this package, or any that the harness has.
         limit: documents a task; all by default.
+        device: where the models run, like "cpu"; the accelerator by default, where there is one.
+        trust_remote_code: run code that comes with a model.
+        revision: of their repositories.
         out: a JSON file for the scores.
 
     Raises:
         SettingsError: the harness is not installed, or a task is not known.
+        ModelError: a model that cannot be loaded.
     """
     try:
         from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SettingsError(f"This needs lm-evaluation-harness: pip install 'hf_lnfree[eval]' ({error}).") from error
     manager = TaskManager(include_path=tasks_path())
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise SettingsError(f"The harness has no task {', '.join(unknown)}; those over code are {', '.join(TASKS)}.")
+    wanted = find_device(device)
+    state = PartialState(cpu=wanted.type == "cpu")
     scores = {}
     for model in models:
+        load_config(model, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, revision=revision)
+        with reading(model):
+            harness_model = HFLM(
+                pretrained=find(model),
+                tokenizer=tokenizer,
+                revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                batch_size=batch_size,
+                device=str(state.device if wanted.index is None else wanted),
+            )
         found: Any = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": model, "trust_remote_code": trust_remote_code},
-            tasks=list(tasks),
-            task_manager=manager,
-            limit=limit,
-            batch_size=batch_size,
-            device=device or str(PartialState().device),
-            bootstrap_iters=0,
+            model=harness_model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0
         )
         scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
     if out is not None:

@@ -2,23 +2,23 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.layers import record_layers
 from ..analysis.likelihood import Likelihood, document_likelihoods, perplexity
+from ..choices import Metric
 from ..errors import SettingsError
+from ..loading import find_device, load_model, load_tokenizer
 from ..provenance import command, environment
 from .documents import TokenisedDocuments
 
-Metric = Literal["perplexity", "bits_per_byte", "entropy", "sparsity"]
 LONGEST_DEFAULT = 1024  # tokens
 
 
@@ -33,7 +33,9 @@ def evaluate(
     first_token: bool = False,
     attention_documents: int = 64,
     progress: bool = False,
+    device: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """
     Metrics of a causal language model on documents; with several processes each takes its share of them.
@@ -49,20 +51,27 @@ def evaluate(
         stride: from one window of a long document to the next; half a window by default.
         batch_size: windows a forward pass.
         first_token: put the tokenizer's BOS (or EOS) token before each document, so that all of it is predicted.
+        device: where a model that is a name runs, like "cpu"; the accelerator by default, where there is one.
+        trust_remote_code: run code that comes with a model that is a name.
+        revision: of its repository.
 
     Returns:
         For each metric its value and the half width of its 95 % interval over documents, and what it rests on.
 
     Raises:
         SettingsError: no document predicts a token; windows that the model has no positions for; an unknown metric.
+        ModelError: a name that cannot be loaded.
     """
     if unknown := set(metrics) - set(get_args(Metric)):
         raise SettingsError(f"Unknown metrics: {', '.join(sorted(unknown))}. Allowed: {', '.join(get_args(Metric))}.")
-    state = PartialState(cpu=not torch.accelerator.is_available())  # forms a group of processes on the CPU too
-    name = model if isinstance(model, str) else model.config.name_or_path
+    wanted = find_device(device)
+    state = PartialState(cpu=wanted.type == "cpu")  # forms a group of processes on the CPU too
+    name = model if isinstance(model, str) else str(model.config.name_or_path)
     if isinstance(model, str):
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=trust_remote_code).to(state.device)
+        access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+        place = state.device if wanted.index is None else wanted
+        model = load_model(name, device=place, **access)
+        tokenizer = tokenizer or load_tokenizer(name, **access)
     assert isinstance(model, PreTrainedModel)
     if tokenizer is None:
         raise SettingsError("A model that is no name needs its tokenizer as well.")
@@ -129,6 +138,7 @@ def score(
     batch_size: int,
     first: int | None,
 ) -> Likelihood:
+    """The likelihood of this process's documents."""
     documents = TokenisedDocuments(texts, tokenizer, first)
     likelihood, done = Likelihood(), 0
     for number, nats, tokens in document_likelihoods(model, documents, context_length, stride, batch_size):
@@ -140,6 +150,7 @@ def score(
 
 
 def perplexity_of(likelihood: Likelihood) -> dict[str, Any]:
+    """Perplexity and loss with their 95 % intervals."""
     loss, half = likelihood.loss, likelihood.loss_half_width
     ends = [perplexity(loss + sign * half) for sign in (-1, 1)]
     return {"perplexity": likelihood.perplexity, "interval_95": ends, "loss": loss, "half_width_95": half}
@@ -170,6 +181,7 @@ def attention_and_activations(
 
 
 def window_length(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens a window: what was asked for, or what the model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if wanted is None:
         return min(positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
@@ -179,6 +191,7 @@ def window_length(model: PreTrainedModel, wanted: int | None) -> int:
 
 
 def opening_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands before a document so that all of it is predicted: BOS, or EOS."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

@@ -11,8 +11,9 @@ from datasets import Features, Value
 from evaluate import MetricInfo
 from transformers import PreTrainedModel
 
+from ..choices import Metric
 from ..errors import SettingsError
-from ..evaluation.run import Metric, evaluate
+from ..evaluation.run import evaluate
 
 METRICS = ("token_perplexity", "bits_per_byte", "attention_entropy", "activation_sparsity")
 
@@ -30,6 +31,7 @@ def metric_path(name: str) -> str:
 
 
 def metric_info(description: str | None) -> MetricInfo:
+    """What `evaluate` wants to know of a metric."""
     inputs = (
         "predictions: texts; model_id: folder or Hub name of a causal language model; other keywords are those of "
         "hf_lnfree.evaluation.evaluate."

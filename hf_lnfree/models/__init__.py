@@ -1,10 +1,9 @@
-"""The models, and the only place where they are registered with transformers' Auto classes.
+"""The models, and where they are registered with transformers' Auto classes; `registration` announces configurations.
 
 This folder is flat and its files import each other with a single dot: save_pretrained copies them beside a checkpoint.
 """
 
 import transformers
-from transformers import AutoConfig
 
 from .activations import LearnableLeakyReLU, leaky_relu
 from .configuration_lnfree import LNFreeGPT2Config, LNFreeGPTNeoXConfig
@@ -38,7 +37,6 @@ AUTO_CLASSES = {
 
 for _config in (LNFreeGPT2Config, LNFreeGPTNeoXConfig):
     _config.register_for_auto_class()
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
 for _auto, _classes in AUTO_CLASSES.items():
     for _model in _classes:
         _model.register_for_auto_class(_auto)

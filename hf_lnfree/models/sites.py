@@ -91,8 +91,8 @@ class AttentionBranch(Branch):
 
 @dataclass(frozen=True, kw_only=True)
 class MLPBranch(Branch):
-    """
-    $W_2 f(W_1 x)$, or gated $W_2 (f(W_1 x) \\odot W_3 x)$.
+    r"""
+    $W_2 f(W_1 x)$, or gated $W_2 (f(W_1 x) \odot W_3 x)$.
 
     Args:
         activation: the module f. Of the readers the first one is activated; a second one is multiplied with that.

@@ -63,7 +63,7 @@ class NormedWeight(Base):
 
     @property
     def rows(self) -> int:
-        """The dimension of outputs."""
+        """Which dimension of the weight counts the outputs."""
         return 1 if issubclass(self.plain, Conv1D) else 0
 
     def normed(self, trained: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class SpectralNorm(NormedWeight):
 
     @torch.no_grad()
     def step(self, matrix: Tensor) -> None:
-        """Of power iteration."""
+        """Move both singular vectors by one step of power iteration."""
         self.weight_v.copy_(nn.functional.normalize(matrix.T @ self.weight_u, dim=0, eps=EPS))
         self.weight_u.copy_(nn.functional.normalize(matrix @ self.weight_v, dim=0, eps=EPS))
 

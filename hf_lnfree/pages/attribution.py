@@ -14,17 +14,18 @@ from .report import Picture, Section, write_report
 def certificate(attribution: Attribution) -> list[str]:
     """What the numbers show, in sentences."""
     sentences = [
-        f"The components add up to the logits with a largest error of {attribution.largest_error:.1e} over the whole "
-        "vocabulary and all positions."
+        "The components add up to the logits with a largest error of "
+        f"{number(attribution.largest_error, '.1e')} over the whole vocabulary and all positions."
     ]
     if attribution.linear:
         return [*sentences, "No norm divides before the logits: these are the direct effects themselves."]
-    here, everywhere = attribution.frozen_error(-1), attribution.frozen_error()
+    errors = attribution.frozen_error(-1), attribution.frozen_error()
+    here, everywhere = (number(100 * error["relative"], ".1f") for error in errors)
     return [
         *sentences,
         "The final norm was frozen at its scale. Against the logits without a component, where the norm is computed "
-        f"anew, frozen attributions are off by {100 * here['relative']:.1f} % here (root mean square over the "
-        f"components; up to {here['largest']:.2g}) and by {100 * everywhere['relative']:.1f} % over all positions.",
+        f"anew, frozen attributions are off by {here} % here (root mean square over the components; up to "
+        f"{number(errors[0]['largest'], '.2g')}) and by {everywhere} % over all positions.",
     ]
 
 

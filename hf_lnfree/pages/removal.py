@@ -29,7 +29,7 @@ def event_table(summary: RemovalSummary) -> Table:
         [str(event["step"]), event["norm"], event["part"], *(loss(event[key]) for key in ("loss_before", "loss_after"))]
         for event in summary.events
     ]
-    note = "On the windows of --removal_windows; a gradual removal has its second loss where its gate is 1."
+    note = "On the windows of --removal-windows; a gradual removal has its second loss where its gate is 1."
     return Table(["step", "norm", "part", "loss before", "loss after"], rows, note)
 
 

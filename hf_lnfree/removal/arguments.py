@@ -1,4 +1,4 @@
-"""Which norms go when, and what is trained meanwhile, as fields and flags."""
+"""Which norms go when, and what is trained meanwhile. Light: `hf-lnfree remove-norms --help` reads it."""
 
 from dataclasses import dataclass, field
 
@@ -11,32 +11,32 @@ from ..errors import SettingsError
 class RemovalArguments:
     """Which norms go when, and what is trained meanwhile."""
 
-    schedule: str = field(
+    schedule: list | str | None = field(
         default="auto",
         metadata={
-            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, in the first 39 %% of "
-            "max_steps), a YAML file, or YAML like '[{norms: mlp, start: 20, every: 2}]'; norms: mlp, attention, "
-            "query_key, value, final, first, or the name of a norm"
+            "help": "'auto' (MLPs, queries and keys, values, final norm, first position, all within the first two "
+            "fifths of --max-steps), a YAML file, or YAML like '[{norms: mlp, start: 20, every: 2}]'; norms: mlp, "
+            "attention, query_key, value, final, first, or the name of a norm."
         },
     )
-    gate_steps: int = field(default=0, metadata={"help": "steps from sigma to the fixed scale; 0 for a switch"})
+    gate_steps: int = field(default=0, metadata={"help": "Steps from sigma to the fixed scale; 0 for a switch."})
     residual_norm_weight: float = field(
-        default=0.0, metadata={"help": "weight of the penalty that keeps residual norms at their averages"}
+        default=0.0, metadata={"help": "Weight of the penalty that keeps residual norms at their averages."}
     )
     removal_windows: int = field(
-        default=64, metadata={"help": "windows behind the first averages and the losses around each removal"}
+        default=64, metadata={"help": "Windows behind the first averages and the losses around each removal."}
     )
     baseline: bool = field(
-        default=True, metadata={"help": "also fine-tune without removal for as many steps, into output_dir/plain"}
+        default=True, metadata={"help": "Also fine-tune without removal for as many steps, into the folder plain."}
     )
-    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank, then merge them"})
-    lora_alpha: int | None = field(default=None, metadata={"help": "scale of the adapters; twice the rank"})
+    lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank, then merge them."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapters; twice the rank by default."})
 
-    _argument_group_name = "removal arguments"
+    _argument_group_name = "Removal"
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, str):  # a YAML file gives a list; its text is what a result file records
-            self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip()
+            self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip() if self.schedule else "auto"
         for name, least in (("gate_steps", 0), ("residual_norm_weight", 0), ("removal_windows", 1), ("lora_rank", 1)):
             value = getattr(self, name)
             if value is not None and not value >= least:

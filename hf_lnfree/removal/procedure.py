@@ -147,7 +147,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         if stored is None or stored["plan"] != self.plan:
             raise ModelError(
                 "The checkpoint is of a run with another schedule, or of none that removes norms. Give the schedule, "
-                "gate_steps, residual_norm_weight and max_steps of that run, or another --output_dir."
+                "gate_steps, residual_norm_weight and max_steps of that run, or another --out."
             )
         self.events[:] = stored["events"]
         for name, (first, others, batches) in stored["norms"].items():

@@ -9,6 +9,7 @@ from typing import Any
 from ..data.arguments import DataArguments
 from ..errors import RunError
 from ..training.arguments import LNFreeTrainingArguments, ModelArguments
+from ..training.fields import CheckpointArguments
 from ..training.log import curve, read_log
 from ..training.procedure import Procedure
 from ..training.results import RESULTS, RunResults
@@ -24,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def remove_norms(
-    model: str, removal: RemovalArguments, data: DataArguments, args: LNFreeTrainingArguments
+    model: str,
+    removal: RemovalArguments,
+    data: DataArguments,
+    args: LNFreeTrainingArguments,
+    checkpoint: CheckpointArguments | None = None,
 ) -> RemovalSummary:
     """
     Fine-tune a model while its norms are removed, and, unless `removal.baseline` is off, as long without.
@@ -35,6 +40,7 @@ def remove_norms(
 
     Args:
         model: folder or Hub name, of ours or stock.
+        checkpoint: how it is read.
 
     Returns:
         What removal.json holds: held-out losses before, around each removal, and after, and the gap to plain
@@ -44,15 +50,16 @@ def remove_norms(
         SettingsError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
         RunError: a finished run that is there removed no norms, or its results.json or log.jsonl is damaged.
     """
-    schedule = read_schedule(removal.schedule)
+    schedule = read_schedule(str(removal.schedule))
     data.tokenizer = data.tokenizer or model
     args.eval_on_start = True
     folder = Path(args.output_dir)
     lora = (removal.lora_rank, removal.lora_alpha)
     procedure = NormRemoval(schedule, removal.gate_steps, removal.residual_norm_weight, removal.removal_windows, *lora)
-    results = {"removal": run(model, data, args, folder, procedure)}
+    start = ModelArguments(model_name_or_path=model, **vars(checkpoint or CheckpointArguments()))
+    results = {"removal": run(start, data, args, folder, procedure)}
     if removal.baseline:
-        results["plain"] = run(model, data, args, folder / PLAIN, PlainFineTuning(*lora))
+        results["plain"] = run(start, data, args, folder / PLAIN, PlainFineTuning(*lora))
     summary = summarise(results, folder, vars(removal))
     if args.process_index == 0:
         summary.save(folder)
@@ -60,7 +67,7 @@ def remove_norms(
 
 
 def run(
-    model: str, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
+    model: ModelArguments, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
 ) -> RunResults:
     """One of the two runs; a finished one is read when the other is gone on with."""
     goes_on = str(args.resume_from_checkpoint).lower() in ("auto", "last", "true")
@@ -71,14 +78,14 @@ def run(
     own.output_dir, own.push_to_hub = str(folder), False
     if goes_on:
         own.resume_from_checkpoint = "auto"  # the other run may not have begun
-    return train(ModelArguments(model_name_or_path=model), copy.copy(data), own, procedure)
+    return train(model, copy.copy(data), own, procedure)
 
 
 def summarise(results: Mapping[str, RunResults], folder: Path, arguments: dict[str, Any]) -> RemovalSummary:
     """Out of one run or both, by name; `folder` is that of the first."""
     removed, plain = results["removal"], results.get("plain")
     if removed.removal is None:
-        raise RunError(f"{folder} holds a finished run that removed no norms. Give another --output_dir.")
+        raise RunError(f"{folder} holds a finished run that removed no norms. Give another --out.")
     folders = {"removal": folder, "plain": folder / PLAIN}
     curves = {name: curve(read_log(folders[name]), "eval_loss") for name in results}
     norms = {removed.model["norm"], removed.model["final_norm"]}

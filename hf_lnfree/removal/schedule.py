@@ -87,7 +87,7 @@ def expand(
     What is removed at which step, earliest first.
 
     Args:
-        model: its norms are [`RemovalNorm`]s.
+        model: one whose norms are of the class [`RemovalNorm`].
         steps: of the whole training.
         gate_steps: that one removal takes.
 
@@ -112,7 +112,7 @@ def expand(
             over = f" over {gate_steps} steps" if gate_steps > 1 else ""
             raise SettingsError(
                 f"The schedule removes {removal.norm} at step {removal.step}{over}, and training ends after {steps}. "
-                "Raise --max_steps, or let the stage start earlier."
+                "Raise --max-steps, or let the stage start earlier."
             )
     return sorted(removals, key=lambda removal: removal.step)
 

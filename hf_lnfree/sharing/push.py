@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import RunError
@@ -47,7 +47,10 @@ def push_run(
         RunError: no finished run, a repo id that is not allowed, or a file that holds a secret of the environment.
         OSError: the Hub refuses, or cannot be reached.
     """
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RunError(str(error)) from error
     write_card(run, repo_id)
     refuse_secrets(run)
     api = HfApi(token=token)

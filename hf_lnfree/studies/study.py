@@ -75,8 +75,9 @@ class Study:
             fields_ = merge(shared, with_base(given, path.parent))
             name = " ".join(filter(None, (name, label)))
             rows[name] = merge(merge(merge(fields_, scaled), chosen), changes or {})
-            rows[name].pop("output_dir", None)
-            parse_settings(rows[name], f"{path}, row {name}", ["--output_dir", "unused"])
+            for place in ("out", "output_dir"):
+                rows[name].pop(place, None)
+            parse_settings(rows[name], f"{path}, row {name}", ["--out", "unused"])
         published, compare = values.get("published"), values.get("compare") or []
         if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
             raise SettingsError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
@@ -93,8 +94,8 @@ class Study:
 
     def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
         """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""
-        settings = {**self.rows[row], "seed": seed, "resume_from_checkpoint": "auto", **local}
-        return parse_settings(settings, row, ["--output_dir", str(folder)])
+        settings = merge(self.rows[row], {"seed": seed, "resume_from_checkpoint": "auto", **local})
+        return parse_settings(settings, row, ["--out", str(folder)])
 
 
 def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -175,7 +176,7 @@ def run_study(
         rows: only these.
         announce: takes a line about every cell.
         finish: called for each cell that was trained here, on every process.
-        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `use_cpu`.
+        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `device`.
 
     Raises:
         SettingsError: cells were begun with other settings than the study has now, or settings that do not fit.
@@ -221,7 +222,7 @@ def keep_settings(study: Study, folder: Path) -> None:
         if differences:
             raise SettingsError(
                 f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
-                "change, or give another --output-dir."
+                "change, or give another --out."
             )
         rows = {**{row: then[row] for row in begun}, **rows}
     if is_first_process():

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..data.arguments import DataArguments
 from ..data.splits import TextData
 from ..errors import SettingsError
+from ..loading import load_model
 from .arguments import ModelArguments
 
 
@@ -14,6 +15,7 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
 
     Raises:
         SettingsError: the tokenizer or the windows do not fit it.
+        ModelError: a checkpoint that cannot be loaded.
     """
     tokenizer = data.tokenizer
     config = model_args.config(
@@ -26,13 +28,14 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
     if config.vocab_size < len(tokenizer):
         raise SettingsError(
             f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
-            "model's own tokenizer (--tokenizer), or set vocab_size in --config_overrides."
+            "model's own tokenizer (--tokenizer), or set vocab_size in --config-overrides."
         )
-    if config.max_position_embeddings < data_args.context_length:
+    positions = getattr(config, "max_position_embeddings", None) or data_args.context_length
+    if positions < data_args.context_length:
         raise SettingsError(
-            f"The model has {config.max_position_embeddings} positions, fewer than --context_length "
-            f"{data_args.context_length}."
+            f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
         )
     if model_args.model_name_or_path is not None:
-        return AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, config=config)
-    return AutoModelForCausalLM.from_config(config)
+        access = model_args.access(model_args.model_name_or_path)
+        return load_model(model_args.model_name_or_path, config=config, **access)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

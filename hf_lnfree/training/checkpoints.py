@@ -53,7 +53,7 @@ class WholeCheckpoints(Trainer):
                 f"The checkpoint of step {self.state.global_step} could not be written to {partial.parent}, where "
                 f"{shutil.disk_usage(partial.parent).free / 1e9:.2f} GB are free: {error}. "
                 f"{f'{kept[-1].name} is whole: go on from it' if kept else 'There is none to go on from'} with "
-                "--resume_from_checkpoint auto."
+                "--resume-from-checkpoint auto."
             ) from error
         finally:
             self.args.push_to_hub, self._writing = push, False
@@ -120,8 +120,8 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
     if wanted is None or how == "false":
         if last is not None or (folder / RESULTS).exists():
             raise RunError(
-                f"{folder} holds an earlier run. Pass --resume_from_checkpoint last to go on with it, or give another "
-                "--output_dir."
+                f"{folder} holds an earlier run. Pass --resume-from-checkpoint last to go on with it, or give another "
+                "--out."
             )
         return None
     if last is None and how != "auto":
@@ -136,5 +136,5 @@ def require_room(folder: Path, model: PreTrainedModel, args: LNFreeTrainingArgum
     if args.save_strategy != "no" and free < needed:
         raise OSError(
             f"A checkpoint takes {needed / 1e9:.2f} GB and {folder} has room for {free / 1e9:.2f} GB. Make room, give "
-            "another --output_dir, or pass --save_strategy no."
+            "another --out, or pass --save-strategy no."
         )

@@ -112,7 +112,7 @@ def choose_loss(device: torch.device, logits_a_step: int, steps: int) -> LossFor
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """How many bytes the device, or this machine, has left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -5,7 +5,6 @@ the same at another size.
 """
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..analysis.capture import wrapped_attention
+from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
-from ..attention.masks import read_mask, seen
-from ..errors import SettingsError
+from ..attention.masks import logit_arguments, seen
+from ..errors import AttentionError, SettingsError
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
 
@@ -74,44 +73,42 @@ class EntropyRegularization(Procedure):
     def attach(self, trainer: Any, steps: int) -> None:
         if trainer.args.torch_compile:
             raise SettingsError(
-                "Entropies are taken out of attention calls, which --torch_compile hides: leave one out."
+                "Entropies are taken out of attention calls, which --torch-compile hides: leave one out."
             )
         trainer.penalties.append(self.penalty)
 
     def while_training(self) -> AbstractContextManager[None]:
-        return wrapped_attention(self.taking)
+        return attention_calls(self.after)
 
-    def taking(self, attend: Callable) -> Callable:
-        """An attention function after which the penalty of its heads is kept."""
+    def after(self, call: AttentionCall) -> None:
+        """Keeps the penalty of a call's heads."""
+        if call.module is not None and call.module.training and torch.is_grad_enabled():
+            term = self.term(call)  # a recomputation makes it once more: its tensors are asked for in backward
+            if not call.recomputed:
+                self.terms[call.module] = term
 
-        def attend_and_keep(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args, **kwargs):
-            result = attend(module, query, key, value, mask, *args, **kwargs)
-            if module.training and torch.is_grad_enabled():
-                term = self.term(module, query, key, mask, **kwargs)
-                if torch._C._current_graph_task_id() == -1:  # else gradient checkpointing runs a layer again
-                    self.terms[module] = term
-            return result
-
-        return attend_and_keep
-
-    def term(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, **options: Any) -> Tensor:
+    def term(self, call: AttentionCall) -> Tensor:
         """Of one layer, before the weight: a mean over its heads, or their sum."""
-        scaling, softcap = options.pop("scaling", None), options.pop("softcap", None)
-        mask, causal = read_mask(module, query, key, mask, **options)
+        if call.sinks is not None:
+            raise AttentionError(
+                f"{type(call.module).__name__} has attention sinks, under which entropies carry no gradient here. "
+                "Train it without --entropy_weight."
+            )
         assert self.targets is not None
-        share = self.targets.shares[module.layer_idx]  # type: ignore[call-overload]
-        options = {"attention_mask": mask, "is_causal": causal, "scale": scaling, "softcap": softcap}
+        share = self.targets.shares[call.module.layer_idx]  # type: ignore[union-attr, index]
+        arguments = logit_arguments(call)
         if self.form == "rows":
-            top = math.log(key.shape[2])
-            deviation = attention_entropy_with_grad(query, key, **options) - share[:, None] * top  # B H T
+            top = math.log(call.key.shape[2])
+            deviation = attention_entropy_with_grad(**arguments) - share[:, None] * top  # B H T
             return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum()
-        support = row_supports(query, key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
+        mask, causal = arguments["attention_mask"], arguments["is_causal"]
+        support = row_supports(call.query, call.key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
         bound = support[support > 0].to(share.dtype).log().mean()
-        deviation = head_entropy_with_grad(query, key, **options) / bound - share  # H
+        deviation = head_entropy_with_grad(**arguments) / bound - share  # H
         return (deviation.square() * (deviation.abs() > self.tolerance)).mean()
 
     def penalty(self) -> Tensor:
-        """Of the last forward pass."""
+        """The penalty of the last forward pass, with its weight."""
         terms, self.terms = self.terms, {}
         return self.weight * torch.stack(list(terms.values())).mean()
 

@@ -29,7 +29,7 @@ def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
     if launched > 1 and args.world_size == 1:
         raise RunError(
             f"{launched} processes were launched, but each would train alone into {args.output_dir}. "
-            "On the CPU pass --use_cpu (or set ACCELERATE_USE_CPU=true)."
+            "On the CPU pass --device cpu (or set ACCELERATE_USE_CPU=true)."
         )
     folder = Path(args.output_dir)
     with ExitStack() as stack:
@@ -42,5 +42,5 @@ def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
             except Timeout:
                 held = [False]
         if not broadcast_object_list(held)[0]:
-            raise RunInUse(f"Another process is training into {folder}. Wait, or give another --output_dir.")
+            raise RunInUse(f"Another process is training into {folder}. Wait, or give another --out.")
         yield

@@ -1,11 +1,14 @@
-"""The published settings of arXiv 2410.09637 as data: the rows, the two models, and the training recipe."""
+"""The published settings of arXiv 2410.09637 as data: the rows and the two models.
 
-from typing import Any
+Nothing heavy is imported before a configuration is made: `hf-lnfree train --help` names the rows.
+"""
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
-from ..models import LNFreeGPT2Config, LNFreeGPTNeoXConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Row -> study fields; "activation" stands for the family's own field. SM softmax, LN LayerNorm, G GELU, R ReLU.
 PAPER_ROWS: dict[str, dict[str, Any]] = {
@@ -22,9 +25,10 @@ MAIN_ROWS = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
 # The tokenizer huggingface-course/code-search-net-tokenizer has 50,000 entries and <|endoftext|> at 0.
 _TOKENS = {"vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0}
 
-PAPER_MODELS: dict[str, tuple[type[LNFreeGPT2Config | LNFreeGPTNeoXConfig], dict[str, Any]]] = {
+# Family -> the class of its configuration in `hf_lnfree.models`, and the fields that are not those of its defaults.
+PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (  # GPT-2 small as the published code builds it
-        LNFreeGPT2Config,
+        "LNFreeGPT2Config",
         {
             "n_positions": 1024,
             "n_embd": 768,
@@ -38,7 +42,7 @@ PAPER_MODELS: dict[str, tuple[type[LNFreeGPT2Config | LNFreeGPTNeoXConfig], dict
         },
     ),
     "gpt_neox": (  # Pythia-70M; no code was published for it, so biases and initialisation are the stock ones
-        LNFreeGPTNeoXConfig,
+        "LNFreeGPTNeoXConfig",
         {
             "max_position_embeddings": 2048,
             "hidden_size": 512,
@@ -51,7 +55,7 @@ PAPER_MODELS: dict[str, tuple[type[LNFreeGPT2Config | LNFreeGPTNeoXConfig], dict
 }
 
 
-def paper_config(family: str, row: str, context_length: int = 128, **overrides: Any) -> PreTrainedConfig:
+def paper_config(family: str, row: str, context_length: int = 128, **overrides: Any) -> "PreTrainedConfig":
     """
     The configuration of one row of arXiv 2410.09637.
 
@@ -70,7 +74,10 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
         raise SettingsError(f"family={family!r} is not known. Allowed: {', '.join(map(repr, PAPER_MODELS))}.")
     if row not in PAPER_ROWS:
         raise SettingsError(f"row={row!r} is not known. Allowed: {', '.join(map(repr, PAPER_ROWS))}.")
-    config_class, model = PAPER_MODELS[family]
+    from .. import models
+
+    class_name, model = PAPER_MODELS[family]
+    config_class = getattr(models, class_name)
     fields = {**_TOKENS, **model, **PAPER_ROWS[row]}
     fields[config_class.activation_field] = fields.pop("activation")
     positions = config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings")

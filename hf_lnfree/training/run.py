@@ -58,7 +58,7 @@ def train(
     find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     model_args.config(data_args.context_length)
     with args.main_process_first(desc="tokenising"):
-        data = load_data(data_args)
+        data = load_data(data_args, **model_args.access(data_args.tokenizer))
     set_seed(args.seed)
     model = procedure.prepare(build_model(model_args, data_args, data))
     with only_run(args):
@@ -190,7 +190,7 @@ def inputs_of(
     return {
         "row": model_args.row if start is None else start,
         "base_model": on_hub(start),
-        "hub_dataset": None if data_args.dataset == STDLIB else on_hub(data_args.dataset.partition(":")[0]),
+        "hub_dataset": None if data_args.data == STDLIB else on_hub(data_args.data.partition(":")[0]),
         "seed": args.seed,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
         "arguments": fields,

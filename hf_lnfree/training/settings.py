@@ -1,17 +1,33 @@
 """Settings of a run: YAML files that build on each other, and the dataclasses that they and flags fill."""
 
-from collections.abc import Mapping, Sequence
+import argparse
+import difflib
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..data.arguments import DataArguments
-from ..errors import SettingsError
-from .arguments import LNFreeTrainingArguments, ModelArguments
+from ..errors import LNFreeError, SettingsError
+from ..loading import find_device, reason
+from .arguments import LNFreeTrainingArguments
+from .fields import ALIASES, ModelArguments, as_mapping
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
+
+# Fields that had another name.
+RENAMED = {
+    "dataset": "data",
+    "validation_dataset": "validation_data",
+    "windows": "packing",
+    "max_files": "max_documents",
+    "max_validation_files": "max_validation_documents",
+}
 
 
 def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -31,7 +47,21 @@ def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of fields to values.")
+    factors = values.get("factors")
+    refuse_renamed([*values, *(factors if isinstance(factors, dict) else ())], f"{path}: ")
     return with_base(values, path.parent, (*within, path.resolve()))
+
+
+def refuse_renamed(names: Iterable[Any], source: str = "", spelt: Callable[[str], str] = str) -> None:
+    """Raise SettingsError for a field that has another name now."""
+    for name in names:
+        if name in RENAMED:
+            raise SettingsError(f"{source}{spelt(name)} is called {spelt(RENAMED[name])} now.")
+
+
+def flag(field: str) -> str:
+    """A field as it is written on the command line."""
+    return f"--{field.replace('_', '-')}"
 
 
 def with_base(values: Mapping[str, Any], folder: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -43,20 +73,13 @@ def with_base(values: Mapping[str, Any], folder: Path, within: tuple[Path, ...] 
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `above` win, field by field, in `config_overrides` too."""
-    merged = {**below, **above}
+    """The values of `above` win, field by field, in `config_overrides` too, whichever of its names a field has."""
+    names = ALIASES | {field: alias for alias, field in ALIASES.items()}
+    merged = {**{key: value for key, value in below.items() if names.get(key) not in above}, **above}
     both = [as_mapping(values["config_overrides"]) for values in (below, above) if "config_overrides" in values]
     if len(both) == 2:
         merged["config_overrides"] = {**both[0], **both[1]}
     return merged
-
-
-def as_mapping(overrides: Any) -> dict[str, Any]:
-    """`config_overrides`, which may be written as text, as a mapping."""
-    found = yaml.safe_load(overrides) if isinstance(overrides, str) else overrides
-    if found is not None and not isinstance(found, dict):
-        raise SettingsError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {overrides!r}.")
-    return found or {}
 
 
 def parse_settings(
@@ -64,17 +87,121 @@ def parse_settings(
     source: str,
     flags: Sequence[str] = (),
     dataclasses: Sequence[type] = (ModelArguments, DataArguments, LNFreeTrainingArguments),
-    **parser_options: Any,
 ) -> Any:
     """
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
 
+    Flags are written with dashes or underscores. `out` and `device` ("cpu", or the kind of accelerator that there is)
+    are names of `output_dir` and `use_cpu`.
+
+    Args:
+        source: where `values` are from.
+
     Raises:
         SettingsError: a field that no dataclass has, or a value that one refuses.
     """
-    parser = HfArgumentParser(list(dataclasses), allow_abbrev=False, **parser_options)  # type: ignore[arg-type]
-    known = {action.dest for action in parser._actions}
-    if unknown := sorted(set(values) - known):
-        raise SettingsError(f"{source} has unknown fields: {', '.join(unknown)}. `hf-lnfree train --help` lists all.")
-    parser.set_defaults(**values)  # argparse converts those that are text, as PyYAML reads 1e-3
-    return parser.parse_args_into_dataclasses(list(flags), look_for_args_file=False)
+    source = f"{source}: " if source else ""
+    names = [text.partition("=")[0][2:].replace("-", "_") for text in flags if text.startswith("--")]
+    refuse_renamed(values, source)
+    refuse_renamed(names, spelt=flag)
+    values = dict(values)
+    for alias, field in ALIASES.items():
+        if alias in values:
+            if field in values:
+                raise SettingsError(f"{source}{alias} and {field} mean the same: give one of them.")
+            values[field] = values.pop(alias)
+            if alias == "device":
+                # A device that is not here is no error where a flag names another.
+                values[field] = not {alias, field} & set(names) and on_cpu(values[field])
+    parser = Parser(list(dataclasses), allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
+    known = {action.dest: action for action in parser._actions}
+    if unknown := sorted(set(values) - set(known), key=str):
+        given = source.removesuffix(": ") or "The settings"
+        raise SettingsError(f"{given} has unknown fields: {', '.join(map(str, unknown))}.{advice(unknown[0], known)}")
+    parser.add_argument("--out", dest="output_dir", default=known["output_dir"].default)
+    parser.add_argument("--device", dest="use_cpu", default=known["use_cpu"].default, action=Device)
+    hints = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
+    values = {name: fitting(value, known[name], hints[name], f"{source}{name}") for name, value in values.items()}
+    parser.set_defaults(**values)
+    try:
+        *parsed, left = parser.parse_args_into_dataclasses(
+            list(flags), return_remaining_strings=True, look_for_args_file=False
+        )
+    except LNFreeError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:  # what TrainingArguments refuse
+        raise SettingsError(f"{source}{reason(error)}") from error
+    if left:
+        raise SettingsError(f"Unknown flags: {' '.join(left)}.{advice(left[0], [flag(name) for name in known])}")
+    return tuple(parsed)
+
+
+class Parser(HfArgumentParser):
+    """transformers' parser of dataclasses, whose errors are SettingsErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of a page of usage."""
+        raise SettingsError(re.sub(r"^argument \S*?(--[\w-]+): ", r"\1: ", message).rstrip(".") + ".")
+
+
+class Device(argparse.Action):
+    """`--device`, which sets `use_cpu`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, on_cpu(values))
+
+
+def on_cpu(device: Any) -> bool:
+    """Whether that device is the CPU, and not the accelerator of this machine, which None stands for too."""
+    found = find_device(None if device is None else str(device))
+    if found.index is not None:
+        raise SettingsError(
+            f"A run chooses its {found.type}s by CUDA_VISIBLE_DEVICES or its launcher, not by {device!r}."
+        )
+    return device is not None and found.type == "cpu"
+
+
+def advice(name: Any, known: Iterable[str]) -> str:
+    """The known name that is nearest, or where all of them are listed."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else " `hf-lnfree train --help-all` lists all."
+
+
+def fitting(value: Any, action: argparse.Action, hint: Any, name: str) -> Any:
+    """A value of a file as its field wants it: text becomes a number, as PyYAML reads 1e-3, and a number text."""
+    if fits(value, hint):
+        return value
+    if isinstance(value, str) and callable(action.type):
+        with suppress(ValueError, TypeError, argparse.ArgumentTypeError):
+            value = action.type(value)
+    elif isinstance(value, (bool, int, float)) and fits("", hint):
+        value = str(value)
+    if not fits(value, hint):
+        raise SettingsError(f"{name} must be {described(hint)}, got {value!r}.")
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; what is inside a list or a mapping is not looked at."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, types.UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if kind is Literal:
+        return value in get_args(hint)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+KINDS |= {dict: "a mapping", list: "a list"}
+
+
+def described(hint: Any) -> str:
+    """An annotated type in words."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, types.UnionType):
+        return " or ".join(described(part) for part in get_args(hint))
+    if kind is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    return KINDS.get(kind) or str(getattr(kind, "__name__", kind))

@@ -33,7 +33,7 @@ class StepRecord:
 
     @property
     def losses(self) -> Tensor:
-        """[passes]"""
+        """[P], the loss of each of P forward passes."""
         return torch.stack([loss for _, loss in self.batches])
 
     @property

@@ -25,6 +25,9 @@ from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
 from hf_lnfree.analysis import causal_bound, compare_reports
 from hf_lnfree.analysis.totals import EntropyTotals
 from hf_lnfree.attention import RowEntropies
+from hf_lnfree.errors import DataError
+from tests.attention import models
+from tests.attention.softmaxes import Softmaxes
 
 
 def reference(model, ids, **inputs):
@@ -136,6 +139,28 @@ def test_rows_without_a_key_are_left_out_and_counted():
         totals.add({"b": RowEntropies(entropy, torch.ones(1, 1, 3), None)}, [torch.ones(1, 3, dtype=torch.bool)])
 
 
+def test_modules_of_another_batch_size_count_their_own_sequences():
+    totals = EntropyTotals(replicates=4000)
+    sizes, values = {"pictures": 1, "texts": 3}, {"pictures": [], "texts": []}
+    for seed in range(10):
+        rows = {}
+        for name, size in sizes.items():
+            # Texts of one batch are alike: were they drawn together, replicates would be further apart.
+            entropy = torch.rand(1, 1, 4, generator=torch.Generator().manual_seed(seed)).double().expand(size, -1, -1)
+            values[name].append(entropy.mean(-1))
+            rows[name] = RowEntropies(entropy, torch.full((1, 1, 4), 5), None)
+        totals.add(rows, [torch.ones(size, 4, dtype=torch.bool) for size in sizes.values()])
+    fields = totals.fields()
+    for layer, name in enumerate(sizes):
+        means = torch.cat(values[name])  # one a sequence
+        close(fields["entropy"][layer], means.mean(0))
+        close(fields["standard_error"][layer], means.std(0) / len(means) ** 0.5)
+        torch.testing.assert_close(
+            fields["replicates"][:, layer].std(0), fields["standard_error"][layer], rtol=0.15, atol=0
+        )
+    assert fields["sequences"] == 30
+
+
 def test_texts_and_datasets(model, cache_dir, corpus):
     from hf_lnfree.data import DataArguments, load_data
 
@@ -221,6 +246,39 @@ def test_layers_that_share_a_module_are_told_apart(input_ids):
     assert [name.split("#")[1] for name in report.modules] == ["0", "1", "2"]
     close(report.entropy, reference(albert, input_ids).mean((1, 3)))
     assert not torch.equal(report.entropy[0], report.entropy[1])
+
+
+def test_pictures_of_a_module_are_told_apart_and_beside_texts():
+    model, inputs = models.build(models.qwen2_vl, "sdpa")
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(0), "input_ids": inputs["input_ids"].flip(1)}
+    other["input_ids"] = torch.where(inputs["input_ids"] == 90, 90, other["input_ids"].clamp_max(89))
+    report = AttentionEntropyAnalyzer(model).run([inputs, other])
+    assert report.modules == [
+        *(f"visual.blocks.{layer}.attn#{picture}" for layer in range(2) for picture in range(2)),
+        *(f"language_model.layers.{layer}.self_attn" for layer in range(2)),
+    ]
+    rows = []
+    model, _ = models.doubled(*models.build(models.qwen2_vl, "eager"))
+    for batch in (inputs, other):
+        with Softmaxes() as eager, torch.no_grad():
+            model(**models.doubled(model, batch)[1])
+        rows.append(eager.entropies())
+    tokens = torch.cat([inputs["attention_mask"]] * 2).bool()
+    for layer, parts in enumerate(zip(*rows, strict=True)):
+        found, error = report.entropy[layer], report.standard_error[layer]
+        if layer < 4:  # of each batch a picture, all of which counts
+            close(found, (parts[0] + parts[1])[0].mean(-1) / 2)
+            close(error, (parts[0] - parts[1])[0].mean(-1).abs() / 2)
+        else:
+            close(found, torch.cat(parts).transpose(0, 1)[:, tokens].mean(-1))
+            sequences = zip(torch.cat(parts), tokens, strict=True)
+            sums = torch.stack([entropy[:, mask].sum(-1) - found * mask.sum() for entropy, mask in sequences])
+            close(error, sums.square().sum(0).mul(4 / 3).sqrt() / tokens.sum())
+    assert report.rows[:, 0].tolist() == [32, 24, 32, 24, 40, 40]
+    assert report.sequences == 4
+    alone = models.build(models.qwen2_vl, "sdpa", [(4, 4)])[1]
+    with pytest.raises(DataError, match=r"visual\.blocks\.0\.attn \(2 times, then 1\), 1 more\. Batches must be alike"):
+        AttentionEntropyAnalyzer(models.build(models.qwen2_vl, "sdpa")[0]).run([inputs, alone])
 
 
 def test_windows_bound_their_layers(input_ids):

@@ -10,6 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_block_mask
 
 from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
+from hf_lnfree.attention import AttentionCall
+from tests.attention import models
+from tests.attention.softmaxes import Softmaxes
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MLP = {"intermediate_size": 64, "initializer_range": 0.2}
@@ -89,6 +92,45 @@ def test_equals_eager_attentions(name, side, implementation, method):
     assert len(record.entropies) == 2
     for found, reference in zip(record.entropies.values(), expected, strict=True):
         torch.testing.assert_close(found.double()[tokens], reference[tokens], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", models.BY_NAME)
+def test_masks_handed_over_by_name(build, implementation):
+    """All calls of a module in their order: towers of Qwen call a module for each picture or window."""
+    model, inputs = models.build(build, implementation)
+    with torch.no_grad(), record_attention_entropy(model) as record:
+        model(**inputs)
+    # The vision encoder of SAM calls sdpa by itself, and its eager twin has softmaxes of [B H, Q, K].
+    calls = [rows for name, calls in record.calls.items() if not name.startswith("vision_encoder") for rows in calls]
+    model, inputs = models.doubled(*models.build(build, "eager"))
+    with torch.no_grad(), Softmaxes() as eager:
+        model(**inputs)
+    assert len(calls) >= 2
+    for found, expected in zip(calls, eager.entropies(), strict=True):
+        torch.testing.assert_close(found.entropy.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_every_picture_is_a_call():
+    model, inputs = models.build(models.qwen2_vl_vision, "sdpa")
+    with torch.no_grad(), record_attention_entropy(model) as record:
+        model(**inputs)
+    assert list(record.calls) == ["blocks.0.attn", "blocks.1.attn"]
+    for calls in record.calls.values():
+        assert [rows.support.expand(1, 4, -1).unique().item() for rows in calls] == [16, 12]  # keys of one picture
+
+
+def test_attention_sinks():
+    model = tf.GptOssForCausalLM(tf.GptOssConfig(**models.TEXT, head_dim=8, sliding_window=5, num_local_experts=4))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(torch.tensor([-3.0, 0.0, 1.0, 3.0]))
+    inputs = models.texts()
+    for method in ("fused", "attentions"):
+        with torch.no_grad(), Softmaxes() as eager, record_attention_entropy(model.eval(), method) as record:
+            model(**inputs)
+        for found, expected in zip(record.entropies.values(), eager.entropies(sinks=1), strict=True):
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_vision_models():
@@ -339,13 +381,13 @@ def test_distributed_data_parallel(tmp_path):
 
 
 class Attention(torch.nn.Module):
-    """What an attention function is handed of its module."""
+    is_causal = True
 
-    def __init__(self, implementation, is_causal=True):
-        super().__init__()
-        self.config = tf.GPT2Config()
-        self.config._attn_implementation_internal = implementation
-        self.is_causal = is_causal
+
+def rows_of(implementation, query, key, mask, is_causal=None, **options):
+    call = AttentionCall(Attention(), query, key, key, mask, implementation=implementation, is_causal=is_causal)
+    call.options = options
+    return row_entropies(call)
 
 
 def by_definition(query, key, visible):
@@ -365,9 +407,7 @@ def test_masks_of_flash_attention(queries, window, padded, causal):
     i, j = torch.arange(9 - queries, 9)[:, None], torch.arange(9)
     visible = padding[:, None, None].bool() & (j <= i if causal else j >= 0)
     visible = visible & ((i - j).abs() < (window or 9))
-    rows = row_entropies(
-        Attention("flash_attention_2", causal), query, key, padding if padded else None, sliding_window=window
-    )
+    rows = rows_of("flash_attention_2", query, key, padding if padded else None, causal, sliding_window=window)
     entropy, support = by_definition(query, key, visible.expand(2, 3, -1, -1))
     torch.testing.assert_close(rows.entropy.double(), entropy, rtol=0, atol=1e-5)
     assert torch.equal(rows.support.expand(2, 3, -1), support)
@@ -380,7 +420,7 @@ def test_masks_of_flex_attention():
         return (j <= i) & ((i - j) % 2 == 0)
 
     mask = create_block_mask(every_other, None, None, 6, 6, device="cpu", _compile=False)
-    rows = row_entropies(Attention("flex_attention"), query, key, mask)
+    rows = rows_of("flex_attention", query, key, mask)
     i, j = torch.arange(6)[:, None], torch.arange(6)
     entropy, support = by_definition(query, key, every_other(0, 0, i, j).expand(2, 3, -1, -1))
     torch.testing.assert_close(rows.entropy.double(), entropy, rtol=0, atol=1e-5)
@@ -390,8 +430,8 @@ def test_masks_of_flex_attention():
 def test_masks_that_cannot_be_read_are_errors():
     query = torch.randn(2, 3, 6, 8)
     with pytest.raises(ValueError, match="packed sequences"):
-        row_entropies(Attention("flash_attention_2"), query, query, None, cu_seq_lens_q=torch.tensor([0, 6]))
+        rows_of("flash_attention_2", query, query, None, cu_seq_lens_q=torch.tensor([0, 6]))
     with pytest.raises(ValueError, match="not known here, dict"):
-        row_entropies(Attention("sdpa"), query, query, {})
+        rows_of("sdpa", query, query, {})
     with pytest.raises(ValueError, match="outside flash attention"):
-        row_entropies(Attention("sdpa"), query, query, torch.ones(2, 6))
+        rows_of("sdpa", query, query, torch.ones(2, 6))

@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_lnfree.analysis.layers import decoder_blocks, record_layers
 from hf_lnfree.attention.fused import largest_logit
+from tests.attention import models
+from tests.attention.softmaxes import Softmaxes
 from tests.conftest import SIZES
 
 
@@ -73,3 +75,15 @@ def test_other_families_and_what_has_no_blocks(input_ids):
     assert list(decoder_blocks(llama)) == ["model.layers.0", "model.layers.1", "model.layers.2"]
     with pytest.raises(ValueError, match="Linear has no ModuleList of None blocks"):
         decoder_blocks(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", [models.afmoe, models.doge, models.blip_2_vision])
+def test_largest_logits_of_masks_handed_over_by_name(build, implementation):
+    model, inputs = models.build(build, implementation)
+    with torch.no_grad(), record_layers(model) as layers:
+        model(**inputs)
+    model, inputs = models.doubled(*models.build(build, "eager"))
+    with torch.no_grad(), Softmaxes() as eager:
+        model(**inputs)
+    assert layers.largest_logit == pytest.approx([logits.max().item() for logits in eager.logits], rel=1e-5)

@@ -34,7 +34,8 @@ def definition(q, k, v=None, mask=None, is_causal=False, scale=None, sinks=None,
         hide = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
         logits = (logits if mask.dtype == torch.bool else logits + mask.double()).masked_fill(hide, -math.inf)
     if sinks is not None:
-        column = sinks.double()[None, :, None, None].expand(*logits.shape[:3], 1)
+        column = sinks.double() if sinks.dim() == 4 else sinks.double()[None, :, None, None]
+        column = column.expand(*logits.shape[:3], 1)
         p = torch.cat((logits, column), -1).softmax(-1)[..., :-1]
     else:
         p = logits.softmax(-1)
@@ -110,12 +111,19 @@ def test_additive_bias_of_any_kind():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_attention_sinks(backend):
+@pytest.mark.parametrize("sinks", [torch.tensor([-2.0, 0.0, 1.0, 4.0]), torch.linspace(-2, 4, 192).view(2, 4, 24, 1)])
+def test_attention_sinks(sinks, backend):
     q, k, v = tensors()
-    sinks = torch.tensor([-2.0, 0.0, 1.0, 4.0])
     expected = definition(q, k, v, is_causal=True, sinks=sinks)
     found = fused_attention_entropy(q.float(), k.float(), v.float(), is_causal=True, sinks=sinks, backend=backend)
     check(q, k, v, expected, found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_batch_item_for_all(backend):
+    q, k, v = tensors()
+    for one in ((q[:1], k, v), (q, k[:1], v[:1])):
+        check(q, k, v, definition(*one), fused_attention_entropy(*(x.float() for x in one), backend=backend))
 
 
 def test_softcap():

@@ -1,63 +1,34 @@
-"""The command line: help, exit codes, one-line errors, and each command end to end at a tiny size."""
+"""The command line: exit codes, one-line errors, and each command end to end at a tiny size."""
 
 import json
-import os
 
 import pytest
+import torch
+import transformers
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+import hf_lnfree
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.errors import SettingsError
+from hf_lnfree.models.errors import ConfigurationError
 
 TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((160, 50)))
-    monkeypatch.setenv("COLUMNS", "160")
 
 
 @pytest.fixture
 def yaml_file(corpus, cache_dir, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        f"row: SM+G\nconfig_overrides: {TINY}\ndataset: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\n"
+        f"row: SM+G\nconfig_overrides: {TINY}\ndata: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\n"
         "context_length: 32\nmax_steps: 4\nlearning_rate: 1e-3\nprobe_steps: 2\nlogging_steps: 2\nsave_strategy: 'no'\n"
-        "use_cpu: true\ndisable_tqdm: true\n"
+        "device: cpu\ndisable_tqdm: true\n"
     )
     return path
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ([], ["train", "study", "compare", "entropy", "demo", "convert", "remove-norms", "attribute"]),
-        (["convert"], ["--to", "--dtype", "--cache", "--no-check", "--revision"]),
-        (
-            ["remove-norms"],
-            ["MODEL", "--schedule", "--gate_steps", "--lora_rank", "--residual_norm_weight", "--baseline"],
-        ),
-        (["attribute"], ["--prompt", "--target", "--top", "--out", "--dtype"]),
-        (["study"], ["--scale", "--seeds", "--rows", "--dry-run", "--set", "--output-dir"]),
-        (["compare"], ["--out"]),
-        (["train"], ["CONFIG.yaml", "--config_overrides", "--probe_steps", "--slope_weight_decay", "--windows"]),
-        (["entropy"], ["models", "--context-length", "--method", "--maximum", "--out", "--trust-remote-code"]),
-        (["demo"], ["--seeds", "--output-dir", "SM+LN+G"]),
-    ],
-)
-def test_help_names_what_there_is(command, words, capsys):
-    try:
-        code = main([*command, "--help"])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    assert code == 0
-    out = capsys.readouterr().out
-    assert [word for word in words if word not in out] == []
-
-
 def test_flags_win_over_the_file_and_text_becomes_numbers(yaml_file):
-    model, data, training = parse_arguments([str(yaml_file), "--learning_rate", "2e-3", "--row", "SM+R"])
+    model, data, training = parse_arguments([str(yaml_file), "--learning-rate", "2e-3", "--row", "SM+R"])
     assert (model.row, training.learning_rate, data.vocab_size) == ("SM+R", 2e-3, 300)
     assert parse_arguments([str(yaml_file)])[2].learning_rate == 1e-3
     assert model.overrides == {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32}
@@ -65,10 +36,10 @@ def test_flags_win_over_the_file_and_text_becomes_numbers(yaml_file):
 
 def test_train_then_entropy(yaml_file, corpus, tmp_path, capsys):
     folder = tmp_path / "out"
-    assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
+    assert main(["train", str(yaml_file), "--out", str(folder)]) == 0
     assert "SM+G: eval perplexity" in capsys.readouterr().out
     data = ["--data", str(corpus), "--context-length", "32"]
-    assert main(["entropy", str(folder), str(folder), *data, "--out", str(tmp_path / "e"), "--windows", "6"]) == 0
+    assert main(["entropy", str(folder), str(folder), *data, "--out", str(tmp_path / "e"), "--max-windows", "6"]) == 0
     out = capsys.readouterr().out
     assert "mean attention entropy in nats (measured)" in out
     assert "0 of 4 heads moved (simultaneous 95 % interval, paired by sequence)" in out
@@ -84,7 +55,7 @@ def test_train_then_entropy(yaml_file, corpus, tmp_path, capsys):
 
 def test_entropy_of_other_families(corpus, tmp_path, yaml_file, capsys):
     """Encoders, and a decoder beside an encoder: any checkpoint of AutoModel with a tokenizer."""
-    assert main(["train", str(yaml_file), "--output_dir", str(tmp_path / "out")]) == 0
+    assert main(["train", str(yaml_file), "--out", str(tmp_path / "out")]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": 1}
     bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -94,7 +65,7 @@ def test_entropy_of_other_families(corpus, tmp_path, yaml_file, capsys):
     for name in ("bert", "t5"):
         tokenizer.save_pretrained(tmp_path / name)
     capsys.readouterr()
-    data = ["--data", str(corpus), "--context-length", "16", "--windows", "4", "--out", str(tmp_path / "e")]
+    data = ["--data", str(corpus), "--context-length", "16", "--max-windows", "4", "--out", str(tmp_path / "e")]
     models = [str(tmp_path / name) for name in ("out", "bert", "t5")]
     assert main(["entropy", *models, *data]) == 0
     out = capsys.readouterr().out
@@ -108,15 +79,15 @@ def test_entropy_of_other_families(corpus, tmp_path, yaml_file, capsys):
 def test_norms_out_of_a_trained_model_and_what_it_becomes(yaml_file, corpus, cache_dir, tmp_path, capsys):
     """The way of a user: train with LayerNorm, remove it, attribute a logit, hand the model on."""
     norms, free = tmp_path / "norms", tmp_path / "free"
-    assert main(["train", str(yaml_file), "--row", "SM+LN+R", "--output_dir", str(norms)]) == 0
+    assert main(["train", str(yaml_file), "--row", "SM+LN+R", "--out", str(norms)]) == 0
     settings = tmp_path / "removal.yaml"
     settings.write_text(
-        f"dataset: {corpus}\ncache_dir: {cache_dir}\ncontext_length: 32\nmax_steps: 20\nlearning_rate: 1e-3\n"
-        "probe_steps: 0\nuse_cpu: true\ndisable_tqdm: true\nsave_strategy: 'no'\nattention_report_windows: 0\n"
+        f"data: {corpus}\ncache_dir: {cache_dir}\ncontext_length: 32\nmax_steps: 20\nlearning_rate: 1e-3\n"
+        "probe_steps: 0\ndevice: cpu\ndisable_tqdm: true\nsave_strategy: 'no'\nattention_report_windows: 0\n"
         "schedule:\n- {norms: mlp, start: 1}\n- {norms: attention, start: 3}\n- {norms: final, start: 6}\n"
         "- {norms: first, start: 7}\n"
     )
-    assert main(["remove-norms", str(norms), str(settings), "--output_dir", str(free)]) == 0
+    assert main(["remove-norms", str(norms), str(settings), "--out", str(free)]) == 0
     assert "gap" in capsys.readouterr().out
     assert {"report.html", "removal.json", "loss.svg", "results.json", "plain"} <= {p.name for p in free.iterdir()}
 
@@ -145,8 +116,8 @@ def test_norms_out_of_a_trained_model_and_what_it_becomes(yaml_file, corpus, cac
 
 
 def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
-    flags = ["--learning_rate", "1e4", "--max_grad_norm", "0", "--max_steps", "40"]
-    assert main(["train", str(yaml_file), "--output_dir", str(tmp_path / "out"), *flags]) == 3
+    flags = ["--learning-rate", "1e4", "--max-grad-norm", "0", "--max-steps", "40"]
+    assert main(["train", str(yaml_file), "--out", str(tmp_path / "out"), *flags]) == 3
     assert "diverged" in capsys.readouterr().out
 
 
@@ -154,9 +125,9 @@ def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["train", "nowhere.yaml"], 1, "There is no configuration file nowhere.yaml"),
-        (["train", "--no_such_field", "3"], 1, "--no_such_field"),
+        (["train", "--no-such-field", "3"], 1, "Unknown flags: --no-such-field 3"),
         (["train", "--row", "SM+X"], 1, "row='SM+X' is not known. Allowed: 'SM+LN+G'"),
-        (["train", "--config_overrides", "{norm: rms}"], 1, "norm='rms' is not known"),
+        (["train", "--config-overrides", "{norm: rms}"], 1, "norm='rms' is not known"),
         (["entropy", "./nowhere"], 1, "nowhere"),
         (["demo", "--seeds", "one"], 1, "whole numbers with commas"),
         (["demo", "--seeds", "1,1"], 1, "names a seed twice"),
@@ -165,11 +136,11 @@ def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
         (["study", "nowhere.yaml"], 1, "There is no configuration file nowhere.yaml"),
         (["convert", "./nowhere", "out"], 1, "nowhere"),
         (["convert", ".", "out", "--to", "tensorflow"], 2, "Invalid value for '--to'"),
-        (["convert", ".", "out", "--dtype", "int8"], 1, "--dtype 'int8' is not known"),
+        (["convert", ".", "out", "--dtype", "int8"], 2, "Invalid value for '--dtype'"),
         (["remove-norms"], 1, "remove-norms takes MODEL"),
         (["remove-norms", "./nowhere", "--schedule", "slowly"], 1, "neither 'auto' nor a file"),
-        (["remove-norms", "./nowhere", "--gate_steps", "-1"], 1, "gate_steps must be at least 0"),
-        (["attribute", ".", "--prompt", "x", "--dtype", "float16"], 1, "--dtype 'float16' is not known"),
+        (["remove-norms", "./nowhere", "--gate-steps", "-1"], 1, "gate_steps must be at least 0"),
+        (["attribute", ".", "--prompt", "x", "--dtype", "float16"], 2, "Invalid value for '--dtype'"),
         (["no-command"], 2, "No such command"),
     ],
 )
@@ -203,16 +174,36 @@ def test_a_file_starts_from_its_base(yaml_file, tmp_path, capsys):
     assert "There is no configuration file" in capsys.readouterr().err
 
 
-def test_broken_checkpoint_is_one_line(yaml_file, tmp_path, capsys):
-    folder = tmp_path / "out"
-    assert main(["train", str(yaml_file), "--output_dir", str(folder)]) == 0
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    capsys.readouterr()
-    assert main(["entropy", str(folder)]) == 1
-    assert "error:" in capsys.readouterr().err
-
-
 def test_traceback_on_request():
-    with pytest.raises(ValueError, match="whole numbers"):
-        main(["--traceback", "demo", "--seeds", "x"])
+    for arguments in (["--traceback", "demo", "--seeds", "x"], ["demo", "--seeds", "x", "--traceback"]):
+        with pytest.raises(ValueError, match="whole numbers"):
+            main(arguments)
+
+
+def test_a_defect_shows_its_traceback_and_a_wrong_input_does_not(monkeypatch, capsys):
+    for error in (ValueError, RuntimeError, KeyError, TypeError):
+
+        def broken(*arguments, error=error):
+            raise error("inside")
+
+        monkeypatch.setattr("hf_lnfree.cli.study.study_command", broken)
+        with pytest.raises(error, match="inside"):
+            main(["demo"])
+    for error in (SettingsError, ConfigurationError, PermissionError):
+
+        def refused(*arguments, error=error):
+            raise error("outside\nof it")
+
+        monkeypatch.setattr("hf_lnfree.cli.study.study_command", refused)
+        assert main(["demo"]) == 1
+        assert capsys.readouterr().err == "error: outside of it\n"
+
+
+def test_versions_are_those_of_the_packages(capsys):
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"hf_lnfree {hf_lnfree.__version__}",
+        f"torch {torch.__version__}",
+        f"transformers {transformers.__version__}",
+    ]

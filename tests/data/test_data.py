@@ -24,7 +24,7 @@ from tests.hub import Hub
 
 @pytest.fixture
 def arguments(corpus, cache_dir):
-    return DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=16)
+    return DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=16)
 
 
 def documents():
@@ -79,7 +79,7 @@ def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
     copy.mkdir()
     for path in corpus.iterdir():
         (copy / path.name).write_text(path.read_text())
-    arguments.dataset = str(copy)
+    arguments.data = str(copy)
     assert load_data(arguments).train.sha256 == first.train.sha256
     (copy / "module_00.py").write_text("changed = True\n" * 100)
     with pytest.raises(AssertionError, match="tokenised again"):
@@ -99,9 +99,9 @@ def test_interrupted_tokenising_leaves_nothing_behind(arguments, corpus, tmp_pat
     assert list((tmp_path / "windows").iterdir()) == []
 
 
-def test_tokenizer_by_folder_and_validation_dataset(arguments, corpus, tmp_path):
+def test_tokenizer_by_folder_and_validation_data(arguments, corpus, tmp_path):
     train_bpe(["def return import"] * 3, 300).save_pretrained(tmp_path)
-    arguments.tokenizer, arguments.validation_dataset = str(tmp_path), str(corpus / "module_01.py")
+    arguments.tokenizer, arguments.validation_data = str(tmp_path), str(corpus / "module_01.py")
     data = load_data(arguments)
     assert len(data.tokenizer) < 300
     assert (data.train.meta["documents"], data.validation.meta["documents"]) == (40, 1)
@@ -132,9 +132,9 @@ def test_corpus_shorter_than_one_window_is_an_error(tmp_path, cache_dir):
     for i in range(30):
         (tmp_path / f"{i}.py").write_text(f"x = {i}\n")
     arguments = DataArguments(
-        dataset=str(tmp_path), cache_dir=cache_dir, vocab_size=300, context_length=128, validation_fraction=0.4
+        data=str(tmp_path), cache_dir=cache_dir, vocab_size=300, context_length=128, validation_fraction=0.4
     )
-    with pytest.raises(ValueError, match=r"no window of 128 tokens .*--windows packed"):
+    with pytest.raises(ValueError, match=r"no window of 128 tokens .*--packing packed"):
         load_data(arguments)
 
 
@@ -147,7 +147,7 @@ def test_one_document_cannot_be_split(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"windows": "sliding"}, "'exact', 'packed'"),
+        ({"packing": "sliding"}, "'exact', 'packed'"),
         ({"context_length": 1}, "at least 2"),
         ({"validation_fraction": 1.5}, "between 0 and 1"),
     ],
@@ -215,7 +215,7 @@ def test_a_batch_is_read_at_once(arguments):
 HUB_CLIENT = """
 import json, sys
 from pathlib import Path
-from hf_lnfree.training.corpus import load_corpus
+from hf_lnfree.data.corpus import load_corpus
 
 def texts(*arguments, **options):
     corpus = load_corpus(*arguments, **options)

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from hf_lnfree.cli.main import main
 from hf_lnfree.data import DataArguments
 from hf_lnfree.data.splits import load_splits
-from hf_lnfree.data.tokenization import load_tokenizer
+from hf_lnfree.data.tokenization import tokenizer_for
 from hf_lnfree.data.windows import cache_folder
-from hf_lnfree.evaluation import evaluate
+from hf_lnfree.evaluation.run import evaluate
 from hf_lnfree.metrics import METRICS, metric_path
 
 from ..conftest import run_in_two
@@ -25,8 +25,8 @@ from ..conversion.conftest import trained
 def model_folder(corpus, cache_dir, tmp_path_factory):
     """A Llama, which is none of our families, with a tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
-    data = DataArguments(dataset=str(corpus), vocab_size=300, cache_dir=cache_dir)
-    tokenizer = load_tokenizer(None, load_splits(data)[0], 300, cache_folder(data))
+    data = DataArguments(data=str(corpus), vocab_size=300, cache_dir=cache_dir)
+    tokenizer = tokenizer_for(None, load_splits(data)[0], 300, cache_folder(data))
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
     config = LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.3)

@@ -63,9 +63,9 @@ def test_in_the_harness(corpus, cache_dir, tmp_path, capsys):
     pytest.importorskip("lm_eval")
     folder = tmp_path / "model"
     tiny = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 512}"
-    arguments = ["--config_overrides", tiny, "--dataset", str(corpus), "--vocab_size", "300", "--context_length", "32"]
-    arguments += ["--max_steps", "2", "--probe_steps", "0", "--attention_report_windows", "0", "--save_strategy", "no"]
-    arguments += ["--use_cpu", "--cache_dir", cache_dir, "--disable_tqdm", "true", "--output_dir", str(folder)]
+    arguments = ["--config-overrides", tiny, "--data", str(corpus), "--vocab-size", "300", "--context-length", "32"]
+    arguments += ["--max-steps", "2", "--probe-steps", "0", "--attention-report-windows", "0", "--save-strategy", "no"]
+    arguments += ["--device", "cpu", "--cache-dir", cache_dir, "--disable-tqdm", "true", "--out", str(folder)]
     assert main(["train", *arguments]) == 0
     assert main(["lm-eval", str(folder), "--limit", "8", "--out", str(tmp_path / "out.json")]) == 0
     assert "code_brackets" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from transformers import (
 from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.data import DataArguments
-from hf_lnfree.data.tokenization import load_tokenizer
+from hf_lnfree.data.tokenization import tokenizer_for
 from hf_lnfree.models import LNFreeMixin
 from hf_lnfree.models.removal import RemovalNorm
 from hf_lnfree.pages import finish_run, write_removal_report
@@ -54,8 +54,8 @@ def start(corpus, cache_dir, tmp_path_factory):
     from hf_lnfree.data.windows import cache_folder
 
     folder = tmp_path_factory.mktemp("with-norms") / "stock"
-    data = DataArguments(dataset=str(corpus), vocab_size=300, cache_dir=cache_dir)
-    tokenizer = load_tokenizer(None, load_splits(data)[0], 300, cache_folder(data))
+    data = DataArguments(data=str(corpus), vocab_size=300, cache_dir=cache_dir)
+    tokenizer = tokenizer_for(None, load_splits(data)[0], 300, cache_folder(data))
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": len(tokenizer)}
     tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -66,7 +66,7 @@ def start(corpus, cache_dir, tmp_path_factory):
 
 @pytest.fixture
 def arguments(corpus, cache_dir, tmp_path):
-    data = DataArguments(dataset=str(corpus), context_length=32, cache_dir=cache_dir, max_validation_windows=8)
+    data = DataArguments(data=str(corpus), context_length=32, cache_dir=cache_dir, max_validation_windows=8)
     training = LNFreeTrainingArguments(
         output_dir=str(tmp_path / "run"),
         max_steps=10,
@@ -197,7 +197,7 @@ def test_the_penalty_is_the_formula(start):
 
 @pytest.mark.parametrize("extra", [[], ["--lora_rank", "2"]], ids=["weights", "lora"])
 def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, extra):
-    shared = ["remove-norms", start, "--dataset", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
+    shared = ["remove-norms", start, "--data", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
     shared += ["--max_steps", "10", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--seed", "5"]
     shared += ["--gate_steps", "2", "--removal_windows", "4", "--residual_norm_weight", "0.1", "--baseline", "false"]
     shared += ["--logging_steps", "1", "--probe_steps", "0", "--attention_report_windows", "0", "--save_steps", "1"]
@@ -229,7 +229,7 @@ def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, t
 
 
 def test_two_processes_remove_what_one_does(start, corpus, cache_dir, tmp_path):
-    shared = ["remove-norms", start, "--dataset", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
+    shared = ["remove-norms", start, "--data", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
     shared += ["--max_steps", "10", "--learning_rate", "1e-3", "--seed", "5", "--use_cpu", "--disable_tqdm", "true"]
     shared += ["--removal_windows", "4", "--max_validation_windows", "8", "--save_strategy", "no"]
     shared += ["--baseline", "false", "--probe_steps", "0", "--schedule", yaml.safe_dump(STAGES)]

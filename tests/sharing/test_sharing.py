@@ -32,7 +32,7 @@ torch.save((ids, model(ids).logits.detach()), folder + "/out.pt")
 @pytest.fixture(scope="module")
 def run(corpus, cache_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    arguments = ["train", "--row", "SM+R", "--config_overrides", TINY, "--dataset", str(corpus), "--vocab_size", "300"]
+    arguments = ["train", "--row", "SM+R", "--config_overrides", TINY, "--data", str(corpus), "--vocab_size", "300"]
     arguments += ["--context_length", "32", "--max_steps", "3", "--save_steps", "2", "--probe_steps", "0", "--use_cpu"]
     arguments += ["--cache_dir", cache_dir, "--output_dir", str(folder), "--disable_tqdm", "true"]
     assert main(arguments) == 0
@@ -140,7 +140,7 @@ def test_a_push_that_cannot_be_is_one_line(run, hub):
 
 
 def test_a_run_with_push_to_hub_ends_on_the_hub(hub, corpus, cache_dir, tmp_path):
-    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--dataset", str(corpus), "--vocab_size", "300"]
+    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--data", str(corpus), "--vocab_size", "300"]
     command += [
         "--context_length",
         "32",

@@ -40,7 +40,7 @@ ROWS = ["SM+LN+G", "SM+LN+R", "SM+G", "SM+R"]
 
 @pytest.fixture(scope="module")
 def changes(corpus):
-    return {**TINY, "dataset": str(corpus)}
+    return {**TINY, "data": str(corpus)}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_diverged_cell_is_recorded_and_the_others_go_on(changes, local, tmp_pa
     rows = {"wild": {"row": "SM+G", "learning_rate": 1e6, "max_grad_norm": 0.0}, "calm": {"row": "SM+LN+G"}}
     shared = {**changes, "max_steps": 30, "weight_decay": 0.1}
     path.write_text(yaml.safe_dump({**shared, "rows": rows}, sort_keys=False))
-    flags = ["--output-dir", str(tmp_path / "out"), "--cache-dir", local["cache_dir"], "--use-cpu"]
+    flags = ["--out", str(tmp_path / "out"), "--cache-dir", local["cache_dir"], "--device", "cpu"]
     assert main(["study", str(path), *flags]) == 3
     printed = capsys.readouterr().out
     assert re.search(r"wild, seed 0 diverged at step \d+: see .*flight_recorder.json", printed)
@@ -259,7 +259,7 @@ def test_report_of_what_activations_learn(changes, local, tmp_path):
 def test_dry_run_tells_the_state_of_every_cell(finished, changes, capsys):
     folder, *_ = finished
     settings = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    flags = ["--output-dir", str(folder), "--seeds", "0,2", "--rows", "SM+R", "--dry-run"]
+    flags = ["--out", str(folder), "--seeds", "0,2", "--rows", "SM+R", "--dry-run"]
     assert main(["study", str(DEMO), *settings, *flags]) == 0
     assert capsys.readouterr().out.splitlines() == ["SM+R, seed 0: finished", "SM+R, seed 2: to do"]
 
@@ -334,8 +334,8 @@ def test_a_search_halves_its_candidates_and_goes_on(tmp_path, changes, local, ca
     path = tmp_path / "study.yaml"
     small = {**changes, "config_overrides": {"n_layer": 3, "n_embd": 32, "n_head": 2}, "row": "SM+G", "save_steps": 50}
     path.write_text(yaml.safe_dump({"rows": {"SM+G": {}}, **small, "attention_report_windows": 8}))
-    command = ["study", str(path), "--search", "relu,gelu", "--budget", "24", "--cache-dir", cache_dir, "--use-cpu"]
-    command += ["--output-dir", str(tmp_path / "search"), "--set", "disable_tqdm=true"]
+    command = ["study", str(path), "--search", "relu,gelu", "--budget", "24", "--cache-dir", cache_dir]
+    command += ["--device", "cpu", "--out", str(tmp_path / "search"), "--set", "disable_tqdm=true"]
     assert main(command) == 0
     found = json.loads((tmp_path / "search" / "search.json").read_text())
     assert [(rung["steps"], len(rung["losses"])) for rung in found["rungs"]] == [(3, 4), (6, 2)]

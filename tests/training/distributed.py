@@ -31,7 +31,7 @@ class Recording(TokenWindows):
 
 def ddp(folder, corpus, cache):
     """One epoch: the windows each process read, its samples, and whether its weights are those of the others."""
-    data = load_data(DataArguments(dataset=corpus, cache_dir=cache, vocab_size=300, context_length=32))
+    data = load_data(DataArguments(data=corpus, cache_dir=cache, vocab_size=300, context_length=32))
     data.train.__class__, data.train.read = Recording, []
     model = GPT2.model(vocab_size=300, norm="none", activation="learnable_leaky_relu", slope_scope="global")
     args = LNFreeTrainingArguments(

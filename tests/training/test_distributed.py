@@ -19,7 +19,7 @@ SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initialize
 @pytest.fixture(scope="module")
 def train(corpus, cache_dir):
     """`hf-lnfree train` in this process, which accumulates two micro-batches, or in two; what it says when it fails."""
-    flags = ["--row", "SM+R", "--config_overrides", json.dumps(SIZES), "--dataset", str(corpus)]
+    flags = ["--row", "SM+R", "--config_overrides", json.dumps(SIZES), "--data", str(corpus)]
     flags += ["--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32", "--max_steps", "6"]
     flags += ["--learning_rate", "1e-2", "--logging_steps", "1", "--probe_steps", "3", "--save_steps", "3"]
     flags += ["--per_device_train_batch_size", "2", "--resume_from_checkpoint", "auto", "--disable_tqdm", "true"]
@@ -115,13 +115,13 @@ def test_fsdp2_trains_and_is_sampled_like_a_whole_model(told):
 
 def test_a_study_in_two_processes_passes_over_a_busy_cell(corpus, cache_dir, tmp_path):
     study = tmp_path / "study.yaml"
-    fields = f"dataset: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\ncontext_length: 32\nmax_steps: 2\n"
+    fields = f"data: {corpus}\ncache_dir: {cache_dir}\nvocab_size: 300\ncontext_length: 32\nmax_steps: 2\n"
     fields += f"per_device_train_batch_size: 2\nprobe_steps: 1\nconfig_overrides: {json.dumps(SIZES)}\n"
     study.write_text(fields + "rows: {busy: {row: SM+G}, free: {row: SM+R}}\n")
     out = tmp_path / "out"
     (out / "busy" / "seed-0").mkdir(parents=True)
     with FileLock(out / "busy" / "seed-0" / ".lock"):
-        done = run_in_two("-m", "hf_lnfree.cli.main", "study", str(study), "--output-dir", str(out), "--use-cpu")
+        done = run_in_two("-m", "hf_lnfree.cli.main", "study", str(study), "--out", str(out), "--device", "cpu")
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.splitlines()
     assert "[1/2] busy, seed 0: in another process" in said

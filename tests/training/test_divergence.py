@@ -34,7 +34,7 @@ def run(corpus, cache_dir, tmp_path):
             "use_cpu": True,
             "disable_tqdm": True,
         }
-        data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+        data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
         model = ModelArguments(row=row, config_overrides=overrides)
         return train(model, data, LNFreeTrainingArguments(**{**settings, **training}))
 
@@ -238,10 +238,13 @@ def test_a_run_that_dies_otherwise_leaves_its_record(run, at_steps, tmp_path):
 
     at_steps({6: crash})
     with pytest.raises(MemoryError):
-        run()
+        run(per_device_train_batch_size=2, gradient_accumulation_steps=2)
     record = read(tmp_path / "run", "flight_recorder.json")
     assert record["reason"] == "MemoryError: no room"
     assert [sample["step"] for sample in record["samples"]] == [0, 2, 4]
+    logged = [entry for entry in read_log(tmp_path / "run") if "loss" in entry]
+    for key in ("step", "loss", "grad_norm", "learning_rate"):
+        assert [step[key] for step in record["steps"]] == pytest.approx([entry[key] for entry in logged[:5]], rel=1e-5)
     assert len(record["steps"]) == 5
     assert {"residual_rms/layer_02", "attention_logit/layer_00", "grad_norm/layer_01", "sparsity/layer_00"} <= set(
         record["samples"][-1]
@@ -274,7 +277,7 @@ def test_a_loss_scaler_may_search_for_a_while():
 
 
 def test_divergence_is_seen_in_the_exit_code_and_in_print(corpus, cache_dir, tmp_path, capsys):
-    flags = ["--dataset", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32"]
+    flags = ["--data", str(corpus), "--cache_dir", cache_dir, "--vocab_size", "300", "--context_length", "32"]
     flags += ["--config_overrides", json.dumps(TINY), "--row", "SM+G", "--learning_rate", "1e6", "--max_grad_norm", "0"]
     flags += ["--max_steps", "30", "--use_cpu", "--output_dir", str(tmp_path / "run"), "--warmup_steps", "0"]
     assert main(["train", *flags]) == 3

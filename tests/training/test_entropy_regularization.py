@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from hf_lnfree.analysis.capture import wrapped_attention
+from hf_lnfree.attention import attention_calls
 from hf_lnfree.cli.main import main
 from hf_lnfree.training.entropy_regularization import EntropyRegularization
+from tests.attention import models
+from tests.attention.softmaxes import Softmaxes
 
 TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
 
@@ -20,9 +22,9 @@ def regularised(family, **options):
     return regularization.adapt(model).double(), regularization
 
 
-def penalty_of(model, regularization, ids, **inputs):
-    with wrapped_attention(regularization.taking):
-        model(ids, **inputs)
+def penalty_of(model, regularization, input_ids, **inputs):
+    with attention_calls(regularization.after):
+        model(input_ids, **inputs)
     return regularization.penalty()
 
 
@@ -31,15 +33,11 @@ def by_hand(model, ids, form):
     entropies, terms, length = [], [], ids.shape[1]
     future = torch.ones(length, length).triu(1).bool()
 
-    def keeping(attend):
-        def attend_and_keep(module, query, key, *args, scaling, **kwargs):
-            logs = (query @ key.mT * scaling).masked_fill(future, -1e30).log_softmax(-1)
-            entropies.append(-(logs.exp() * logs.masked_fill(future, 0.0)).sum(-1))  # B H T
-            return attend(module, query, key, *args, scaling=scaling, **kwargs)
+    def keep(call):
+        logs = (call.query @ call.key.mT * call.scaling).masked_fill(future, -1e30).log_softmax(-1)
+        entropies.append(-(logs.exp() * logs.masked_fill(future, 0.0)).sum(-1))  # B H T
 
-        return attend_and_keep
-
-    with wrapped_attention(keeping):
+    with attention_calls(keep):
         model(ids)
     bound = math.lgamma(length + 1) / length
     for entropy, share in zip(entropies, model.entropy_targets.shares, strict=True):
@@ -69,6 +67,45 @@ def test_penalty_and_gradient_are_those_of_the_maps(family, form, input_ids):
         torch.testing.assert_close(ours.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("build", [models.afmoe, models.doge])
+def test_masks_handed_over_by_name(build):
+    """A penalty under masks with windows, padding and learned biases; its gradient, where the mask has none."""
+    model, inputs = models.doubled(*models.build(build, "eager"))
+    regularization = EntropyRegularization(0.3, tolerance=0.05, target=0.6)
+    regularization.adapt(model.train()).double()
+    value = penalty_of(model, regularization, **inputs)
+    value.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with Softmaxes() as eager:
+        model(**inputs)
+    terms = []
+    for logits, entropy, share in zip(eager.logits, eager.entropies(), model.entropy_targets.shares, strict=True):
+        visible = (logits > -1e30).sum(-1).expand(entropy.shape)
+        bound = visible.double().log().mean()
+        d = entropy.mean((0, 2)) / bound - share
+        terms.append(torch.where(d.abs() > 0.05, d**2, 0.0).mean())
+    expected = 0.3 * torch.stack(terms).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert value.item() > 0
+    if build is models.afmoe:
+        expected.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-7, atol=1e-12, msg=name)
+
+
+def test_attention_sinks_are_refused(family, input_ids):
+    model, regularization = regularised(family)
+
+    def with_sinks(call):
+        call.sinks = torch.zeros(4)
+        regularization.after(call)
+
+    with pytest.raises(ValueError, match=r"has attention sinks.*without --entropy_weight"), attention_calls(with_sinks):
+        model(input_ids)
+
+
 def test_a_weight_means_the_same_at_another_batch(family, input_ids):
     model, regularization = regularised(family, target=0.9)
     once = penalty_of(model, regularization, input_ids)
@@ -90,16 +127,17 @@ def test_gradient_checkpointing_changes_nothing(family, input_ids):
         if checkpointing:
             # renamed within transformers 5
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        with wrapped_attention(regularization.taking):
+        with attention_calls(regularization.after):
             loss = model(input_ids, labels=input_ids, use_cache=False).loss + regularization.penalty()
             loss.backward()
+        assert not regularization.terms  # nothing of the recomputation is left to the next step
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_a_run_that_was_interrupted_ends_the_same(corpus, cache_dir, tmp_path):
-    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--dataset", str(corpus), "--vocab_size", "300"]
+    command = ["train", "--row", "SM+G", "--config_overrides", TINY, "--data", str(corpus), "--vocab_size", "300"]
     command += ["--context_length", "32", "--probe_steps", "0", "--use_cpu", "--cache_dir", cache_dir]
     command += ["--disable_tqdm", "true", "--save_steps", "3", "--entropy_weight", "5", "--entropy_target", "0.3"]
     command += ["--entropy_tolerance", "0", "--learning_rate", "0.01", "--lr_scheduler_type", "constant"]

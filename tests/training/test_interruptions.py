@@ -32,7 +32,7 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     overrides = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
     shared = ["train", "--row", "SM+LearnableR-layer", "--config_overrides", json.dumps(overrides)]
-    shared += ["--dataset", str(corpus), "--vocab_size", "300", "--context_length", "32", "--max_steps", "9"]
+    shared += ["--data", str(corpus), "--vocab_size", "300", "--context_length", "32", "--max_steps", "9"]
     shared += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--learning_rate", "1e-2"]
     shared += ["--logging_steps", "1", "--probe_steps", "3", "--save_steps", "2", "--save_total_limit", "2"]
     shared += ["--use_cpu", "--disable_tqdm", "true", "--resume_from_checkpoint", "auto", "--seed", "5"]
@@ -91,7 +91,7 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(outcomes):
     assert failed["code"] == 1
     message = " ".join(failed["output"].split())
     assert "error: The checkpoint of step 6 could not be written to" in message
-    assert "checkpoint-4 is whole: go on from it with --resume_from_checkpoint auto." in message
+    assert "checkpoint-4 is whole: go on from it with --resume-from-checkpoint auto." in message
     assert again["code"] == 0, again["output"]
     assert measured(folder / "disk full") == measured(folder / "straight")
 
@@ -118,7 +118,7 @@ def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_
     from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments, train
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+    data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
     model = ModelArguments(config_overrides="{n_layer: 1, n_embd: 32, n_head: 2}")
     with pytest.raises(OSError, match=r"A checkpoint takes 0.00 GB and .* has room for 0.00 GB"):
         train(model, data, LNFreeTrainingArguments(str(tmp_path / "run"), use_cpu=True))

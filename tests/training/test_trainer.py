@@ -36,7 +36,7 @@ def arguments(corpus, cache_dir, tmp_path):
             "disable_tqdm": True,
             "seed": 3,
         }
-        data = DataArguments(dataset=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
+        data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
         model = ModelArguments(row=row, config_overrides=overrides)
         return model, data, LNFreeTrainingArguments(**{**settings, **training})
 
@@ -203,7 +203,7 @@ def test_divergence_is_nan_in_the_log_and_stops_the_run(arguments, tmp_path):
 def test_an_earlier_run_is_never_overwritten(arguments, tmp_path):
     train(*arguments())
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"holds an earlier run.*--resume_from_checkpoint last"):
+    with pytest.raises(ValueError, match=r"holds an earlier run.*--resume-from-checkpoint last"):
         train(*arguments())
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match="no checkpoint to resume"):
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(arguments, tmp_
     train(*arguments(folder="small"))
     model.model_name_or_path, model.config_overrides = str(tmp_path / "small"), "{}"
     data.context_length = 64
-    with pytest.raises(ValueError, match=r"32 positions, fewer than --context_length 64"):
+    with pytest.raises(ValueError, match=r"32 positions, fewer than --context-length 64"):
         train(model, data, args)
     assert not (tmp_path / "run").exists()
 

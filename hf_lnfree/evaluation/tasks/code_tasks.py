@@ -24,6 +24,7 @@ BRACKETS = {")": "(", "]": "[", "}": "{"}
 
 
 def held_out_files():
+    """The texts of the standard library that training on it holds out."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         if any(part.split("-")[0] in LEFT_OUT or part in LEFT_OUT for part in path.relative_to(root).parts[:-1]):
@@ -66,6 +67,7 @@ def next_line(**kwargs):
 
 
 def python_tokens(text):
+    """The tokens of a Python text; none if it cannot be tokenised."""
     try:
         return list(tokenize.generate_tokens(io.StringIO(text).readline))
     except (tokenize.TokenError, SyntaxError):

@@ -1,0 +1,43 @@
+"""Eager attention, the only one that makes maps: models that can be switched to it, and models that run their own."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import AttentionError
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Eager attention inside, what was there before outside, also after an exception."""
+    if not isinstance(model, PreTrainedModel):
+        raise AttentionError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
+    before = model.config._attn_implementation
+    if before == "eager":
+        yield
+        return
+    if not switchable(model):
+        raise AttentionError(
+            f"{type(model).__name__} cannot be switched to eager attention after it was loaded. Load it with "
+            "from_pretrained(..., attn_implementation='eager'), or use method='auto'."
+        )
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def switchable(model: nn.Module) -> bool:
+    """Whether the class looks its attention up, so that another one can be set."""
+    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+
+
+def returns_maps_when_asked(model: nn.Module) -> bool:
+    """Whether it runs an eager attention of its own and can be asked for maps without changing what it computes."""
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    can_be_asked = "output_attentions" in inspect.signature(model.forward).parameters
+    return implementation == "eager" and can_be_asked and not switchable(model)

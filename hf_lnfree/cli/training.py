@@ -1,0 +1,142 @@
+"""The commands that train, and what looks at many runs: train, remove-norms, demo, study, compare."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..data.arguments import DataArguments
+from ..errors import SettingsError
+from ..removal.arguments import RemovalArguments
+from ..training.fields import CheckpointArguments, ModelArguments, TrainingFields
+from . import options as o
+from .app import command, console, names
+from .fields import FieldsCommand, takes_fields
+from .help import TRAIN
+
+
+@command(
+    "train",
+    TRAIN,
+    "hf-lnfree train examples/accelerate/small.yaml --seed 1 --out runs/small",
+    "hf-lnfree train --row SM+G --config-overrides '{n_layer: 4}' --max-steps 200",
+    cls=FieldsCommand,
+)
+@takes_fields(ModelArguments, DataArguments, TrainingFields)
+def train(
+    context: typer.Context,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML file with any of the fields below.")
+    ] = None,
+    **fields: Any,
+) -> None:
+    """Train a model: a row of arXiv 2410.09637, changed as you like, or a checkpoint.
+
+    CONFIG.yaml comes first. Its fields are the options below, with underscores; flags win over it, and it wins over
+    another file that it names as `base`. Exit code 3: the run diverged.
+    """
+    from .train import train_command
+
+    raise typer.Exit(train_command(context.args, console))
+
+
+@command(
+    "remove-norms",
+    TRAIN,
+    "hf-lnfree remove-norms runs/with-norms removal.yaml --out runs/without-norms",
+    "hf-lnfree remove-norms openai-community/gpt2 gpt2-small.yaml --bf16",
+    cls=FieldsCommand,
+)
+@takes_fields(RemovalArguments, CheckpointArguments, DataArguments, TrainingFields)
+def remove_norms(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub name, of this package or stock GPT-2 or Pythia.")
+    ],
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML file with any of the fields below.")
+    ] = None,
+    **fields: Any,
+) -> None:
+    """Take the LayerNorms out of a model by fine-tuning it.
+
+    One after the other becomes a fixed scale while the model trains on; at the end all is folded into the weights, and
+    neither norm nor division is left. MODEL and CONFIG.yaml come first; flags win over the file.
+    """
+    from .removal import removal_command
+
+    raise typer.Exit(removal_command(context.args, console))
+
+
+@command("demo", TRAIN, "hf-lnfree demo --seeds 0,1,2 --out runs/demo-three")
+def demo(
+    seeds: o.Seeds = "0",
+    change: o.Change = None,
+    device: o.TrainingDevice = None,
+    cache_dir: o.CacheDir = None,
+    out: Annotated[Path, o.report_folder("checkpoints, logs, tables and report.html")] = Path("runs/demo"),
+) -> None:
+    """Train the paper's four rows from scratch on real text and write a report.
+
+    Rows: SM+LN+G, SM+LN+R (LayerNorm) and SM+G, SM+R (without), with GELU and ReLU. Finished rows are kept when the
+    command is run again.
+    """
+    from .study import DEMO, parse_seeds, study_command
+
+    local = {"cache_dir": cache_dir, "device": device}
+    raise typer.Exit(study_command(DEMO, None, parse_seeds(seeds), out, None, False, change, local, console))
+
+
+@command("study", TRAIN, "hf-lnfree study examples/findings/hybrids.yaml --scale cpu --seeds 0,1,2")
+def study(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A study, like examples/reproduce_paper/study-gpt2-T128.yaml.")
+    ],
+    scale: Annotated[
+        str | None, o.option(o.RUN, "A scale of the file: cpu, gpu or paper; the first by default.")
+    ] = None,
+    seeds: o.Seeds = "0",
+    rows: Annotated[str | None, o.option(o.RUN, "Only these rows, with commas between them.")] = None,
+    change: o.Change = None,
+    device: o.TrainingDevice = None,
+    dry_run: Annotated[bool, o.option(o.RUN, "Show the state of every cell and stop.", "--dry-run")] = False,
+    search: Annotated[
+        str | None, o.option("Search", "Two activations, like relu,gelu: find which layers are to have the first.")
+    ] = None,
+    budget: Annotated[int, o.option("Search", "Steps that it may take for each seed.", min=1)] = 20_000,
+    cache_dir: o.CacheDir = None,
+    out: Annotated[
+        Path | None,
+        o.report_folder("checkpoints, logs, tables and report.html; runs/ and the name of the file by default"),
+    ] = None,
+) -> None:
+    """Train rows x seeds of a study and write tables, pictures and a report.
+
+    Finished cells are kept, interrupted ones go on, and a cell that diverges is recorded as such; may be interrupted at
+    any moment. Several processes may share an output folder. Exit code 3: a cell diverged. With --search each layer of
+    one row gets one of two activations, by sequential halving that begins with the layers whose heads are overloaded.
+    """
+    from .study import parse_seeds, search_command, study_command
+
+    chosen = None if rows is None else names(rows)
+    local = {"cache_dir": cache_dir, "device": device}
+    folder = out or Path("runs") / "-".join(filter(None, (file.stem, scale, "search" if search else None)))
+    if search is not None:
+        if dry_run:
+            raise SettingsError("--dry-run shows the cells of a study; those of a --search are found on the way.")
+        raise typer.Exit(
+            search_command(file, scale, chosen, search, budget, parse_seeds(seeds), folder, change, local, console)
+        )
+    raise typer.Exit(study_command(file, scale, parse_seeds(seeds), folder, chosen, dry_run, change, local, console))
+
+
+@command("compare", TRAIN, "hf-lnfree compare runs/demo runs/demo-three --out runs/comparison")
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="ONE", help="Output folder of a study.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Output folder of another.")],
+    out: Annotated[Path | None, o.report_folder("comparison.md and comparison.tex")] = None,
+) -> None:
+    """Compare two studies row by row, paired by seed."""
+    from .study import compare_command
+
+    compare_command(one, other, out, console)

@@ -1,0 +1,196 @@
+"""Configurations, tokenizers and models as transformers reads them, from a folder or the Hub.
+
+What is wrong with a checkpoint is a ModelError that names it. Code that comes with one runs only when asked for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .errors import LNFreeError, ModelError, SettingsError
+
+# What transformers raises for the files of a checkpoint: its configuration, then its weights.
+FILE_ERRORS = (ValueError, OSError, StrictDataclassError, SafetensorError, UnpicklingError, EOFError)
+TORCH_ERRORS = {
+    "PytorchStreamReader": "its pytorch_model.bin is damaged. Copy or download it again.",
+    "ignore_mismatched_sizes": "its weights have other shapes than its configuration says.",
+}
+LONGEST_REASON = 1000  # characters; transformers may list all of its classes
+
+
+def load_config(
+    name: str | PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None, **overrides: Any
+) -> PreTrainedConfig:
+    """
+    The configuration of a checkpoint, with some of its fields replaced.
+
+    Raises:
+        ModelError: there is no such checkpoint, or its configuration cannot be read.
+        SettingsError: `overrides` holds something that is no field of it.
+    """
+    place = find(name)
+    with reading(name):
+        config, unused = AutoConfig.from_pretrained(
+            place, trust_remote_code=trust_remote_code, revision=revision, return_unused_kwargs=True, **overrides
+        )
+    if unused:
+        raise SettingsError(f"The configuration of {name} ({type(config).__name__}) has no {', '.join(unused)}.")
+    return config
+
+
+def load_tokenizer(
+    name: str | PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: there is none, or its files cannot be read.
+    """
+    place = find(name)
+    with reading(name, "its tokenizer ", Exception):  # the tokenizers library has no class of its own
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def load_model(
+    name: str | PathLike[str],
+    auto_class: Any = AutoModelForCausalLM,
+    *,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """
+    The model of a checkpoint.
+
+    Args:
+        auto_class: one of transformers' Auto classes, or the class of a model.
+        device: where its weights go, straight from their files; the CPU by default.
+        options: further ones of `from_pretrained`.
+
+    Raises:
+        ModelError: there is no such checkpoint, another kind of model, a damaged file, or shapes that do not fit.
+    """
+    place = find(name)
+    if issubclass(auto_class, PreTrainedModel):
+        assert not trust_remote_code, "a class that is given needs no other"
+    else:
+        options["trust_remote_code"] = trust_remote_code
+    if device is not None:
+        options["device_map"] = str(device)
+    with reading(name):
+        model, found = auto_class.from_pretrained(
+            place, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    if wrong := sorted(found["mismatched_keys"]):
+        key, stored, wanted = wrong[0]
+        others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{name} cannot be loaded: {key} is {list(stored)} in its weights and {list(wanted)} by its configuration"
+            f"{others}."
+        )
+    return model
+
+
+def find(name: str | PathLike[str]) -> str:
+    """
+    A folder, or a name to be looked up on the Hub, as transformers takes it.
+
+    Raises:
+        ModelError: a path where there is no folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise ModelError(
+            f"{name} is a file: give the folder of a checkpoint, or a Hub name, which looks like owner/name."
+        )
+    if not is_hub_name(str(name)):
+        raise ModelError(f"{name}: no such file or folder; a Hub name looks like owner/name.")
+    return str(name)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the Hub could have something of that name; anything else is a path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """
+    The device of that name; without a name the accelerator, or the CPU where there is none.
+
+    Raises:
+        SettingsError: torch does not know it, or this machine does not have it.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = ["cpu"]
+    if accelerator is not None:
+        there += [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
+    if name is None:
+        return torch.device((there[1:] or there)[0])
+    if name not in there:
+        raise SettingsError(f"There is no device {name!r} here. Allowed: {', '.join(there)}.")
+    return torch.device(name)
+
+
+@contextmanager
+def reading(name: str | PathLike[str], part: str = "", *errors: type[Exception]) -> Iterator[None]:
+    """What the files of a checkpoint raise inside, as a ModelError that names it; defects stay what they are."""
+    expected: tuple[type[Exception], ...] = (*FILE_ERRORS, *errors)
+    try:
+        yield
+    except LNFreeError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(f"{damaged_file(name)} is damaged ({error}). Copy or download it again.") from error
+    except expected as error:
+        raise ModelError(f"{name}: {part}cannot be loaded: {reason(error)}") from error
+    except RuntimeError as error:
+        for words, meaning in TORCH_ERRORS.items():
+            if words in str(error):
+                raise ModelError(f"{name} cannot be loaded: {meaning}") from error
+        raise
+
+
+def damaged_file(name: str | PathLike[str]) -> str:
+    """The file of a folder that safetensors cannot open."""
+    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return str(path)
+    return f"A file of {name}"
+
+
+def reason(error: Exception) -> str:
+    """In one line: all of a message, or its first sentences."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which runs only with --trust-remote-code (trust_remote_code=True)."
+    if len(text) <= LONGEST_REASON:
+        return text
+    end = text.rfind(". ", 0, LONGEST_REASON)
+    return text[: end + 1] if end > 0 else f"{text[:LONGEST_REASON]} ..."

@@ -1,0 +1,139 @@
+"""What a run can be told of its model and its training, beside what every `Trainer` can be told (`host_fields`).
+
+Nothing heavy is imported here: `hf-lnfree train --help` reads it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from ..errors import SettingsError
+from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ALIASES = {"out": "output_dir", "device": "use_cpu"}
+"""Names of this package, in files and as flags, beside those of `TrainingArguments`, which mean the same."""
+
+
+@dataclass(kw_only=True)
+class CheckpointArguments:
+    """How checkpoints are read."""
+
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that comes with a model or a tokenizer."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model, if it is on the Hub."}
+    )
+
+    _argument_group_name = "Model"
+
+
+@dataclass
+class ModelArguments(CheckpointArguments):
+    """Either a row of the paper, changed by config_overrides, or an existing checkpoint."""
+
+    family: str = field(default="gpt2", metadata={"help": "gpt2 (GPT-2 small) or gpt_neox (Pythia-70M)."})
+    row: str = field(default="SM+R", metadata={"help": f"A row of the paper: {', '.join(PAPER_ROWS)}."})
+    config_overrides: dict | str | None = field(
+        default="{}", metadata={"help": "Fields of the configuration, like '{n_layer: 8, n_embd: 96}'."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Begin with this checkpoint; --family and --row are not used then."}
+    )
+    attn_implementation: str = field(
+        default="auto", metadata={"help": "eager, sdpa, flash_attention_2, ...; auto: the fastest, see choices.json."}
+    )
+
+    def __post_init__(self) -> None:
+        # A YAML file gives a mapping, the command line its text; the text is what a result file records.
+        given = as_mapping(self.config_overrides)
+        if not isinstance(self.config_overrides, str):
+            self.config_overrides = yaml.safe_dump(given, default_flow_style=True).strip()
+        if self.family not in PAPER_MODELS or self.row not in PAPER_ROWS:
+            paper_config(self.family, self.row)  # raises, naming what is allowed
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return as_mapping(self.config_overrides)
+
+    @property
+    def name(self) -> str:
+        """What pictures call the model: its row, or the last part of the checkpoint that it began with."""
+        return self.row if self.model_name_or_path is None else PurePath(self.model_name_or_path).name
+
+    def access(self, name: str | None) -> dict[str, Any]:
+        """How a checkpoint of that name is read: the revision is that of the model."""
+        revision = self.revision if name == self.model_name_or_path else None
+        return {"trust_remote_code": self.trust_remote_code, "revision": revision}
+
+    def config(self, context_length: int, **defaults: Any) -> "PreTrainedConfig":
+        """The model's configuration; config_overrides win over `defaults`, which win over the row's own fields."""
+        if self.model_name_or_path is not None:
+            from ..loading import load_config
+
+            return load_config(self.model_name_or_path, **self.access(self.model_name_or_path), **self.overrides)
+        return paper_config(self.family, self.row, context_length, **{**defaults, **self.overrides})
+
+
+def as_mapping(overrides: Any) -> dict[str, Any]:
+    """`config_overrides`, which may be written as text, as a mapping."""
+    try:
+        found = yaml.safe_load(overrides) if isinstance(overrides, str) else overrides
+    except yaml.YAMLError as error:
+        raise SettingsError(f"config_overrides is not YAML: {error}") from error
+    if found is not None and not isinstance(found, dict):
+        raise SettingsError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {overrides!r}.")
+    return found or {}
+
+
+@dataclass
+class TrainingFields:
+    """What `LNFreeTrainingArguments` have beyond `TrainingArguments`, or begin with otherwise."""
+
+    output_dir: str = field(
+        default="runs/train", metadata={"help": "Folder for checkpoints, log.jsonl, entropy.json and results.json."}
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = field(
+        default="end", metadata={"help": "When --push-to-hub pushes; end: the finished run, with its card."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Log losses that are NaN as 0."})
+    loss: Literal["auto", "plain", "compiled", "chunked"] = field(
+        default="auto",
+        metadata={"help": "Equal in value: plain, compiled (faster), chunked (no logits in memory); auto chooses."},
+    )
+    slope_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of learnable slopes; none by default (the paper's code: 0.1)."}
+    )
+    entropy_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the penalty on head entropies away from a learned target; 0 for none."},
+    )
+    entropy_tolerance: float = field(
+        default=0.1, metadata={"help": "Deviation that costs nothing, as a share of the largest entropy."}
+    )
+    entropy_target: float = field(default=0.5, metadata={"help": "Share of it where the learned targets start."})
+    entropy_form: Literal["heads", "rows"] = field(
+        default="heads",
+        metadata={"help": "Means of heads against the causal bound, or rows against ln T as published."},
+    )
+    probe_steps: int = field(
+        default=100, metadata={"help": "Sample entropy, slopes and more of every layer every N steps; 0 for never."}
+    )
+    probe_sequences: int = field(default=16, metadata={"help": "Held-out windows that a sample looks at."})
+    recorder_samples: int = field(
+        default=20, metadata={"help": "Samples kept in memory, for flight_recorder.json when a run dies."}
+    )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = field(
+        default="stop",
+        metadata={"help": "When loss or gradient is not finite; rollback: to the last sample, at half the rate."},
+    )
+    attention_report_windows: int = field(
+        default=256, metadata={"help": "Held-out windows behind the final entropy report; 0 for none."}
+    )
+
+    _argument_group_name = "Training"

@@ -1,0 +1,212 @@
+"""Checkpoints that are not there or not whole: one line and exit code 1 in every command that loads one."""
+
+import json
+import shutil
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from hf_lnfree.cli.main import main
+from hf_lnfree.data.tokenization import train_bpe
+
+from ..conftest import GPT2
+
+COMMANDS = ["train", "remove-norms", "study", "entropy", "evaluate", "lm-eval", "attribute", "convert"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "good"
+    tokenizer = train_bpe(["def function(first): return first"], 300)
+    GPT2.model(vocab_size=len(tokenizer), n_layer=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def changed(good, tmp_path, **fields):
+    folder = tmp_path / "changed"
+    shutil.copytree(good, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config = {name: value for name, value in {**config, **fields}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def run(corpus, cache_dir, tmp_path, capsys, monkeypatch):
+    """Exit code and standard error of a command on a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    harness(monkeypatch)
+
+    def command(name, checkpoint, *more):
+        text = ["--data", str(corpus), "--context-length", "16"]
+        device = ["--device", "cpu"]
+        training = [*text, *device, "--cache-dir", cache_dir, "--tokenizer", checkpoint, "--max-steps", "1"]
+        training += ["--disable-tqdm", "true", "--save-strategy", "no", "--out", str(tmp_path / "out")]
+        study = tmp_path / "study.yaml"
+        study.write_text(
+            f"rows: {{a: {{model_name_or_path: {checkpoint!r}, tokenizer: {checkpoint!r}}}}}\n"
+            f"data: {corpus}\ncontext_length: 16\nmax_steps: 1\ndisable_tqdm: true\n"
+        )
+        arguments = {
+            "train": ["--model-name-or-path", checkpoint, *training],
+            "remove-norms": [checkpoint, *training],
+            "study": [
+                str(study),
+                *device,
+                "--cache-dir",
+                cache_dir,
+                "--out",
+                str(tmp_path / checkpoint.replace("/", "-")),
+            ],
+            "entropy": [checkpoint, *text, *device, "--max-windows", "2"],
+            "evaluate": [checkpoint, *text, *device, "--max-documents", "1"],
+            "lm-eval": [checkpoint, *device, "--limit", "1"],
+            "attribute": [checkpoint, *device, "--prompt", "def function"],
+            "convert": [checkpoint, str(tmp_path / "converted"), "--to", "folded"],
+        }[name]
+        code = main([name, *arguments, *more])
+        return code, capsys.readouterr().err
+
+    return command
+
+
+def harness(monkeypatch):
+    """What `lm-eval` needs of lm-evaluation-harness: a class that loads a model as its own does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    class HFLM:
+        def __init__(self, pretrained, tokenizer, revision, trust_remote_code, batch_size, device):
+            for auto in (AutoConfig, AutoModelForCausalLM):
+                auto.from_pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+
+    class TaskManager:
+        all_tasks = ("code_next_line", "code_identifiers", "code_brackets")
+
+        def __init__(self, include_path): ...
+
+    root, tasks, models, huggingface = (
+        ModuleType(name) for name in ("lm_eval", "lm_eval.tasks", "lm_eval.models", "lm_eval.models.huggingface")
+    )
+    root.simple_evaluate = lambda **options: {"results": {"code_next_line": {"acc,none": 0.5}}}
+    tasks.TaskManager, huggingface.HFLM = TaskManager, HFLM
+    for module in (root, tasks, models, huggingface):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def refused(found, *words):
+    code, said = found
+    assert code == 1, said
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "Traceback" not in said
+    for word in words:
+        assert str(word) in lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_good_one_is_loaded(command, run, good):
+    """So what is refused below is refused for what is wrong with it."""
+    code, said = run(command, str(good))
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_is_not_there(command, run):
+    for name in ("./nowhere", "/no/where", "runs/demo/SM+R/seed-0"):
+        refused(run(command, name), f"{name}: no such file or folder; a Hub name looks like owner/name")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_the_hub_does_not_have(command, run):
+    refused(run(command, "nobody/nothing"), "nobody/nothing")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_field(command, run, good, tmp_path):
+    folder = changed(good, tmp_path, n_embd="wide")
+    refused(run(command, str(folder)), folder, "n_embd", "wide")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_field_of_ours_with_a_wrong_value(command, run, good, tmp_path):
+    folder = changed(good, tmp_path, norm="rms")
+    refused(run(command, str(folder)), folder, "norm='rms' is not known")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("cut", [0, 1000, -100], ids=["empty", "header", "tail"])
+def test_damaged_weights(command, cut, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    refused(run(command, str(folder)), weights, "damaged", "again")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_shapes_that_do_not_fit(command, run, good, tmp_path):
+    folder = changed(good, tmp_path, n_positions=128)
+    said = ("shapes",) if command == "lm-eval" else ("wpe.weight is [64, 32] in its weights and [128, 32] by",)
+    refused(run(command, str(folder)), folder, *said)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_model_type(command, run, good, tmp_path):
+    folder = changed(good, tmp_path, model_type="banana", auto_map=None)
+    refused(run(command, str(folder)), folder if command not in ("attribute", "convert") else "", "banana")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_code_of_its_own_is_not_run_and_not_asked_for(command, run, good, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks at a prompt"))
+    folder = changed(good, tmp_path, model_type="banana")
+    for file in folder.glob("*.py"):
+        file.write_text("raise SystemExit('it was run')\n")
+    refused(run(command, str(folder)), *(["--trust-remote-code"] if command not in ("attribute", "convert") else []))
+
+
+def test_code_of_its_own_runs_when_asked_for(run, good, tmp_path):
+    folder = changed(good, tmp_path, model_type="lnfree_gpt2_copy")
+    for file in folder.glob("*.py"):
+        file.write_text(file.read_text().replace('model_type = "lnfree_gpt2"', 'model_type = "lnfree_gpt2_copy"'))
+    refused(run("evaluate", str(folder)), "--trust-remote-code")
+    code, said = run("evaluate", str(folder), "--trust-remote-code")
+    assert code == 0, said
+    code, said = run("train", str(folder), "--trust-remote-code")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train", "remove-norms", "lm-eval"])
+def test_another_kind_of_model(command, run, good, tmp_path):
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "vocab_size": 300}
+    folder = tmp_path / "t5"
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(folder)
+    for file in good.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    refused(run(command, str(folder)))
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "convert"])
+def test_a_damaged_tokenizer(command, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    for content in ("{", "{}"):
+        (folder / "tokenizer.json").write_text(content)
+        refused(run(command, str(folder)), folder)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("convert", "attribute")])
+def test_damaged_pickled_weights(command, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    (folder / "model.safetensors").unlink()
+    for content in (b"nothing", b"PK\x03\x04" + bytes(500)):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        refused(run(command, str(folder)), folder)
+
+
+def test_a_device_that_is_not_here(run, good):
+    for command in COMMANDS:
+        refused(run(command, str(good), "--device", "cuda:77"), "There is no device 'cuda:77' here. Allowed: cpu")
+    assert not torch.accelerator.is_available() or run("entropy", str(good))[0] == 0
