@@ -249,6 +249,7 @@ class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):  # noqa: D101  set in the
     # The formula of the stock default, "gelu_new", in one kernel: a ninth of the time. Stock checkpoints name theirs.
     activation_function: str = "gelu_pytorch_tanh"
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
+    tokenizer_class: str | None = "GPT2Tokenizer"  # of a folder that names none; transformers goes by its model types
 
 
 class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set in the next line
@@ -259,3 +260,4 @@ class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set 
 
     residual_init: Literal["scaled", "plain"] = "plain"
     auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt_neox", "LNFreeGPTNeoX"))
+    tokenizer_class: str | None = "GPTNeoXTokenizer"

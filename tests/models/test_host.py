@@ -1,13 +1,16 @@
 """What transformers and PEFT decide by the name of a class or by model_type is the same for ours as for the stock family."""
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from hf_lnfree import LNFreeTrainer, LNFreeTrainingArguments
+from hf_lnfree.conversion import convert
+from hf_lnfree.data.tokenization import train_bpe
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -53,3 +56,29 @@ def test_smoothing_learns_the_next_token_and_not_this_one(family, tmp_path):
     with torch.no_grad():
         predicted = model.eval()(row[None]).logits[0].argmax(-1)
     assert (predicted[:-1] == row[1:]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("layout", ["tokenizer.json", "class named elsewhere", "vocab and merges"])
+def test_the_tokenizer_of_a_folder_without_a_class_is_the_stock_one(family, layout, tmp_path):
+    """As openai-community/gpt2 is laid out; of the last one there is no tokenizer.json at all."""
+    source, out = tmp_path / "stock", tmp_path / "ours"
+    family.stock_model(vocab_size=300).save_pretrained(source)
+    bpe = train_bpe(["some text of a few words, and a few words more"] * 4, 300)
+    state = json.loads(bpe.backend_tokenizer.to_str())
+    bpe.save_pretrained(source)
+    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64}))
+    if layout == "vocab and merges":
+        if family.name == "gpt_neox":
+            pytest.skip("GPT-NeoX has no such layout")
+        (source / "tokenizer.json").unlink()
+        (source / "vocab.json").write_text(json.dumps(state["model"]["vocab"]))
+        merges = "\n".join(" ".join(pair) for pair in state["model"]["merges"])
+        (source / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    if layout == "class named elsewhere":
+        (source / "tokenizer_config.json").unlink()
+    convert(str(source), out, check=False)
+    wanted, found = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(out)
+    assert type(found) is type(wanted)
+    assert found.special_tokens_map == wanted.special_tokens_map
+    assert found.eos_token == "<|endoftext|>"
+    assert found("some text")["input_ids"] == wanted("some text")["input_ids"]
