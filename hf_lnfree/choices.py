@@ -18,6 +18,9 @@ Metric = Literal["perplexity", "bits_per_byte", "entropy", "sparsity"]
 Target = Literal["lnfree", "folded", "fused", "stock", "onnx"]
 """What `convert` writes."""
 
+Encoding = Literal["published", "power_of_two"]
+"""Of LayerNorms that do nothing in a stock model: an epsilon of 1e12, or of 2^60."""
+
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 """Of converted weights, as torch names it."""
 

@@ -27,8 +27,16 @@ def content_key(*parts: Any) -> str:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into; it becomes `target` at the end, and vanishes after an error or an interruption."""
+def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
+    """
+    A folder to write into; it becomes `target` at the end, and vanishes after an error or an interruption.
+
+    Args:
+        or_theirs: whether that of another process, which was first, is as good.
+
+    Raises:
+        RunError: another process was first, and its folder is not.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
     try:
@@ -37,8 +45,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         try:
             os.rename(partial, target)
         except OSError:
-            if not target.exists():  # else another process was first, and its folder is as good
+            if not target.exists():
                 raise
+            if not or_theirs:
+                raise RunError(f"{target} was written by another process meanwhile, and is left as it is.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..choices import Dtype, Target
+from ..choices import Dtype, Encoding, Target
 from ..conversion.run import convert
 
 
@@ -19,12 +19,13 @@ def convert_command(
     cache: bool,
     check: bool,
     device: str,
+    encoding: Encoding | None,
     access: dict[str, Any],
 ) -> dict[str, Any]:
     """One conversion; returns its report."""
     logging.disable_progress_bar()
     new_dtype = None if dtype is None else getattr(torch, dtype)
-    return convert(source, out, to, new_dtype, cache, check, progress=True, device=device, **access)
+    return convert(source, out, to, new_dtype, cache, check, progress=True, device=device, encoding=encoding, **access)
 
 
 def lines(report: dict[str, Any], out: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..choices import Dtype, Target
+from ..choices import Dtype, Encoding, Target
 from . import options as o
 from .app import command, say
 from .help import SHARE
@@ -30,6 +30,14 @@ def convert(
     cache: Annotated[
         bool, o.option(o.OUTPUT, "ONNX with keys and values of earlier tokens as inputs.", "--cache")
     ] = False,
+    encoding: Annotated[
+        Encoding | None,
+        o.option(
+            o.OUTPUT,
+            "Of LayerNorms that do nothing in a stock model: epsilon 1e12, as in published checkpoints, or 2^60, which "
+            "bfloat16 needs.",
+        ),
+    ] = None,
     check: Annotated[bool, o.option(o.RUN, "Compare logits before and after; holds both models in memory.")] = True,
     device: Annotated[str, o.option(o.RUN, "Where they are compared: cpu, cuda, ...")] = "cpu",
 ) -> None:
@@ -40,7 +48,7 @@ def convert(
     from .convert import convert_command, lines
 
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
-    report = convert_command(source, out, to, dtype, cache, check, device, access)
+    report = convert_command(source, out, to, dtype, cache, check, device, encoding, access)
     for text in lines(report, out):
         say(text)
 

@@ -1,7 +1,7 @@
 """Which class of ours stands for which class of transformers."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -49,6 +49,16 @@ class Family:
     def stock_class(self, ours: type) -> type[PreTrainedModel]:
         """The class of transformers with the parameters of one of ours."""
         return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
+
+    def read_elsewhere(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Fields of older releases of transformers, which converters of other tools still read."""
+        if self.stock == "GPT2":
+            return {"n_ctx": config.n_positions}
+        rope = config.rope_parameters or {}
+        return {
+            "rotary_pct": rope.get("partial_rotary_factor", 1.0),
+            "rotary_emb_base": rope.get("rope_theta", 10000.0),
+        }
 
     @property
     def stacks(self) -> tuple[StackSites, ...]:

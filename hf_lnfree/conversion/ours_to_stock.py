@@ -1,14 +1,15 @@
 r"""A model of ours as a stock model that anyone loads without this package, where the stock class can hold it.
 
-Stock classes have a LayerNorm in every place. One that must do nothing gets $\epsilon = 2^{60}$ and the gain
-$\sqrt\epsilon = 2^{30}$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to
-float32's precision while $\mathrm{var}(x) < 2^{36}$, and a power of two is exact in bfloat16 too. Its centring does
+Stock classes have a LayerNorm in every place. One that must do nothing gets a huge $\epsilon$ and the gain
+$\sqrt\epsilon$: $(x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} \cdot \sqrt\epsilon$ is $x - \bar x$ to float32's
+precision while $\mathrm{var}(x) < 10^{-7} \epsilon$; `ENCODINGS` has the pairs. Its centring does
 nothing either where the mean of the stream is zero, or where nothing reads it; any other model is widened first. Stock
 heads have no bias $c$: with a final bias of ones, $(W + c \mathbf 1^\top / D)(P x + \mathbf 1)$ is
 $W P x + W \mathbf 1 + c$, and $W \mathbf 1$ is taken out of $W$ before.
 """
 
 import copy
+import math
 from dataclasses import fields
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..choices import Encoding
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
@@ -25,12 +27,16 @@ from .norm_sites import LEFT, as_linear, norm_sites
 from .stabilizers import has_linear_stabilizers
 from .widening import without_mean
 
-EPS, GAIN = 2.0**60, 2.0**30
+# Epsilon and gain of a LayerNorm that does nothing. "published": of the norm-free GPT-2s on the Hub, whose loaders set
+# that epsilon themselves. "power_of_two": exact in bfloat16 too, and for streams of any size.
+ENCODINGS: dict[Encoding, tuple[float, float]] = {"published": (1e12, 1e6), "power_of_two": (2.0**60, 2.0**30)}
 STOCK_SLOPE = 0.01  # of transformers' "leaky_relu"
 
 
 @torch.no_grad()
-def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def to_stock(
+    model: PreTrainedModel, dtype: torch.dtype | None = None, encoding: Encoding | None = None
+) -> PreTrainedModel:
     """
     The stock model with the outputs of one of ours.
 
@@ -38,30 +44,36 @@ def to_stock(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
         model: with LayerNorm everywhere, folded norms everywhere, or none anywhere (a finished removal counts as none).
             One that was trained without norms becomes wider by one dimension a head (`without_mean`).
         dtype: of the new weights; that of the model by default.
+        encoding: of LayerNorms that do nothing, see `ENCODINGS`; "published" by default in float32; bfloat16
+            cannot hold its gain, and float64 is precise enough to see its epsilon.
 
     Raises:
         ModelError: the stock class cannot hold the model; the message lists every reason.
     """
     require_no_adapters(model)
     model = folded_where_linear(model)
-    if {site.kind for site in norm_sites(model)} == {"none"} and reads_mean(model):
-        model = without_mean(model)
     dtype = dtype or model.dtype
     family = family_of(model.config.model_type)
-    sites = norm_sites(model)
-    kinds = {site.kind for site in sites}
+    kinds = {site.kind for site in norm_sites(model)}
+    encoding = encoding or ("published" if dtype == torch.float32 else "power_of_two")
+    eps, gain = ENCODINGS[encoding]
     if reasons := obstacles(model, kinds, dtype):
         listed = "".join(f"\n- {reason}" for reason in reasons)
         raise ModelError(f"A stock {family.stock} cannot hold this model:{listed}")
+    if dtype == torch.bfloat16 and encoding == "published" and kinds == {"none"}:
+        raise ModelError("bfloat16 cannot hold the gain of 1e6: take encoding 'power_of_two', or float32.")
+    if kinds == {"none"} and reads_mean(model):
+        model = without_mean(model)
+    sites = norm_sites(model)
     config = stock_config(model, family)
     if kinds == {"none"}:
-        setattr(config, family.eps_field, EPS)
+        setattr(config, family.eps_field, eps)
     state = model.state_dict()
     for site in sites:
         if site.kind in ("none", "rmspre"):
             ones = torch.ones(config.hidden_size)
             state |= {
-                f"{site.name}.weight": ones * (GAIN if site.kind == "none" else 1.0),
+                f"{site.name}.weight": ones * (gain if site.kind == "none" else 1.0),
                 f"{site.name}.bias": 0 * ones,
             }
     if (bias := state.pop("lm_head.bias", None)) is not None:
@@ -89,7 +101,21 @@ def stock_config(model: PreTrainedModel, family: Family):
     values = {name: value for name, value in model.config.to_dict().items() if name not in ours}
     activation = model.config.block_activations[0]
     values[model.config.activation_field] = "linear" if activation == "identity" else activation
-    return family.stock_config(**values)
+    config = family.stock_config(**values)
+    for name, value in family.read_elsewhere(model.config).items():
+        setattr(config, name, value)
+    return config
+
+
+def reading_recipe(stock: PreTrainedModel) -> str | None:
+    """How others read a stock model whose LayerNorms do nothing; None for one whose norms normalise."""
+    eps = getattr(stock.config, family_of(stock.config.model_type).eps_field)
+    if eps not in [pair[0] for pair in ENCODINGS.values()]:
+        return None
+    recipe = f"Its LayerNorms do nothing: their epsilon is {eps:g} and their gain {math.sqrt(eps):g}. It loads as it is"
+    if eps == ENCODINGS["published"][0]:
+        return f"{recipe}, and by loaders that set ln.eps = 1e12, or divide gains by 1e6 and put identities in place."
+    return f"{recipe}; loaders that set another epsilon, or divide gains by 1e6, read it wrongly: --encoding published."
 
 
 def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> list[str]:
@@ -118,7 +144,7 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append("'rmspre' divides by the root mean square, stock by the deviation, and the stream has a mean")
     if kinds == {"none"} and dtype == torch.float16:
         reasons.append(
-            f"float16 ends at 65504, and a LayerNorm that does nothing needs gains of {GAIN:.2g}: take bfloat16"
+            "float16 ends at 65504, and a LayerNorm that does nothing needs gains of 1e6 or more: take bfloat16"
         )
     return reasons
 

@@ -1,7 +1,7 @@
 """One conversion from a source to a folder: what `hf-lnfree convert` does, with a report and a comparison of logits."""
 
-import copy
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
@@ -9,21 +9,21 @@ from typing import Any, get_args
 import torch
 from transformers import PreTrainedModel
 
-from ..choices import Target
+from ..choices import Encoding, Target
 from ..errors import ModelError
 from ..files import atomic_folder, write_json
 from ..loading import find_device, load_model
 from ..provenance import command, environment
+from .checking import difference, failure, onnx_difference
 from .checkpoint import Checkpoint
 from .families import placed
 from .folding import Folding, fold
 from .onnx import export_onnx
-from .ours_to_stock import to_stock
+from .ours_to_stock import reading_recipe, to_stock
 from .planning import plan
-from .stock_to_ours import convert_checkpoint, copy_beside, is_ours, load
+from .stock_to_ours import copy_beside, is_ours, load, write_checkpoint
 
 REPORT = "conversion.json"
-CHECKED_TOKENS = (2, 16)
 
 
 def convert(
@@ -37,6 +37,7 @@ def convert(
     revision: str | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    encoding: Encoding | None = None,
 ) -> dict[str, Any]:
     """
     Convert a checkpoint, of transformers or of this package, into a folder that appears whole or not at all.
@@ -47,16 +48,19 @@ def convert(
             identity as one matrix), "stock" (what anyone loads without this package), "onnx".
         dtype: of the new weights; as they are by default. Not with a stock model that is copied shard by shard.
         with_cache: whether an ONNX graph takes keys and values of earlier tokens.
-        check: compare logits before and after on random tokens; holds both models in memory.
+        check: compare logits before and after on random tokens; holds both models in memory. What differs by more
+            than rounding is set aside in `out`.unchecked.
         revision: of a Hub repository.
         device: where logits are compared, but for those of ONNX.
         trust_remote_code: compare with the code that comes with a stock checkpoint, and not with transformers' own.
+        encoding: of LayerNorms that do nothing in a stock model, see `to_stock`.
 
     Returns:
         The report that is also written into the folder as conversion.json.
 
     Raises:
-        ModelError: the source cannot be read or converted to that, or `out` is there already.
+        ModelError: the source cannot be read or converted to that, the result fails its check, or `out` is there
+            already, or by now.
         SettingsError: a device that is not there.
     """
     if to not in get_args(Target):
@@ -68,27 +72,36 @@ def convert(
     report: dict[str, Any] = {"source": str(source), "revision": revision, "to": to, "notes": []}
     if to == "lnfree" and is_ours(checkpoint):
         raise ModelError(f"{source} is a model of this package already. Choose --to folded, fused, stock or onnx.")
+    planned = plan(checkpoint) if to == "lnfree" else None
+    copied = planned is not None and not planned.disabled
+    if copied and dtype is not None:
+        raise ModelError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
     if out.exists():
         out.rmdir()  # empty; it comes back by renaming
-    planned = plan(checkpoint) if to == "lnfree" else None
-    if planned is not None and not planned.disabled:
-        if dtype is not None:
-            raise ModelError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
-        result = convert_checkpoint(checkpoint, out, progress, planned)
-        report |= {"notes": result.notes, "dtype": str(result.config.dtype)}
-        if check and result.model_class.__name__.endswith("ForCausalLM"):
-            before = reference(checkpoint, result.config, trust_remote_code)
-            report |= difference(before, result.model_class.from_pretrained(out), place)
-    else:
-        model, notes = load(checkpoint)
-        with atomic_folder(out) as folder:
-            report |= write(model, folder, to, dtype, with_cache, check, place)
+    with atomic_folder(out, or_theirs=False) as folder:
+        if planned is not None and copied:
+            write_checkpoint(checkpoint, planned, folder, progress)
+            report |= {"notes": planned.notes, "dtype": str(planned.config.dtype)}
+            if check and planned.model_class.__name__.endswith("ForCausalLM"):
+                before = reference(checkpoint, planned.config, trust_remote_code)
+                report |= difference(before, planned.model_class.from_pretrained(folder), place)
+        else:
+            model, notes = load(checkpoint)
+            report |= write(model, folder, to, dtype, with_cache, check, place, encoding)
             report["notes"] = notes + report.pop("folding_notes", [])
             copy_beside(checkpoint.folder, folder)
-            write_report(folder, report)
-        return report
-    write_report(out, report)
+        write_report(folder, report)
+        if (why := failure(report)) is not None:
+            raise ModelError(f"{source} was converted, but {why}. See {set_aside(folder, out)}; {out} is not written.")
     return report
+
+
+def set_aside(folder: Path, out: Path) -> Path:
+    """Keep the folder of a conversion that failed its check, beside the place where it would have been."""
+    aside = out.with_name(f"{out.name}.unchecked")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    return aside
 
 
 def reference(checkpoint: Checkpoint, config: Any, trust_remote_code: bool) -> PreTrainedModel:
@@ -106,6 +119,7 @@ def write(
     with_cache: bool,
     check: bool,
     device: torch.device,
+    encoding: Encoding | None = None,
 ) -> dict[str, Any]:
     """Convert a loaded model and save it; returns what is to be reported."""
     report: dict[str, Any] = {}
@@ -114,11 +128,15 @@ def write(
         counts = export_onnx(model, folder / "model.onnx", with_cache)
         report |= {"nonlinear_operators": dict(counts), "with_cache": with_cache}
         if check:
-            report |= onnx_difference(model, folder / "model.onnx", with_cache)
+            try:
+                report |= onnx_difference(model, folder / "model.onnx", with_cache)
+            except Exception as error:  # onnxruntime has errors of its own; the graph is worth keeping
+                report["folding_notes"] = [f"onnxruntime could not run the graph: {error}"]
         model.config.save_pretrained(folder)
         return report
     if to == "stock":
-        new = to_stock(model, dtype)
+        new = to_stock(model, dtype, encoding)
+        report["folding_notes"] = list(filter(None, [reading_recipe(new)]))
     else:
         new, folding = fold(model, fuse_identity=to == "fused")
         report |= folding_report(folding)
@@ -137,42 +155,6 @@ def folding_report(folding: Folding) -> dict[str, Any]:
         "untied": folding.untied,
         "folding_notes": folding.notes,
     }
-
-
-def random_tokens(config: Any) -> torch.Tensor:
-    """A small batch of random tokens [B, T], the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
-    return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
-
-
-@torch.no_grad()
-def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.device) -> dict[str, float]:
-    """The largest difference of logits on random tokens, and the size of the logits."""
-    ids = random_tokens(before.config).to(device)
-    wanted, found = (model.eval().to(device)(ids).logits.double() for model in (before, after))
-    return {"largest_difference": (wanted - found).abs().max().item(), "largest_logit": wanted.abs().max().item()}
-
-
-def onnx_difference(model: PreTrainedModel, path: Path, with_cache: bool) -> dict[str, float]:
-    """As `difference`, run by onnxruntime where that is there."""
-    try:
-        from onnxruntime import InferenceSession
-    except ImportError:
-        return {}
-    model, ids = copy.deepcopy(model).float().eval(), random_tokens(model.config)
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
-    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
-    session = InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    if with_cache:
-        heads = model.config.num_attention_heads
-        empty = torch.zeros(len(ids), heads, 0, model.config.hidden_size // heads)
-        feed |= {given.name: empty for given in session.get_inputs() if given.name.startswith("past")}
-    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in feed.items()})
-    with torch.no_grad():
-        wanted = model(ids).logits
-    largest = (wanted - torch.from_numpy(logits)).abs().max().item()
-    return {"largest_difference": largest, "largest_logit": wanted.abs().max().item()}
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

@@ -35,21 +35,26 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     """
     result = planned or plan(checkpoint)
     with atomic_folder(out) as folder:
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, file in enumerate(tqdm(checkpoint.files, desc="shards", disable=not progress), start=1):
-            name = SAFE_WEIGHTS_NAME
-            if len(checkpoint.files) > 1:
-                name = f"model-{number:05d}-of-{len(checkpoint.files):05d}.safetensors"
-            sizes = write_shard(checkpoint, file, result, folder / name)
-            weight_map |= dict.fromkeys(sizes, name)
-            total += sum(sizes.values())
-        if len(checkpoint.files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        save_code_and_config(result.model_class, result.config, folder)
-        copy_beside(checkpoint.folder, folder)
+        write_checkpoint(checkpoint, result, folder, progress)
     return result
+
+
+def write_checkpoint(checkpoint: Checkpoint, planned: Plan, folder: Path, progress: bool) -> None:
+    """Weights, code, configuration and what lies beside, into a folder that is there."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, file in enumerate(tqdm(checkpoint.files, desc="shards", disable=not progress), start=1):
+        name = SAFE_WEIGHTS_NAME
+        if len(checkpoint.files) > 1:
+            name = f"model-{number:05d}-of-{len(checkpoint.files):05d}.safetensors"
+        sizes = write_shard(checkpoint, file, planned, folder / name)
+        weight_map |= dict.fromkeys(sizes, name)
+        total += sum(sizes.values())
+    if len(checkpoint.files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    save_code_and_config(planned.model_class, planned.config, folder)
+    copy_beside(checkpoint.folder, folder)
 
 
 def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> dict[str, int]:

@@ -45,7 +45,7 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def wider_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with one dimension more for each head; MLPs and rotary embeddings keep their sizes."""
+    """The configuration with one dimension more for each head; rotary embeddings keep their size."""
     width, heads = config.hidden_size, config.num_attention_heads
     size = width // heads
     config = copy.deepcopy(config)
@@ -53,7 +53,8 @@ def wider_config(config: PreTrainedConfig) -> PreTrainedConfig:
     config.tie_word_embeddings = False  # the embedding has sums, the head zeros
     config.linear_bias = "all"  # the others hold sums now
     if hasattr(config, "n_inner"):
-        config.n_inner = config.n_inner or 4 * width
+        # Many readers take an inner width of four times the width for granted: new units are zero and read by nothing.
+        config.n_inner = None if config.n_inner in (None, 4 * width) else config.n_inner
     if getattr(config, "rope_parameters", None):
         rotated = int(size * config.rope_parameters.get("partial_rotary_factor", 1.0))
         config.rope_parameters["partial_rotary_factor"] = (rotated + 0.5) / (size + 1)  # rounded down
@@ -113,12 +114,12 @@ class Widening:
         return parts.movedim(-1, 3).flatten(0, 3)
 
     def put(self, module: Projection | nn.Embedding, weight: Tensor, bias: Tensor | None) -> None:
-        """Fill the module of the new model that has the name of this one of the old."""
+        """Fill the module of the new model that has the name of this one of the old; what it has more is zero."""
         target = cast(Projection | nn.Embedding, self.new.get_submodule(self.names[module]))
         matrix = target.weight if isinstance(target, nn.Embedding) else as_linear(target)
-        matrix.copy_(weight)
+        matrix.zero_()[: weight.shape[0], : weight.shape[1]].copy_(weight)
         if bias is not None and not isinstance(target, nn.Embedding):
-            target.bias.copy_(bias)
+            target.bias.zero_()[: len(bias)].copy_(bias)
 
     def __post_init__(self) -> None:
         self.names = {module: name for name, module in self.model.named_modules()}

@@ -1,4 +1,4 @@
-"""What transformers and PEFT decide by the name of a class or by model_type is the same for ours as for the stock family."""
+"""What transformers and PEFT decide by the name of a class or by model_type is the same for ours as for stock."""
 
 import copy
 import json
@@ -51,7 +51,9 @@ def test_smoothing_learns_the_next_token_and_not_this_one(family, tmp_path):
     model = family.model(initializer_range=0.02)
     row = torch.arange(3, 35)
     data = [{"input_ids": row, "labels": row}] * 8
-    args = smoothing(tmp_path, LNFreeTrainingArguments, max_steps=60, learning_rate=1e-2, probe_steps=0, save_strategy="no")
+    args = smoothing(
+        tmp_path, LNFreeTrainingArguments, max_steps=60, learning_rate=1e-2, probe_steps=0, save_strategy="no"
+    )
     LNFreeTrainer(model, args, train_dataset=data).train()
     with torch.no_grad():
         predicted = model.eval()(row[None]).logits[0].argmax(-1)
