@@ -19,6 +19,7 @@ from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import largest_logit
 from ..attention.masks import logit_arguments
 from ..errors import ModelError
+from ..models.activations import LEARNED
 
 
 @dataclass
@@ -57,10 +58,11 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 @functools.cache
 def activation_classes() -> tuple[type[nn.Module], ...]:
-    """The classes behind transformers' activation names; identities are no activation."""
+    """The classes behind transformers' activation names, and ours; identities are no activation."""
     # What the mapping holds, a class or (class, arguments), and not what it makes of that when a name is looked up.
     entries = dict.values(ACT2FN)
-    return tuple({entry[0] if isinstance(entry, tuple) else entry for entry in entries} - {nn.Identity})
+    known = {entry[0] if isinstance(entry, tuple) else entry for entry in entries}
+    return tuple({*known, *LEARNED} - {nn.Identity})
 
 
 class _Layer:

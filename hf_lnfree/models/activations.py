@@ -115,18 +115,27 @@ class GELUReLU(nn.Module):
         return "mix=meta" if self.weight.is_meta else f"mix={self.mix.item():.4g}"
 
 
-# GPT2MLP and GPTNeoXMLP look the name up while they are built, before anything can be rewired.
-ACT2FN["learnable_leaky_relu"] = LearnableLeakyReLU
-ACT2FN["gelu_relu"] = GELUReLU
-ACT2FN["identity"] = nn.Identity
-ACT2FN[FUSED] = nn.Identity
+# Stock MLPs look the name up while they are built, before anything can be rewired. A copy of this file beside a
+# checkpoint leaves what is there: a model builds its own activations from `BUILDERS`.
+for _name, _class in {
+    "learnable_leaky_relu": LearnableLeakyReLU,
+    "gelu_relu": GELUReLU,
+    "identity": nn.Identity,
+    FUSED: nn.Identity,
+}.items():
+    if _name not in ACT2FN:
+        ACT2FN[_name] = _class
 
 # name -> (width of the MLP, slope) -> module, for those that need to know
 BUILDERS: dict[str, Callable[[int, float], nn.Module]] = {
     "leaky_relu": lambda width, slope: nn.LeakyReLU(slope),
     "learnable_leaky_relu": lambda width, slope: LearnableLeakyReLU(slope),
     "prelu": ChannelPReLU,
+    "gelu_relu": lambda width, slope: GELUReLU(),
 }
+
+LEARNED = (LearnableLeakyReLU, ChannelPReLU, GELUReLU)
+"""The activations of this file."""
 
 
 def activation_names() -> tuple[str, ...]:

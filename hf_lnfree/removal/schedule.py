@@ -87,7 +87,7 @@ def expand(
     What is removed at which step, earliest first.
 
     Args:
-        model: its norms are [`RemovalNorm`]s.
+        model: one whose norms are of the class [`RemovalNorm`].
         steps: of the whole training.
         gate_steps: that one removal takes.
 

@@ -95,7 +95,8 @@ def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
 
 def dataset_names(results: RunResults) -> tuple[str, str]:
     """For the index, and to be read; a folder of somebody's machine is not named."""
-    if results.arguments["data"]["data"] == STDLIB:
+    data = results.arguments["data"]
+    if data.get("data", data.get("dataset")) == STDLIB:  # as runs called it before
         return STDLIB, "Python's standard library"
     name = results.hub_dataset
     return (name, name) if name else ("local", "local files")

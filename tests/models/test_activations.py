@@ -1,5 +1,8 @@
 """The learnable leaky ReLU against F.prelu, in value and in every derivative."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,3 +97,30 @@ def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
         values = [p.detach() for n, p in model.named_parameters() if ".act." in n]
         assert len(values) == 3
         assert all(torch.equal(value, torch.full_like(value, expected)) for value in values)
+
+
+def test_a_copy_beside_a_checkpoint_leaves_our_activations_alone(tmp_path):
+    """A model of ours has our classes, and its activations are seen, after a copy of the code was loaded beside it."""
+    done = subprocess.run([sys.executable, "-c", COPY, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+COPY = """
+import importlib.util, math, sys
+from pathlib import Path
+import torch
+from hf_lnfree import LNFreeGPT2Config, LNFreeGPT2ForCausalLM
+from hf_lnfree.analysis.layers import record_layers
+from hf_lnfree.models import activations
+copy = Path(sys.argv[1], "copy_of_activations.py")
+copy.write_text(Path(activations.__file__).read_text())
+spec = importlib.util.spec_from_file_location(copy.stem, copy)
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+for name, kind in {"gelu_relu": activations.GELUReLU, "learnable_leaky_relu": activations.LearnableLeakyReLU}.items():
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 20}
+    model = LNFreeGPT2ForCausalLM(LNFreeGPT2Config(**sizes, activation_function=name))
+    assert type(model.transformer.h[0].mlp.act) is kind
+    with record_layers(model) as layers:
+        model(torch.tensor([[1, 2, 3]]))
+    assert not math.isnan(layers.dead_units[0])
+"""
