@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from types import ModuleType
 
@@ -168,15 +169,21 @@ def test_code_of_its_own_is_not_run_and_not_asked_for(command, run, good, tmp_pa
     refused(run(command, str(folder)), *(["--trust-remote-code"] if command not in ("attribute", "convert") else []))
 
 
-def test_code_of_its_own_runs_when_asked_for(run, good, tmp_path):
+def test_code_of_its_own_runs_when_asked_for(run, good, tmp_path, corpus, cache_dir):
+    """In a process of its own: the code registers activations under our names."""
     folder = changed(good, tmp_path, model_type="lnfree_gpt2_copy")
     for file in folder.glob("*.py"):
         file.write_text(file.read_text().replace('model_type = "lnfree_gpt2"', 'model_type = "lnfree_gpt2_copy"'))
+    text = ["--data", str(corpus), "--context-length", "16", "--device", "cpu"]
+    evaluate = ["evaluate", str(folder), *text, "--max-documents", "1", "--trust-remote-code"]
+    train = ["train", "--model-name-or-path", str(folder), "--tokenizer", str(folder), *text, "--cache-dir", cache_dir]
+    train += ["--max-steps", "1", "--save-strategy", "no", "--out", str(tmp_path / "run"), "--trust-remote-code"]
     refused(run("evaluate", str(folder)), "--trust-remote-code")
-    code, said = run("evaluate", str(folder), "--trust-remote-code")
-    assert code == 0, said
-    code, said = run("train", str(folder), "--trust-remote-code")
-    assert code == 0, said
+    code = "import json, sys; from hf_lnfree.cli.main import main; print([main(a) for a in json.loads(sys.argv[1])])"
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps([evaluate, train])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == "lnfree_gpt2_copy"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train", "remove-norms", "lm-eval"])
