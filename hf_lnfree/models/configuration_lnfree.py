@@ -16,8 +16,16 @@ from .activations import activation_names
 from .errors import ConfigurationError
 from .normalizations import normalization_names
 
-# Words that mark an unknown keyword as a misspelt study field, however far from the real name it is.
-STUDY_WORDS = ("norm", "norms", "act", "activation", "activations", "slope", "slopes")
+# What people write for fields of the study whose names are spelt otherwise; near misses are found by their letters.
+OTHER_NAMES = {
+    **dict.fromkeys(("normalization", "normalisation", "norm_type", "norms"), "norm"),
+    **dict.fromkeys(("layers_norm", "norm_layers"), "layer_norms"),
+    **dict.fromkeys(("slope", "leaky_slope", "leaky_relu_slope"), "negative_slope"),
+    "softcap": "attention_softcap",
+    "qk_norm": "query_key_norm",
+}
+# An activation of the other family's name, or of none.
+ACTIVATION_NAMES = ("act", "activation", "activation_fn", "activation_function", "hidden_act", "hidden_activation")
 
 
 def _auto_map(family: str, prefix: str) -> dict[str, str]:
@@ -150,6 +158,18 @@ class LNFreeConfigMixin(Base):
             )
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers. A stock checkpoint has LayerNorms everywhere: what becomes of them must be said."""
+        stock = config_dict.get("model_type", cls.model_type) != cls.model_type
+        if stock and not {"norm", "layer_norms"} & {*config_dict, *kwargs}:
+            raise ConfigurationError(
+                f"A stock {config_dict['model_type']} checkpoint has LayerNorms, and {cls.__name__} has norm='none' by "
+                'default: they would be dropped. Pass norm="layernorm" to keep them, or norm="none" to drop those '
+                "of the blocks."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def block_norms(self) -> list[str]:
         """The norm of every block, first to last; of an encoder-decoder those of the encoder first."""
@@ -228,15 +248,14 @@ def _check_names(name: str, values: Any, allowed: tuple[str, ...]) -> None:
 
 def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMixin]) -> None:
     """Refuse unknown keywords that were meant to be study fields; `PreTrainedConfig` keeps any other."""
-    known = [f.name for f in fields(config_class)]
     study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
+    others = OTHER_NAMES | dict.fromkeys(ACTIVATION_NAMES, config_class.activation_field)
     for name in kwargs:
-        meant = any(get_close_matches(word, STUDY_WORDS, cutoff=0.8) for word in name.split("_"))
-        if meant or get_close_matches(name, study, cutoff=0.8):
-            near = get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+        for near in get_close_matches(name, [*study, *others], n=1, cutoff=0.85):
+            meant = others.get(near, near)
             raise ConfigurationError(
-                f"{name!r} is not a field of {config_class.__name__}.{hint} The study's fields are: {', '.join(study)}."
+                f"{name!r} is not a field of {config_class.__name__}. Did you mean {meant!r}? The study's fields are: "
+                f"{', '.join(study)}."
             )
 
 

@@ -113,6 +113,24 @@ def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> N
                     norm.read_by(block, attention.readers[0], attention.groups(model.config.num_attention_heads))
 
 
+def refuse_quantisation(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigurationError: what a projection adds to a plain one would be lost with its class.
+    """
+    config = model.config
+    if config.weight_norm != "none":
+        raise ConfigurationError(
+            f"Weights of weight_norm={config.weight_norm!r} are computed and cannot be quantised. Fold first "
+            "(hf_lnfree.conversion.fold, or `hf-lnfree convert --to folded`), and quantise what comes out."
+        )
+    if config.linear_bias != "all":
+        raise ConfigurationError(
+            "Projections with frozen biases (linear_bias='query_key') cannot be quantised. Load the model with "
+            "linear_bias='all', which computes the same."
+        )
+
+
 def named_slopes(model: nn.Module) -> dict[str, nn.Parameter]:
     """The learnable slopes of a model by module name; a global slope appears under each of its names."""
     return {
@@ -215,6 +233,8 @@ class LNFreeMixin(Base):
             init.normal_(writer.weight, mean=0.0, std=std)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "is_quantized" and value:  # a quantiser marks the model, then exchanges its projections
+            refuse_quantisation(self)
         if name == "peft_config":  # adapters were put in; PEFT itself compares shapes only
             trained_on = {config.base_model_name_or_path for config in value.values()} - {None, "", self.name_or_path}
             if trained_on and self.name_or_path:

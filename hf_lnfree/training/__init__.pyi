@@ -6,3 +6,4 @@ from .recipes import paper_config as paper_config
 from .results import RunResults as RunResults
 from .run import train as train
 from .trainer import LNFreeTrainer as LNFreeTrainer
+from .weight_decay import DecayMatrices as DecayMatrices

@@ -39,7 +39,7 @@ class EntropyRegularization(Procedure):
 
     - "heads": $\frac{\lambda}{LH} \sum d_{lh}^2$, $d_{lh} = \bar H_{lh} / \bar H_{max} - \theta_{lh}$, with
       the mean $\bar H_{lh}$ over batch and rows, and that of $\ln n_i$ over the $n_i$ keys of a row, the causal bound.
-    - "rows": $\frac{\lambda}{L} \sum_{lhbi} d_{lhbi}^2$, $d_{lhbi} = H_{lhbi} - \theta_{lh} \ln T$ in nats (tolerance
+    - "rows": $\frac{\lambda}{LH} \sum_{lhbi} d_{lhbi}^2$, $d_{lhbi} = H_{lhbi} - \theta_{lh} \ln T$ in nats (tolerance
       $\gamma \ln T$): a sum over rows, against a bound that a causal row does not reach, as published.
 
     Args:
@@ -88,7 +88,7 @@ class EntropyRegularization(Procedure):
                 self.terms[call.module] = term
 
     def term(self, call: AttentionCall) -> Tensor:
-        """Of one layer, before the weight: a mean over its heads, or their sum."""
+        """Of one layer, before the weight: a mean over its heads, in the form "rows" of sums over batch and rows."""
         if call.sinks is not None:
             raise AttentionError(
                 f"{type(call.module).__name__} has attention sinks, under which entropies carry no gradient here. "
@@ -100,7 +100,7 @@ class EntropyRegularization(Procedure):
         if self.form == "rows":
             top = math.log(call.key.shape[2])
             deviation = attention_entropy_with_grad(**arguments) - share[:, None] * top  # B H T
-            return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum()
+            return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum() / len(share)
         mask, causal = arguments["attention_mask"], arguments["is_causal"]
         support = row_supports(call.query, call.key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
         bound = support[support > 0].to(share.dtype).log().mean()

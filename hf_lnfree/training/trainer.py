@@ -28,9 +28,10 @@ from .progress import ReadableProgress
 from .recorder import FlightRecorder
 from .results import RESULTS
 from .steps import StepRecord
+from .weight_decay import DecayMatrices
 
 
-class LNFreeTrainer(WholeCheckpoints):
+class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
     """
     [`Trainer`] for the models of this package.
 
@@ -156,10 +157,6 @@ class LNFreeTrainer(WholeCheckpoints):
         except BaseException as error:
             self.recorder.write(f"{type(error).__name__}: {error}", self.guard.events)
             raise
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
-        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None

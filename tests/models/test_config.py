@@ -5,6 +5,8 @@ import json
 import pytest
 from transformers import AutoConfig
 
+from hf_lnfree.models.errors import ConfigurationError
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -57,8 +59,23 @@ def test_assignment_is_checked_too(family):
         family.head("CausalLM")(config)
 
 
-def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family):
-    assert family.config(task_specific_params={"a": 1}).task_specific_params == {"a": 1}
+@pytest.mark.parametrize(
+    "field", ["task_specific_params", "batch_norm_eps", "rms_norm_eps", "act_bits", "use_norm_bias", "hidden_act_scale"]
+)
+def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family, field, tmp_path):
+    config = family.config(**{field: 3})
+    config.save_pretrained(tmp_path)
+    assert getattr(AutoConfig.from_pretrained(tmp_path), field) == 3
+
+
+def test_what_becomes_of_the_norms_of_a_stock_checkpoint_must_be_said(family, tmp_path):
+    family.stock_model().save_pretrained(tmp_path)
+    head = family.head("CausalLM")
+    with pytest.raises(ConfigurationError, match=r"would be dropped. Pass norm=\"layernorm\""):
+        head.from_pretrained(tmp_path)
+    assert head.from_pretrained(tmp_path, norm="layernorm").config.block_norms == ["layernorm"] * 3
+    assert head.from_pretrained(tmp_path, layer_norms="none:0,layernorm:1-2").config.block_norms[0] == "none"
+    assert head.from_pretrained(tmp_path, norm="none").config.block_norms == ["none"] * 3
 
 
 PUBLISHED = {  # the keys that the configurations of openai-community/gpt2 and EleutherAI/pythia-70m have on the Hub

@@ -7,10 +7,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Trainer, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_lnfree import LNFreeTrainer, LNFreeTrainingArguments
 from hf_lnfree.conversion import convert
 from hf_lnfree.data.tokenization import train_bpe
+from hf_lnfree.models.errors import ConfigurationError
+from hf_lnfree.training import DecayMatrices
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -84,3 +89,52 @@ def test_the_tokenizer_of_a_folder_without_a_class_is_the_stock_one(family, layo
     assert found.special_tokens_map == wanted.special_tokens_map
     assert found.eos_token == "<|endoftext|>"
     assert found("some text")["input_ids"] == wanted("some text")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"weight_norm": "weight"}, "convert --to folded"),
+        ({"weight_norm": "spectral", "weight_norm_scope": "block"}, "convert --to folded"),
+        ({"linear_bias": "query_key"}, "linear_bias='all'"),
+    ],
+)
+def test_a_quantiser_that_would_drop_what_projections_add_is_refused(family, fields, remedy, tmp_path, monkeypatch):
+    """A quantiser as transformers has them, which exchanges every projection; no weight is looked at."""
+
+    class Quantizer(HfQuantizer):
+        def __init__(self):
+            self.quantization_config = QuantizationConfigMixin(quant_method="swap")
+            self.pre_quantized = False
+
+        def _process_model_before_weight_loading(self, model, **kwargs):
+            for name, module in list(model.named_modules()):
+                if isinstance(module, (torch.nn.Linear, Conv1D)):
+                    model.set_submodule(name, torch.nn.Identity())
+
+        is_trainable = is_serializable = True
+
+    with pytest.raises(ConfigurationError, match=remedy):
+        Quantizer().preprocess_model(family.model(**fields))
+    plain = family.model()
+    Quantizer().preprocess_model(plain)
+    assert plain.is_quantized
+
+
+LEARNED = [
+    {"norm": "dyt", "final_norm": "derf", "activation": "learnable_leaky_relu", "slope_scope": "layer"},
+    {"norm": "rmsnorm", "final_norm": "scale", "activation": "prelu", "residual_gain": "skipinit"},
+    {"norm": "affine", "ffn_scale": True, "attention_temperature": True, "weight_norm": "weight"},
+]
+
+
+@pytest.mark.parametrize("fields", LEARNED, ids=lambda fields: fields["norm"])
+def test_no_trainer_with_the_mixin_decays_what_is_no_matrix(family, fields, tmp_path):
+    class MatrixTrainer(DecayMatrices, Trainer): ...
+
+    model = family.model(**fields)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, weight_decay=0.1)
+    groups = MatrixTrainer(model, args).create_optimizer().param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.dim() > 1), name

@@ -46,7 +46,7 @@ def by_hand(model, ids, form):
             terms.append(torch.where(d.abs() > 0.05, d**2, 0.0).mean())
         else:
             d = entropy - share[:, None] * math.log(length)
-            terms.append(torch.where(d.abs() > 0.05 * math.log(length), d**2, 0.0).sum())
+            terms.append(torch.where(d.abs() > 0.05 * math.log(length), d**2, 0.0).sum() / len(share))
     return 0.3 * torch.stack(terms).mean()
 
 
