@@ -3,7 +3,8 @@
 What is wrong with a checkpoint is a ModelError that names it. Code that comes with one runs only when asked for.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -24,6 +26,9 @@ from transformers import (
 )
 
 from .errors import LNFreeError, ModelError, SettingsError
+from .files import read_json
+
+logger = logging.getLogger(__name__)
 
 # What transformers raises for the files of a checkpoint: its configuration, then its weights.
 FILE_ERRORS = (ValueError, OSError, StrictDataclassError, SafetensorError, UnpicklingError, EOFError)
@@ -31,6 +36,7 @@ TORCH_ERRORS = {
     "PytorchStreamReader": "its pytorch_model.bin is damaged. Copy or download it again.",
     "ignore_mismatched_sizes": "its weights have other shapes than its configuration says.",
 }
+SHOWN = 4  # names in an error
 LONGEST_REASON = 1000  # characters; transformers may list all of its classes
 
 
@@ -75,6 +81,7 @@ def load_model(
     device: torch.device | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    changed: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """
@@ -83,12 +90,15 @@ def load_model(
     Args:
         auto_class: one of transformers' Auto classes, or the class of a model.
         device: where its weights go, straight from their files; the CPU by default.
+        changed: whether its configuration was changed on purpose, so that tensors may be new or left over.
         options: further ones of `from_pretrained`.
 
     Raises:
-        ModelError: there is no such checkpoint, another kind of model, a damaged file, or shapes that do not fit.
+        ModelError: there is no such checkpoint, another kind of model, a damaged file, or tensors that are missing,
+            unknown, of another shape or not finite: such a model would compute something else than it was trained to.
     """
     place = find(name)
+    require_own_files(Path(place))
     if issubclass(auto_class, PreTrainedModel):
         assert not trust_remote_code, "a class that is given needs no other"
     else:
@@ -106,7 +116,68 @@ def load_model(
             f"{name} cannot be loaded: {key} is {list(stored)} in its weights and {list(wanted)} by its configuration"
             f"{others}."
         )
+    if changed:
+        tell_changes(name, found)
+        found = {"missing_keys": (), "unexpected_keys": ()}
+    require_whole(name, model, found, backbone=auto_class is AutoModel)
     return model
+
+
+def require_whole(name: str | PathLike[str], model: PreTrainedModel, found: dict[str, Any], backbone: bool) -> None:
+    """
+    Args:
+        found: what transformers tells of the tensors.
+        backbone: whether the model is loaded without the head that the checkpoint may have; a head's tensors are left
+            over then, and a pooler may be new.
+
+    Raises:
+        ModelError: tensors that are missing, unknown or not finite.
+    """
+    missing, unknown = set(found["missing_keys"]), set(found["unexpected_keys"])
+    if backbone:
+        own = {child for child, _ in model.named_children()} | {model.base_model_prefix}
+        unknown = {key for key in unknown if key.split(".")[0] in own}
+        missing = {key for key in missing if "pooler" not in key.split(".")}
+    spoilt = {
+        key for key, p in model.named_parameters() if not p.is_meta and p.is_floating_point() and not all_finite(p)
+    }
+    for keys, what in ((missing, "has no"), (unknown, "has unknown"), (spoilt, "has NaN or infinities in")):
+        if keys:
+            raise ModelError(
+                f"{name} cannot be used: it {what} {listed(keys)}. Its weights do not fit its configuration, or are "
+                "damaged."
+            )
+
+
+def tell_changes(name: str | PathLike[str], found: dict[str, Any]) -> None:
+    """Log which tensors a changed configuration begins anew, and which it leaves out."""
+    for keys, what in ((found["missing_keys"], "begin anew"), (found["unexpected_keys"], "are left out")):
+        if keys:
+            logger.info("%d tensors of %s %s: %s.", len(keys), name, what, listed(keys))
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(sorted(names)[:SHOWN]) + more
+
+
+def all_finite(parameter: torch.Tensor) -> bool:
+    """Without a mask of the size of the parameter: a sum is finite unless an entry is not, or it overflows."""
+    total = parameter.detach().sum(dtype=torch.float64 if parameter.device.type != "mps" else torch.float32)
+    return bool(total.isfinite()) or bool(parameter.detach().isfinite().all())
+
+
+def require_own_files(folder: Path) -> None:
+    """Raise ModelError for an index of shards that names files elsewhere, or that are not there."""
+    for index in sorted(folder.glob("*.index.json")):
+        names = read_json(index)
+        names = names.get("weight_map") if isinstance(names, dict) else None
+        if not isinstance(names, dict):
+            raise ModelError(f"{index} is no index of shards: it has no weight_map.")
+        for name in sorted(set(map(str, names.values()))):
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ModelError(f"{index} names {name!r}, which is no file of its folder.")
 
 
 def find(name: str | PathLike[str]) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..errors import ModelError
 from ..loading import find, reading
 
 # What makes a checkpoint usable beside its weights.
@@ -56,6 +57,8 @@ class Checkpoint:
             if (self.folder / index).is_file():
                 with reading(self.source, f"its {index} ", KeyError):
                     names = sorted(set(json.loads((self.folder / index).read_text())["weight_map"].values()))
+                if strange := [name for name in names if Path(name).name != name]:
+                    raise ModelError(f"{self.source}: {index} names files elsewhere: {', '.join(strange)}.")
                 if missing := [name for name in names if not (self.folder / name).is_file()]:
                     raise OSError(f"{self.source}: {index} names shards that are not there: {', '.join(missing)}.")
                 return names

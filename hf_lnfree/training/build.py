@@ -37,5 +37,5 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
         )
     if model_args.model_name_or_path is not None:
         access = model_args.access(model_args.model_name_or_path)
-        return load_model(model_args.model_name_or_path, config=config, **access)
+        return load_model(model_args.model_name_or_path, config=config, changed=bool(model_args.overrides), **access)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -8,10 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.data.tokenization import train_bpe
+from hf_lnfree.errors import ModelError
+from hf_lnfree.loading import load_config, load_model
 
 from ..conftest import GPT2
 
@@ -217,3 +220,62 @@ def test_a_device_that_is_not_here(run, good):
     for command in COMMANDS:
         refused(run(command, str(good), "--device", "cuda:77"), "There is no device 'cuda:77' here. Allowed: cpu")
     assert not torch.accelerator.is_available() or run("entropy", str(good))[0] == 0
+
+
+def missing(tensors, config):
+    del tensors["transformer.h.0.mlp.c_fc.weight"]
+
+
+def unknown(tensors, config):
+    tensors["transformer.h.7.mlp.c_fc.weight"] = torch.ones(3)
+
+
+def spoilt(tensors, config):
+    tensors["transformer.h.0.mlp.c_fc.weight"][1, 2] = torch.nan
+
+
+def more_layers(tensors, config):
+    config["n_layer"] = 2
+
+
+WRONG = {
+    missing: ("has no", "h.0.mlp.c_fc.weight"),
+    unknown: ("has unknown", "h.7.mlp.c_fc.weight"),
+    spoilt: ("NaN or infinities in", "h.0.mlp.c_fc.weight"),
+    more_layers: ("has no", "h.1."),
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("study", "lm-eval")])
+def test_tensors_that_do_not_fit(command, spoil, run, good, tmp_path):
+    """transformers draws what is missing at random and leaves out what it does not know."""
+    folder = tmp_path / "wrong"
+    shutil.copytree(good, folder)
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    spoil(tensors, config)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(run(command, str(folder)), folder, *WRONG[spoil])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "entropy", "convert"])
+def test_an_index_that_points_elsewhere(command, run, good, tmp_path):
+    folder = tmp_path / "wrong"
+    shutil.copytree(good, folder)
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../good/model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(run(command, str(folder)), "model.safetensors.index.json", "../good/model.safetensors")
+
+
+def test_a_changed_configuration_may_begin_tensors_anew(good, caplog):
+    """A warm start with another norm: what is new is told, the rest is that of the checkpoint."""
+    config = load_config(good, norm="dyt")
+    with pytest.raises(ModelError, match=r"has no transformer.h.0.ln_1.alpha"):
+        load_model(good, config=config)
+    with caplog.at_level("INFO", logger="hf_lnfree"):
+        model = load_model(good, config=config, changed=True)
+    assert "begin anew: transformer.h.0.ln_1.alpha" in caplog.text
+    assert type(model.transformer.h[0].ln_1).__name__ == "DynamicTanh"
