@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..checks import require_at_least, require_choices
 from ..errors import SettingsError
 
 STDLIB = "stdlib"
@@ -66,11 +67,16 @@ class DataArguments:
     _argument_group_name = "Data"
 
     def __post_init__(self) -> None:
-        if self.packing not in ("exact", "packed"):
-            raise SettingsError(f"packing={self.packing!r} is not known. Allowed: 'exact', 'packed'.")
-        if self.context_length < 2:
-            raise SettingsError(f"context_length must be at least 2 (one prediction), got {self.context_length}.")
-        if self.tokenizing_processes is not None and self.tokenizing_processes < 1:
-            raise SettingsError(f"tokenizing_processes must be at least 1, got {self.tokenizing_processes}.")
+        require_choices(self)
+        require_at_least(
+            self,
+            context_length=2,  # one prediction
+            vocab_size=1,
+            **dict.fromkeys(("tokenizing_processes", "max_documents", "max_validation_documents"), 1),
+            max_validation_windows=1,
+        )
+        for name in ("data", "validation_data"):
+            if (value := getattr(self, name)) is not None and not value.strip():
+                raise SettingsError(f"{name} is empty. Give 'stdlib', a file, a folder, or a dataset of the Hub.")
         if self.validation_data is None and not 0 < self.validation_fraction < 1:
             raise SettingsError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")

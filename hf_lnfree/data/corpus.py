@@ -5,7 +5,9 @@ any other without reading it. Training and validation are told apart by the hash
 twice never stands on both sides.
 """
 
+import glob
 import hashlib
+import logging
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, Features, Value, config, load_dataset
 from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
@@ -23,6 +25,8 @@ from ..errors import DataError
 from ..files import atomic_folder, content_key
 from ..loading import is_hub_name, reason
 from .arguments import STDLIB
+
+logger = logging.getLogger(__name__)
 
 STDLIB_LEFT_OUT = {
     "config",
@@ -116,6 +120,8 @@ def load_corpus(
         DataError: nothing was found, or nothing of it could be decoded.
     """
     path = Path(data).expanduser()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{data!r} is neither a file nor a folder.")
     if path.suffix in TABLES and path.is_file():
         corpus = _table(path, max_documents, text_column)
     elif data == STDLIB or path.exists():
@@ -150,7 +156,7 @@ def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, C
 def _local_files(dataset: str, root: Path) -> list[Path]:
     if dataset == STDLIB:
         return _stdlib_files(root)
-    return sorted(p for p in root.rglob("*") if p.suffix in TEXT_SUFFIXES) if root.is_dir() else [root]
+    return sorted(p for p in root.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file()) if root.is_dir() else [root]
 
 
 def _stdlib_files(root: Path) -> list[Path]:
@@ -217,17 +223,29 @@ def _hub_corpus(
 def _table(path: Path, max_documents: int | None, text_column: str | None) -> Corpus:
     if not path.stat().st_size:
         raise DataError(f"{path} is empty.")
+    digest = _file_hash(path)
+    # datasets takes names for patterns, and knows a file by its name and time: here it is known by its bytes.
+    cache = Path(config.HF_DATASETS_CACHE) / "hf_lnfree" / digest
     try:
-        rows = load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
+        files = glob.escape(str(path.resolve()))
+        rows = load_dataset(TABLES[path.suffix], data_files=files, split="train", cache_dir=str(cache))
     except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
     column = _text_column(str(path), rows.column_names, text_column)
+    if _file_hash(path) != digest:
+        raise DataError(f"{path} was changed while it was read. Try again when nobody writes to it.")
+    every = len(rows)
     rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
+    if every > len(rows):
+        logger.info("%d of %d rows of %s have no text in %r and are left out.", every - len(rows), every, path, column)
     if max_documents is not None:
         rows = rows.select(range(min(max_documents, len(rows))))
-    return Corpus(
-        str(path), rows, column, content_key(hashlib.sha256(path.read_bytes()).hexdigest(), column, max_documents)
-    )
+    return Corpus(str(path), rows, column, content_key(digest, column, max_documents))
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text_column(data: str, names: list[str], wanted: str | None) -> str:

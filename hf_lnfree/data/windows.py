@@ -39,8 +39,10 @@ class TokenWindows(Dataset):
     def __init__(self, folder: Path, limit: int | None = None):
         self.meta = read_meta(folder)
         shape = (self.meta["windows"], self.meta["context_length"])
-        step = max(1, shape[0] // limit) if limit else 1
-        self.tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)[::step][:limit]
+        tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)
+        count = len(tokens) if limit is None else min(limit, len(tokens))
+        evenly = np.arange(count) * len(tokens) // max(1, count)
+        self.tokens: np.ndarray = tokens if count == len(tokens) else tokens[evenly]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -6,6 +6,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from ..checks import require_at_least, require_choices
 from ..errors import SettingsError
 from .fields import ModelArguments, TrainingFields
 
@@ -20,7 +21,8 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
     [`TrainingArguments`] with the study's own; NaN losses are logged as NaN and not as 0.
 
     Raises:
-        SettingsError: `report_to` names something that is not installed.
+        SettingsError: `report_to` names something that is not installed, or a field of this package has a value that
+            is not allowed.
     """
 
     dataloader_pin_memory: bool = field(
@@ -29,6 +31,8 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choices(self)
+        require_at_least(self, probe_steps=0, probe_sequences=1, recorder_samples=1, attention_report_windows=0)
         here = get_available_reporting_integrations()
         if missing := sorted(set(self.report_to or ()) - {*here, *UNCHECKED}):
             raise SettingsError(

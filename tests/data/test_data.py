@@ -19,6 +19,7 @@ from hf_lnfree.data.corpus import Corpus, load_corpus, split_by_hash
 from hf_lnfree.data.splits import load_data
 from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.data.windows import TokenWindows, build_windows, cut
+from hf_lnfree.errors import DataError, SettingsError
 from tests.hub import Hub
 
 
@@ -285,5 +286,79 @@ def test_limited_validation_is_spread_over_the_files(arguments):
     arguments.max_validation_windows = 4
     few = load_data(arguments).validation
     assert len(few) == 4
-    step = len(whole) // 4
-    assert all(torch.equal(few[i]["input_ids"], whole[i * step]["input_ids"]) for i in range(4))
+    assert all(torch.equal(few[i]["input_ids"], whole[i * len(whole) // 4]["input_ids"]) for i in range(4))
+
+
+def test_held_out_windows_are_spread_evenly(arguments, tmp_path):
+    data = load_data(arguments)
+    windows = len(data.train)
+    for limit in (1, 3, windows - 1, windows, windows + 5):
+        some = TokenWindows(arguments_folder(data, arguments), limit)
+        wanted = [i * windows // limit for i in range(limit)] if limit < windows else range(windows)
+        assert [some[i]["input_ids"].tolist() for i in range(len(some))] == [
+            data.train[i]["input_ids"].tolist() for i in wanted
+        ]
+
+
+def arguments_folder(data, arguments):
+    corpus, _ = split_by_hash(load_corpus(arguments.data), arguments.validation_fraction)
+    return build_windows(corpus, data.tokenizer, arguments, "train")
+
+
+def rows(path, *texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_name_with_brackets_is_that_file(tmp_path):
+    rows(tmp_path / "data1.jsonl", "of the other file")
+    wanted = rows(tmp_path / "data[1].jsonl", "of this file")
+    assert list(load_corpus(str(wanted)).texts) == ["of this file"]
+
+
+def test_new_content_under_an_old_time_is_read(tmp_path):
+    path = rows(tmp_path / "data.jsonl", "the first text")
+    first, stat = load_corpus(str(path)), path.stat()
+    assert list(first.texts) == ["the first text"]
+    rows(path, "the other text")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    second = load_corpus(str(path))
+    assert list(second.texts) == ["the other text"]
+    assert second.key != first.key
+
+
+def test_rows_without_a_text_are_left_out_and_counted(tmp_path, caplog):
+    path = rows(tmp_path / "data.jsonl", "one", None, "two")
+    with caplog.at_level("INFO", logger="hf_lnfree"):
+        assert list(load_corpus(str(path)).texts) == ["one", "two"]
+    assert "1 of 3 rows" in caplog.text
+
+
+def test_a_pipe_is_no_corpus(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        load_corpus(str(tmp_path / "pipe.py"))
+    (tmp_path / "file.py").write_text("a text")
+    assert list(load_corpus(str(tmp_path)).texts) == ["a text"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data": ""},
+        {"data": "  "},
+        {"validation_data": ""},
+        {"max_documents": 0},
+        {"max_validation_documents": -1},
+        {"max_validation_windows": 0},
+        {"vocab_size": 0},
+        {"context_length": 1},
+        {"packing": "loose"},
+        {"context_length": "long"},
+    ],
+    ids=str,
+)
+def test_fields_are_checked_before_anything_is_read(fields):
+    with pytest.raises(SettingsError, match=next(iter(fields))):
+        DataArguments(**fields)
