@@ -99,16 +99,20 @@ class _Seam(TorchFunctionMode):
         self.inside_function = False
 
     def follow(self, attend: Callable, implementation: str | None) -> Callable:
-        @functools.wraps(attend)  # so that `unwrap` finds the host's function, however many contexts stand around it
+        # The model's function, however many contexts stand around it, and not what that may wrap in turn.
+        function = getattr(attend, "followed", attend)
+
+        @functools.wraps(attend)
         def attend_and_follow(*args: Any, **kwargs: Any) -> Any:
             before, self.inside_function = self.inside_function, True
             try:
                 result = attend(*args, **kwargs)
             finally:
                 self.inside_function = before
-            self.after(call_of(inspect.unwrap(attend), implementation, result, args, kwargs))
+            self.after(call_of(function, implementation, result, args, kwargs))
             return result
 
+        attend_and_follow.followed = function  # type: ignore[attr-defined]
         return attend_and_follow
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
