@@ -1,27 +1,37 @@
 """Record the attention entropies of a Transformers model while it runs, whatever attention it runs with.
 
-Attention calls come from `attention_calls`; modules that make none may return their map (Bloom, GPT-Neo, GPT-J;
-DeBERTa when asked). Each does its work unchanged, so logits are those of the implementation that was asked for;
-entropies come from queries, keys and mask, or from the map before it is freed.
+Attention calls come from `attention_calls`; modules that make none may return their map (Bloom, GPT-Neo, GPT-J) or
+compute a softmax by themselves (DeBERTa). Each does its work unchanged, so logits are those of the implementation that
+was asked for; entropies come from queries, keys and mask, or from the map before it is freed. An attention that ran
+beside them and cannot be recorded is an error.
 """
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.calls import AttentionCall, attention_calls, recomputing
-from ..attention.eager import eager_attention, returns_maps_when_asked
+from ..attention.eager import eager_attention
 from ..attention.fused import RowEntropies, fused_attention_entropy
 from ..attention.masks import logit_arguments
 from ..choices import Method
 from ..errors import AttentionError
 from .maps import adds_up_to_one, entropies_of_map, map_in, visible_keys
+from .own_attention import (
+    attends,
+    is_softmax,
+    named_attention,
+    rows_of_multi_head_attention,
+    rows_of_softmax,
+    softmax_logits,
+)
 
 
 @dataclass
@@ -65,7 +75,8 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
         >>> record.entropies["transformer.h.0.attn"].mean((0, 2))
 
     Raises:
-        AttentionError: no attention of the model was recorded, a mask or a map that cannot be read.
+        AttentionError: no attention of the model was recorded, or one beside those that were; a mask or a map that
+            cannot be read; an attention function of somebody else that is no softmax of its arguments.
     """
     if method not in get_args(Method):
         raise AttentionError(f"method={method!r} is not known. Allowed: {', '.join(map(repr, get_args(Method)))}.")
@@ -75,16 +86,36 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
             stack.enter_context(eager_attention(recorder.model))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(attention_calls(recorder.after, direct=method != "attentions"))
+        stack.enter_context(attention_calls(recorder.after, direct=True, outside=recorder.outside))
         stack.enter_context(recorder.modules())
         yield recorder.record
+    unseen = ", ".join(recorder.unseen)
+    if recorder.recorded and unseen:
+        raise AttentionError(
+            f"Attention of {type(recorder.model).__name__} ran that method={method!r} cannot record: {unseen}. "
+            + ("Call model.eval(), or record other parts alone." if method == "auto" else "Try method='auto'.")
+        )
     if not recorder.recorded:
         raise AttentionError(
             f"No attention of {type(recorder.model).__name__} was recorded with method={method!r}: it was not called, "
             "it has no softmax attention, or its attention neither uses transformers' ALL_ATTENTION_FUNCTIONS nor "
             "returns its map [batch, heads, queries, keys]"
             + (" (try method='attentions')." if method == "fused" else " (in eval mode: dropout changes maps).")
+            + (f" A softmax ran in {unseen}." if unseen else "")
         )
+
+
+@dataclass
+class _Running:
+    """A module that runs."""
+
+    module: nn.Module
+    recorded: int
+    """How much was recorded before it began."""
+    softmaxes: list[RowEntropies | None] = field(default_factory=list)
+    """Of its own softmaxes over keys, None where the map cannot be read."""
+    unseen: list[str] = field(default_factory=list)
+    """Modules inside it whose softmax was not recorded."""
 
 
 class _Recorder:
@@ -99,9 +130,8 @@ class _Recorder:
         self.names = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
         self.record = AttentionRecord()
         self.recorded = 0
-        self.running: list[tuple[nn.Module, int]] = []  # outermost first, and how much was recorded before each began
-        # Some classes return their maps only when asked; what the caller did not ask for is taken out again.
-        self.asks = method != "fused" and returns_maps_when_asked(self.model)
+        self.running: list[_Running] = []  # outermost first
+        self.unseen: dict[str, None] = {}  # names of modules whose attention ran and was not recorded, in order
 
     def add(self, module: nn.Module, rows: RowEntropies) -> None:
         self.record.calls.setdefault(self.names[module], []).append(rows)
@@ -109,41 +139,64 @@ class _Recorder:
 
     def after(self, call: AttentionCall) -> None:
         """Keeps a call of the model's; a direct call is that of the innermost module that runs."""
-        module = self.running[-1][0] if call.module is None and self.running else call.module
+        module = self.running[-1].module if call.module is None and self.running else call.module
         if module is not None and module in self.names and not call.recomputed:
-            self.add(module, row_entropies(call, of_map=self.method == "attentions"))
+            of_map = self.method == "attentions" and call.module is not None  # sdpa itself makes no map
+            self.add(module, row_entropies(call, of_map=of_map))
+
+    def outside(self, function: Callable, args: tuple, kwargs: dict, result: Any) -> None:
+        """Notes what the innermost module computes by itself; it is looked at when the module has run."""
+        if not self.running or recomputing():
+            return
+        # A softmax may be a module of its own (I-BERT).
+        running = next((r for r in reversed(self.running) if not is_softmax(r.module)), self.running[0])
+        if (logits := softmax_logits(function, args, kwargs)) is not None and attends(running.module, logits):
+            readable = self.method != "fused" and not running.softmaxes
+            running.softmaxes.append(rows_of_softmax(running.module, logits, result) if readable else None)
+        elif function is F.multi_head_attention_forward and self.method != "fused":
+            self.add(running.module, rows_of_multi_head_attention(args, kwargs))
+        elif function is F.multi_head_attention_forward:
+            running.softmaxes.append(None)
+
+    def left(self, running: _Running, output: Any, mask: Any) -> None:
+        """Looks at what a module that made no call returned, then at its softmax."""
+        module, own, before = running.module, running.softmaxes, running.recorded
+        rows = own[0] if len(own) == 1 else None
+        if self.recorded == before and self.method != "fused" and len(own) < 2:  # no map would tell of two softmaxes
+            heads = getattr(getattr(self.model, "config", None), "num_attention_heads", None)
+            if (map_ := map_in(output, heads)) is not None:
+                found = entropies_of_map(map_, visible_keys(mask, map_))
+                # Only logits tell a key of weight 0 from one that is hidden.
+                alike = rows is not None and rows.entropy.shape == found.entropy.shape
+                self.add(module, found._replace(support=rows.support) if alike else found)
+                return
+            if rows is not None and not module.training:  # else dropout may follow
+                self.add(module, rows)
+        if own and self.recorded == before:
+            running.unseen.append(f"{self.names[module] or 'the model'} ({type(module).__name__})")
+        if self.running:
+            self.running[-1].unseen += running.unseen
+        else:
+            self.unseen |= dict.fromkeys(running.unseen)
 
     @contextmanager
     def modules(self) -> Iterator[None]:
         """Follows which modules run, and looks at what they return when nothing inside them was recorded."""
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.running.append((module, self.recorded))
+            self.running.append(_Running(module, self.recorded))
 
-        def ask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            self.asks = not kwargs.get("output_attentions")
-            return args, kwargs | {"output_attentions": True}
-
-        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            # A module that raised was never left: what stands above this one is its remains.
-            while self.running and self.running[-1][0] is not module:
-                self.running.pop()
-            recorded_before = self.running.pop()[1] if self.running else -1
-            if self.recorded > recorded_before or self.method == "fused" or recomputing():
-                return None
-            heads = getattr(getattr(self.model, "config", None), "num_attention_heads", None)
-            if (map_ := map_in(output, heads)) is None:
-                return None
-            self.add(module, entropies_of_map(map_, visible_keys(kwargs.get("attention_mask"), map_)))
-            return type(output)(None if item is map_ else item for item in output) if self.asks else None
+        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if self.running and self.running[-1].module is module:  # else the context was entered while it ran
+                running = self.running.pop()
+                if output is not None and not recomputing():  # None when it raised
+                    self.left(running, output, kwargs.get("attention_mask"))
 
         handles = []
-        if self.asks:
-            handles.append(self.model.register_forward_pre_hook(ask, with_kwargs=True))
         for module in self.names:
-            if next(module.children(), None) is not None:
+            if next(module.children(), None) is not None or named_attention(module):
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         try:
             yield
         finally:

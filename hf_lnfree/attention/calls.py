@@ -65,7 +65,12 @@ class AttentionCall:
 
 
 @contextmanager
-def attention_calls(after: Callable[[AttentionCall], None], *, direct: bool = False) -> Iterator[None]:
+def attention_calls(
+    after: Callable[[AttentionCall], None],
+    *,
+    direct: bool = False,
+    outside: Callable[[Callable, tuple, dict, Any], None] | None = None,
+) -> Iterator[None]:
     """
     Inside, `after(call)` follows every call of an attention function that any model looks up.
 
@@ -75,46 +80,55 @@ def attention_calls(after: Callable[[AttentionCall], None], *, direct: bool = Fa
     Args:
         after: what it raises is raised in the model's forward pass.
         direct: whether it also follows each `scaled_dot_product_attention` that is called outside such a function.
+        outside: `outside(function, args, kwargs, result)` follows every other function of torch that is called there.
     """
     look_up = AttentionInterface.get_interface
-    seam = _Seam(after)
+    seam = _Seam(after, direct, outside)
 
     def get_interface(self: AttentionInterface, attn_implementation: str, default: Callable) -> Callable:
         return seam.follow(look_up(self, attn_implementation, default), attn_implementation)
 
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
     try:
-        with seam if direct else nullcontext():
+        with seam if direct or outside else nullcontext():
             yield
     finally:
         AttentionInterface.get_interface = look_up  # type: ignore[method-assign]
 
 
 class _Seam(TorchFunctionMode):
-    """Follows attention functions, and while it is entered as a mode, direct calls too."""
+    """Follows attention functions, and while it is entered as a mode, what is called outside them."""
 
-    def __init__(self, after: Callable[[AttentionCall], None]):
+    def __init__(self, after: Callable[[AttentionCall], None], direct: bool, outside: Callable | None):
         super().__init__()
-        self.after = after
+        self.after, self.direct, self.outside = after, direct, outside
         self.inside_function = False
 
     def follow(self, attend: Callable, implementation: str | None) -> Callable:
-        @functools.wraps(attend)  # so that `unwrap` finds the host's function, however many contexts stand around it
+        # The model's function, however many contexts stand around it, and not what that may wrap in turn.
+        function = getattr(attend, "followed", attend)
+
+        @functools.wraps(attend)
         def attend_and_follow(*args: Any, **kwargs: Any) -> Any:
             before, self.inside_function = self.inside_function, True
             try:
                 result = attend(*args, **kwargs)
             finally:
                 self.inside_function = before
-            self.after(call_of(inspect.unwrap(attend), implementation, result, args, kwargs))
+            self.after(call_of(function, implementation, result, args, kwargs))
             return result
 
+        attend_and_follow.followed = function  # type: ignore[attr-defined]
         return attend_and_follow
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is F.scaled_dot_product_attention and not self.inside_function:
+        if self.inside_function:
+            return result
+        if self.direct and function is F.scaled_dot_product_attention:
             self.after(direct_call(result, *args, **(kwargs or {})))
+        elif self.outside is not None:
+            self.outside(function, args, kwargs or {}, result)
         return result
 
 

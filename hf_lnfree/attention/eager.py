@@ -1,6 +1,5 @@
-"""Eager attention, the only one that makes maps: models that can be switched to it, and models that run their own."""
+"""Eager attention, the only one that makes maps: and models that can be switched to it."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,10 +33,3 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 def switchable(model: nn.Module) -> bool:
     """Whether the class looks its attention up, so that another one can be set."""
     return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
-
-
-def returns_maps_when_asked(model: nn.Module) -> bool:
-    """Whether it runs an eager attention of its own and can be asked for maps without changing what it computes."""
-    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    can_be_asked = "output_attentions" in inspect.signature(model.forward).parameters
-    return implementation == "eager" and can_be_asked and not switchable(model)

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ..errors import AttentionError
 from .calls import AttentionCall, parameters
+from .check import check_output, is_known
 
 READ = {"sliding_window", "position_bias", "position_ids"}
 HARMLESS = {"dropout", "training", "deterministic", "output_attentions", "max_length_q", "max_length_k"}
@@ -23,9 +24,13 @@ def logit_arguments(call: AttentionCall) -> dict[str, Any]:
     What makes the logits of a call, as the functions of `fused` take it: query, key, attention_mask, is_causal, scale
     and softcap. Sinks are not among them.
 
-    Raises: as `read_mask`.
+    Raises:
+        AttentionError: as `read_mask`, or a function that is not transformers' own returned something else than the
+            softmax attention of these arguments.
     """
     mask, causal = read_mask(call)
+    if not is_known(call.function):
+        check_output(call, mask, causal)
     return {
         "query": call.query,
         "key": call.key,
