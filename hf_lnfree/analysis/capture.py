@@ -167,8 +167,9 @@ class _Recorder:
             if (map_ := map_in(output, heads)) is not None:
                 found = entropies_of_map(map_, visible_keys(mask, map_))
                 # Only logits tell a key of weight 0 from one that is hidden.
-                alike = rows is not None and rows.entropy.shape == found.entropy.shape
-                self.add(module, found._replace(support=rows.support) if alike else found)
+                if rows is not None and rows.entropy.shape == found.entropy.shape:
+                    found = found._replace(support=rows.support)
+                self.add(module, found)
                 return
             if rows is not None and not module.training:  # else dropout may follow
                 self.add(module, rows)

@@ -84,6 +84,7 @@ def rows_of_multi_head_attention(args: tuple, kwargs: dict) -> RowEntropies:
             given["attn_mask"] = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, -torch.inf)
     with torch.autocast(given["query"].device.type, enabled=False):
         map_ = F.multi_head_attention_forward(**given)[1]
+    assert map_ is not None
     map_ = map_ if map_.dim() == 4 else map_[None]  # B H Q K
     visible = map_.new_ones(1, 1, 1, map_.shape[-1], dtype=torch.bool)
     if padding is not None:

@@ -33,6 +33,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=PALETTE),
+    "text.parse_math": False,  # names of models and tokens may hold a dollar
 }
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
 LARGEST_ANNOTATED = 16  # heads in a row
