@@ -13,6 +13,7 @@ from ..loading import find, find_device, load_config, load_tokenizer, reading
 from ..provenance import command, environment
 
 TASKS = ("code_next_line", "code_identifiers", "code_brackets")
+BOOTSTRAP = 1000  # of metrics that are no means; without any the harness gives no standard error at all
 
 
 def tasks_path() -> str:
@@ -71,7 +72,7 @@ def run_harness(
                 device=str(state.device if wanted.index is None else wanted),
             )
         found: Any = simple_evaluate(
-            model=harness_model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0
+            model=harness_model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=BOOTSTRAP
         )
         scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
     if out is not None:

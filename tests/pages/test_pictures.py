@@ -1,6 +1,8 @@
 """The pictures say the numbers of the reports, and the page stands alone."""
 
 import re
+from dataclasses import replace
+from html import escape
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hf_lnfree.analysis import compare_reports
 from hf_lnfree.pages.entropy import file_names, write_entropy_page
 from hf_lnfree.pages.plots import (
     bucket_bars,
+    curves,
     difference_heatmaps,
     distributions,
     entropy_dynamics,
@@ -104,3 +107,11 @@ def test_the_page_stands_alone(reports, tmp_path):
             assert flag.reason.split(",")[0] in page.replace("&#43;", "+")
     assert file_names(reports) == ["model-0", "model-1"]
     assert file_names([reports[0], reports[0]]) == ["model-0-0", "model-0-1"]
+
+
+@pytest.mark.parametrize("name", ["cost of $$", r"a $\foo$ model", "$x", "100 % _ ^ {"])
+def test_names_are_text_and_no_formulas(name, reports, tmp_path):
+    report = replace(reports[0], name=name)
+    save(heatmaps([report]), tmp_path / "picture", [".svg", ".png"])
+    assert escape(name, quote=False) in (tmp_path / "picture.svg").read_text()
+    save(curves({name: [(0, 1.0), (1, 2.0)]}, "step", name), tmp_path / "curves", [".svg"])
