@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,6 +52,25 @@ def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
                 raise RunError(f"{target} was written by another process meanwhile, and is left as it is.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_own(folder: Path, kind: str, marks: Sequence[str], before: Sequence[str] = ()) -> None:
+    """
+    Raise RunError unless a folder is empty, not there yet, or of the kind that is to be written into it.
+
+    Args:
+        kind: "run" or "study", for the message.
+        marks: patterns, of which one that matches tells the kind.
+        before: patterns of what may stand there before any of these does.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: give another --out.")
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    allowed = (*before, f"{PARTIAL}*")
+    foreign = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in allowed)]
+    if foreign and not any(True for mark in marks for _ in folder.glob(mark)):
+        few = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
+        raise RunError(f"{folder} is not empty and holds no {kind}: {few}. Give another --out, or empty the folder.")
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from ..pages.finish import finish_run
 from ..pages.study import write_study_report
 from ..studies.comparison import compare_studies
 from ..studies.search import SEARCH, search_layers
-from ..studies.study import Cell, Study, cells_of, is_first_process, run_study
+from ..studies.study import Cell, Study, cells_of, check_study, is_first_process, run_study
 from ..tables import Table, latex, markdown
 from .train import DIVERGED
 
@@ -44,6 +44,7 @@ def study_command(
     study = Study.load(file, scale, parse_changes(change or ()))
     local = {key: value for key, value in local.items() if value}
     announce = announcer(console)
+    check_study(study, folder, **local)  # nothing is written over a study of other settings
     if dry_run:
         for cell in cells_of(study, seeds, folder, rows):
             announce(f"{cell.name}: {cell.state}")
@@ -61,6 +62,11 @@ def study_command(
     diverged = [cell for cell in chosen if cell.results and cell.results.diverged]
     for cell in diverged:
         announce(f"{cell.name} {cell.state}: see {cell.folder / 'flight_recorder.json'}")
+    if damaged := [cell for cell in chosen if cell.damage]:
+        announce(
+            f"{len(damaged)} of {len(chosen)} cells could not be read: move their folders away to train them anew."
+        )
+        return 1
     return DIVERGED if diverged else 0
 
 

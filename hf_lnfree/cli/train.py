@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..pages.finish import finish_run
 from ..tables import number
+from ..training.results import RESULTS
 from ..training.run import train
 from ..training.settings import parse_settings, read_settings
 
@@ -25,8 +26,13 @@ def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
 def train_command(arguments: Sequence[str], console: Console) -> int:
     """One run, its picture and its card; returns the exit code."""
     model_args, data_args, args = parse_arguments(arguments)
+    folder = Path(args.output_dir)
+    finished = (folder / RESULTS).is_file()
     results = train(model_args, data_args, args)
-    finish_run(Path(args.output_dir), args)
+    if finished:
+        console.print(f"The run in {folder} is finished, and is left as it is.", highlight=False, markup=False)
+    if args.push_to_hub or not (finished and (folder / "README.md").is_file()):
+        finish_run(folder, args)
     console.print(
         f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens. "
         f"Everything is in {args.output_dir}",

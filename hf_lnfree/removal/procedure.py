@@ -89,6 +89,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     # What Procedure asks for
 
+    def settings(self) -> dict[str, Any]:
+        told = {"schedule": self.schedule, "gate_steps": self.gate_steps, "residual_norm_weight": self.weight}
+        return super().settings() | told | {"removal_windows": self.windows}
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         model = removable(model)
         self.norms = {site.name: site.norm for site in norm_sites(model) if isinstance(site.norm, RemovalNorm)}

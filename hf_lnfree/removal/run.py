@@ -1,7 +1,6 @@
 """Norms removed from a model by fine-tuning, beside as many steps of plain fine-tuning."""
 
 import copy
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..training.arguments import LNFreeTrainingArguments, ModelArguments
 from ..training.fields import CheckpointArguments
 from ..training.log import curve, read_log
 from ..training.procedure import Procedure
-from ..training.results import RESULTS, RunResults
+from ..training.results import RunResults
 from ..training.run import train
 from .arguments import RemovalArguments
 from .procedure import NormRemoval, PlainFineTuning
@@ -20,8 +19,6 @@ from .results import RemovalSummary
 from .schedule import read_schedule
 
 PLAIN = "plain"
-
-logger = logging.getLogger(__name__)
 
 
 def remove_norms(
@@ -48,7 +45,7 @@ def remove_norms(
 
     Raises:
         SettingsError: as `train`; or a schedule that cannot be read, names a norm that is not there, or does not end.
-        RunError: a finished run that is there removed no norms, or its results.json or log.jsonl is damaged.
+        RunError: as `train`; or a finished run that is there removed no norms, or its log.jsonl is damaged.
     """
     schedule = read_schedule(str(removal.schedule))
     data.tokenizer = data.tokenizer or model
@@ -70,13 +67,9 @@ def run(
     model: ModelArguments, data: DataArguments, args: LNFreeTrainingArguments, folder: Path, procedure: Procedure
 ) -> RunResults:
     """One of the two runs; a finished one is read when the other is gone on with."""
-    goes_on = str(args.resume_from_checkpoint).lower() in ("auto", "last", "true")
-    if goes_on and (folder / RESULTS).is_file():
-        logger.info("%s is finished.", folder)
-        return RunResults.load(folder)
     own = copy.copy(args)
     own.output_dir, own.push_to_hub = str(folder), False
-    if goes_on:
+    if str(args.resume_from_checkpoint).lower() in ("last", "true"):
         own.resume_from_checkpoint = "auto"  # the other run may not have begun
     return train(model, copy.copy(data), own, procedure)
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import SettingsError
-from ..files import write_json
+from ..files import require_own, write_json
 from ..provenance import command, environment
 from ..tables import number as shown
 from ..training.settings import merge
-from .study import Cell, Finish, Study, run_study
+from .study import STUDY_FILES, Cell, Finish, Study, run_study
 
 SEARCH = "search.json"
 
@@ -70,12 +70,14 @@ def search_layers(
 
     Raises:
         SettingsError: another number of rows or activations, or a budget too small for one step a run.
+        RunError: as `run_study`.
     """
     if len(study.rows) != 1 or len(pair) != 2 or pair[0] == pair[1]:
         raise SettingsError(
             f"A search takes one row and two activations, got {len(study.rows)} rows and {', '.join(pair)}. Choose a "
             "row with --rows."
         )
+    require_own(folder, "study", STUDY_FILES)
     ((name, settings),) = study.rows.items()
     model, _, _ = study.arguments(name, seeds[0], folder)
     layers = model.config(settings.get("context_length", 128)).num_hidden_layers

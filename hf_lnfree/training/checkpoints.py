@@ -1,25 +1,40 @@
-"""Checkpoints that are whole or not there: written beside their place, moved when complete, and found again."""
+"""Checkpoints that are whole and finite or not there: written beside their place, moved when complete, found again."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import RunError
 from .arguments import LNFreeTrainingArguments
+from .restoring import load_weights
 from .results import RESULTS
+from .rollback import first_spoilt
 
 PARTIAL = ".partial-checkpoint"
 BYTES_A_PARAMETER = 12  # weights and two moments, in float32
+# What a resumed run needs, and the names that it may have: FSDP writes folders.
+PARTS = {
+    "weights": ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model*"),
+    "optimizer.pt": ("optimizer.pt", "optimizer_*"),
+    "scheduler.pt": ("scheduler.pt",),
+    "rng_state.pth": ("rng_state*.pth",),
+    TRAINER_STATE_NAME: (TRAINER_STATE_NAME,),
+}
+
+logger = logging.getLogger(__name__)
 
 # transformers 5.17 asks torch.load for "cpu:0" in a group of processes on the CPU, which torch knows as "cpu" only.
 torch.serialization.register_package(
@@ -28,15 +43,48 @@ torch.serialization.register_package(
 
 
 class WholeCheckpoints(Trainer):
-    """A [`Trainer`] that can be killed at any moment without leaving half a checkpoint under a checkpoint's name."""
+    """
+    A [`Trainer`] that can be killed at any moment without leaving half a checkpoint under a checkpoint's name.
+
+    A state that is not finite is not saved, and what is loaded fits the model to the last tensor.
+    """
 
     _writing = False
+
+    @property
+    def unwrapped(self) -> Any:
+        """The model without what distributes or compiles it; with its adapters, if it has some."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def first_spoilt(self, moments: bool = True) -> str | None:
+        """The first tensor of weights (and of the optimiser's moments) that is not finite, on any process."""
+        name = first_spoilt(self.unwrapped, self.optimizer if moments else None)
+        if self.args.world_size > 1:
+            found = self.accelerator.gather(torch.tensor([int(name is not None)], device=self.args.device))
+            name = name or ("a tensor of another process" if bool(found.any()) else None)
+        return name
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.unwrapped, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            assert self.state.best_model_checkpoint is not None
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, PARTIAL) if self._writing else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if spoilt := self.first_spoilt():
+            logger.warning("Step %d is not saved: %s is not finite.", self.state.global_step, spoilt)
+            return
         partial = Path(super()._get_output_dir(trial), PARTIAL)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         final = partial.with_name(name)
@@ -65,12 +113,7 @@ class WholeCheckpoints(Trainer):
             shutil.rmtree(final, ignore_errors=True)
             os.rename(partial / name, final)
             partial.rmdir()
-            rotate_checkpoints(
-                output_dir=str(final.parent),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotate(final, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if push:
             self._push_from_checkpoint(str(final))
@@ -81,9 +124,26 @@ def step_of(checkpoint: Path) -> int:
     return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
 
 
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove checkpoints beside the newest until `limit` are left: first what is not whole, then the earliest step."""
+    if limit is None or limit <= 0:
+        return
+    kept = {newest.name, Path(best or newest).name}
+    others = [path for path in numbered(newest.parent) if path.name not in kept]
+    others.sort(key=lambda path: (is_whole(path), int(path.name.rpartition("-")[2])))
+    for path in others[: max(0, len(others) + len(kept) - limit)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Folders that a `Trainer` names by their step, and no others."""
+    name = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[0-9]+")
+    return [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if name.fullmatch(p.name) and p.is_dir()]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a run's folder, oldest first; what is not whole is named in a warning."""
-    found = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rpartition("-")[2].isdigit()]
+    found = numbered(folder)
     whole = [p for p in found if is_whole(p)]
     if broken := sorted(p.name for p in set(found) - set(whole)):
         warnings.warn(f"{folder} holds checkpoints that are not whole and are passed over: {broken}.", stacklevel=2)
@@ -91,12 +151,40 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether the file that a Trainer writes last can be read."""
+    """Whether every part that a run goes on with can be read."""
+    return missing_part(checkpoint) is None
+
+
+def missing_part(checkpoint: Path) -> str | None:
+    """The first of `PARTS` that is not there or cut off."""
+    for part, patterns in PARTS.items():
+        files = [path for pattern in patterns for path in checkpoint.glob(pattern)]
+        if not files or not all(map(is_readable, files)):
+            return part
+    return None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is whole, as far as its format tells without reading all of it."""
+    if path.is_dir():
+        return True
     try:
-        step_of(checkpoint)
-    except (OSError, ValueError, KeyError):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return True
+        if path.name == TRAINER_STATE_NAME:
+            return isinstance(step_of(path.parent), int)
+        if path.suffix == ".json":
+            shards = set(json.loads(path.read_text())["weight_map"].values())
+            return all(is_readable(path.parent / shard) for shard in shards)
+    except (OSError, ValueError, KeyError, SafetensorError):
         return False
-    return True
+    return zipfile.is_zipfile(path)
+
+
+def goes_on(wanted: str | None) -> bool:
+    """Whether `resume_from_checkpoint` asks for an earlier run, if there is one."""
+    return wanted is not None and str(wanted).lower() != "false"
 
 
 def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
@@ -112,12 +200,12 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
         RunError: a run is there already, or what is wanted is not there.
     """
     how = str(wanted).lower()
-    if wanted is not None and how not in ("false", "last", "true", "auto"):
-        if not is_whole(Path(wanted)):
-            raise RunError(f"{wanted} is not a checkpoint of a run: it has no readable {TRAINER_STATE_NAME}.")
+    if goes_on(wanted) and how not in ("last", "true", "auto"):
+        if part := missing_part(Path(wanted)):
+            raise RunError(f"{wanted} is not a checkpoint of a run: it has no readable {part}.")
         return str(wanted)
     last = next(reversed(checkpoints(folder)), None) if folder.is_dir() else None
-    if wanted is None or how == "false":
+    if not goes_on(wanted):
         if last is not None or (folder / RESULTS).exists():
             raise RunError(
                 f"{folder} holds an earlier run. Pass --resume-from-checkpoint last to go on with it, or give another "

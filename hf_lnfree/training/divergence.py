@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..analysis.nonfinite import count_nonfinite, first_nonfinite, judge
+from ..analysis.nonfinite import first_nonfinite, judge
 from ..errors import LNFreeError
 from .checkpoints import checkpoints
 from .recorder import FlightRecorder, Sample, recorded_events
@@ -29,20 +29,24 @@ logger = logging.getLogger(__name__)
 
 class DivergenceGuard(TrainerCallback):
     """
-    Checks every step's loss and gradients before they are applied.
+    Checks every step's loss and gradients before they are applied, and the weights and moments that a step leaves
+    wherever they are sampled or saved, and at the end.
 
     When they are not finite, the tensor that went first is looked for by repeating the step, `flight_recorder.json` is
     written, and `args.on_nonfinite` decides:
 
     - "stop" ends the run. The state before the step is saved as a checkpoint, unless its weights are spoilt already.
-    - "skip" leaves the weights as they are and goes on.
+    - "skip" leaves the weights as they are and goes on; it stops when they are spoilt already.
     - "rollback" goes back to the weights and optimiser state of the last sample and halves the learning rate for good;
       after eight times it stops. Keeps a copy of both in the CPU's memory.
+
+    A run none of whose steps was taken counts as diverged at its last one.
 
     Args:
         recorder: whose samples tell what led there; its model and its steps are those that are checked.
         loss: of its model on a batch, without anything around it that hides modules.
         save: saves a checkpoint of the state before the step.
+        spoilt: names a tensor of the weights or the optimiser's moments that is not finite, or gives None.
         drop_gradients: of the step at hand.
         scaler: gives the loss scaler, or None.
         gather: one tensor out of those of all processes.
@@ -54,12 +58,13 @@ class DivergenceGuard(TrainerCallback):
         *,
         loss: Callable[[Mapping[str, Any]], Tensor],
         save: Callable[[], None],
+        spoilt: Callable[[], str | None],
         drop_gradients: Callable[[], None],
         scaler: Callable[[], Any],
         gather: Callable[[Tensor], Tensor],
     ):
         self.recorder, self.step = recorder, recorder.step
-        self.loss, self.save, self.drop_gradients = loss, save, drop_gradients
+        self.loss, self.save, self.spoilt, self.drop_gradients = loss, save, spoilt, drop_gradients
         self.scaler, self.gather = scaler, gather
         self.events: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
@@ -67,22 +72,39 @@ class DivergenceGuard(TrainerCallback):
         self.good: GoodState | None = None
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        if state.global_step:  # a resumed run keeps what happened before its checkpoint
-            before = recorded_events(Path(args.output_dir))
-            self.events = [event for event in before if event["step"] <= state.global_step]
+        self.recall(Path(args.output_dir), state.global_step)
         self.remember(args, optimizer)
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs) -> None:
+    def recall(self, folder: Path, step: int) -> None:
+        """A resumed run keeps what happened before its checkpoint."""
+        if step:
+            self.events = [event for event in recorded_events(folder) if event["step"] <= step]
+
+    def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
+        due = self.recorder.due(state.global_step, state.max_steps)
+        if self.diverged_at is None and (due or control.should_save):
+            if spoilt := self.spoilt():
+                self.diverge(args, state.global_step, optimizer, lr_scheduler, spoilt)
+            elif due:
+                self.remember(args, optimizer)
         if self.diverged_at is not None:
             control.should_training_stop = control.should_log = True
-        elif self.recorder.due(state.global_step, state.max_steps):
-            self.remember(args, optimizer)
+
+    def on_train_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
+        step = state.global_step
+        if self.diverged_at is None and (spoilt := self.spoilt()):
+            self.diverge(args, step, optimizer, lr_scheduler, spoilt)
+        if self.diverged_at is None and step and len(self.events) >= step:
+            logger.error("None of the %d steps was taken: each was not finite.", step)
+            self.diverged_at = step
+            self.events[-1]["last_good_state"] = "none: no step was taken"
+            self.recorder.write("no step was taken", self.events)
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
         if self.is_finite(args.world_size):
             self.scaled_in_vain = 0
         elif self.is_divergence():
-            self.diverge(args, state, optimizer, lr_scheduler)
+            self.diverge(args, state.global_step + 1, optimizer, lr_scheduler)
 
     def is_finite(self, processes: int) -> bool:
         # Gradients are the same on all processes, and a loss that is not finite on one of them reaches them all.
@@ -96,11 +118,14 @@ class DivergenceGuard(TrainerCallback):
         self.scaled_in_vain += 1
         return self.scaled_in_vain > SCALER_PATIENCE
 
-    def diverge(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
-        step, action = state.global_step + 1, args.on_nonfinite
+    def diverge(self, args: Any, step: int, optimizer: Any, lr_scheduler: Any, spoilt: str | None = None) -> None:
+        """A step is not finite, or left `spoilt`, a tensor that is not."""
+        action = args.on_nonfinite
         if action == "rollback" and (self.good is None or len(self.events) >= MOST_ROLLBACKS):
             action = "stop"
-        event = {"step": step, "action": action, **self.diagnose()}
+        if action == "skip" and spoilt:
+            action = "stop"
+        event = {"step": step, "action": action, **self.diagnose(spoilt)}
         self.events.append(event)
         logger.error(
             "Step %d is not finite: %s. First: %s. %s. %s.",
@@ -109,7 +134,7 @@ class DivergenceGuard(TrainerCallback):
         self.recorder.log({"nonfinite/events": len(self.events)})
         if action == "stop":
             self.diverged_at = step
-            event["last_good_state"] = self.save_good_state(Path(args.output_dir), state.global_step)
+            event["last_good_state"] = self.save_good_state(Path(args.output_dir), step - 1)
         elif action == "rollback":
             assert self.good is not None
             self.good.restore(self.recorder.model(), optimizer)
@@ -118,7 +143,7 @@ class DivergenceGuard(TrainerCallback):
         if self.scaler() is None:  # a scaler skips the step itself, and needs the gradients for that
             self.drop_gradients()
 
-    def diagnose(self) -> dict[str, Any]:
+    def diagnose(self, spoilt: str | None = None) -> dict[str, Any]:
         model, inputs = self.recorder.model(), self.step.inputs
         found = filter(None, (first_nonfinite(model, partial(self.loss, batch)) for batch in inputs))
         first = next(found, None)
@@ -135,19 +160,19 @@ class DivergenceGuard(TrainerCallback):
         return {
             "verdict": verdict,
             "figures": figures,
-            "first": str(first) if first else "not seen again when the step was repeated",
+            "first": str(first or spoilt or "not seen again when the step was repeated"),
             "tensor": first.to_dict() if first else None,
             "sample": now,
         }
 
     def save_good_state(self, folder: Path, step: int) -> str:
         """Its name, or why there is none."""
-        if not any(map(count_nonfinite, self.recorder.model().parameters())):
+        if self.spoilt() is None:
             self.save()
             return f"checkpoint-{step}"
         known = checkpoints(folder)
         return known[-1].name if known else "none: the weights are not finite, and no checkpoint was saved before"
 
     def remember(self, args: Any, optimizer: Any) -> None:
-        if args.on_nonfinite == "rollback":
+        if args.on_nonfinite == "rollback" and self.spoilt() is None:
             self.good = GoodState(self.recorder.model(), optimizer)

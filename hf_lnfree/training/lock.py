@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from ..errors import RunError
 from .arguments import LNFreeTrainingArguments
 
+LOCK = ".lock"
+
 
 class RunInUse(RunError):
     """Another process trains into the folder."""
@@ -38,7 +40,7 @@ def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 # Released by the system when the process dies.
-                stack.enter_context(FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0))
+                stack.enter_context(FileLock(folder / LOCK, is_singleton=True).acquire(timeout=0))
             except Timeout:
                 held = [False]
         if not broadcast_object_list(held)[0]:

@@ -48,6 +48,10 @@ class Procedure:
     def __init__(self, lora_rank: int | None = None, lora_alpha: int | None = None):
         self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
 
+    def settings(self) -> dict[str, Any]:
+        """What it was told: a run that was begun with something else is not gone on with."""
+        return {"procedure": type(self).__name__, "lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model to build the trainer around."""
         return model

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 class GoodState:
-    """This process's part of the weights and of the optimiser's state."""
+    """This process's part of the weights, of the buffers that belong to them, and of the optimiser's state."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer):
         self.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in state_tensors(model, optimizer)}
@@ -22,13 +22,25 @@ class GoodState:
             tensor.zero_() if known is None else tensor.copy_(known)  # before the first step there were no moments
 
 
-def state_tensors(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
-    """Weights and moments by name, each the part of it that this process holds."""
+def state_tensors(model: nn.Module, optimizer: Any = None) -> Iterator[tuple[str, Tensor]]:
+    """Weights, saved buffers and moments by name, each the part of it that this process holds."""
     for name, parameter in model.named_parameters():
         yield name, local(parameter.detach())
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state.get(parameter, {}).items() if optimizer is not None else ():
             if isinstance(value, Tensor):
-                yield f"{name}, {key}", local(value)
+                yield f"{key} of {name}", local(value)
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix=path, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, local(buffer)
+
+
+def first_spoilt(model: nn.Module, optimizer: Any = None) -> str | None:
+    """The first of these tensors that is not finite."""
+    for name, tensor in state_tensors(model, optimizer):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return None
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:

@@ -1,8 +1,9 @@
 """One training run from arguments to a folder: checkpoint, tokenizer, log.jsonl, entropy report and results.json."""
 
-import json
+import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,27 @@ from ..analysis.likelihood import perplexity
 from ..data.arguments import STDLIB, DataArguments
 from ..data.splits import TextData, load_data
 from ..data.windows import TokenWindows, window_batches
-from ..errors import SettingsError
+from ..errors import RunError, SettingsError
+from ..files import require_own
 from ..provenance import command, environment, on_hub
 from .arguments import LNFreeTrainingArguments, ModelArguments
+from .beginning import Beginning, arguments_of, content_of
 from .build import build_model
-from .checkpoints import find_checkpoint, require_room, step_of
-from .efficiency import settled_choices
+from .checkpoints import checkpoints, find_checkpoint, goes_on, require_room, step_of
+from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
-from .lock import only_run
+from .lock import LOCK, only_run
+from .log import LOG
 from .procedure import Procedure
-from .results import ENTROPY, RunResults
+from .recorder import RECORD
+from .results import ENTROPY, RESULTS, RunResults
 from .trainer import LNFreeTrainer
+
+# What tells the folder of a run, and what may stand in it before any of that.
+RUN_FILES = (RESULTS, Beginning.file, "checkpoint-[0-9]*")
+BEFORE_A_RUN = (LOCK, LOG, CHOICES, RECORD)
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -33,36 +44,50 @@ def train(
     data_args: DataArguments,
     args: LNFreeTrainingArguments,
     procedure: Procedure | None = None,
+    beside: Sequence[Path] = (),
 ) -> RunResults:
     """
     Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` comes last.
+
+    With `args.resume_from_checkpoint` a run goes on as it was begun (`Beginning`), and a finished one is left as it is.
 
     Pictures, a model card and a push are `hf_lnfree.pages.finish_run`'s, with the same arguments.
 
     Args:
         procedure: what is done to the model besides; by default entropy regularisation if `args` ask for it.
+        beside: folders of runs that this one is compared with: where they name the same data, it must be the same.
 
     Returns:
         What `results.json` holds. The loss of a run that diverged is NaN, its saved model the last state that was
-        finite.
+        finite: without a checkpoint of one, none is saved.
 
     Raises:
         SettingsError: arguments, data and model do not fit each other; nothing has been written then.
+        RunError: the folder holds something else, or a run that was begun with other settings or data; or a checkpoint
+            does not fit the model.
         RunInUse: another process trains into the folder.
         OSError: no room for a checkpoint, or a folder that cannot be written.
     """
     if procedure is not None and args.entropy_weight:
         raise SettingsError("entropy_weight is for plain training: leave it out here.")
     procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
+    folder, begun = Path(args.output_dir), Beginning.planned(model_args, data_args, args, procedure.settings())
     # What is wrong is refused before the corpus is read.
-    find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    require_own(folder, "run", RUN_FILES, BEFORE_A_RUN)
+    if (finished := finished_run(folder, begun, args.resume_from_checkpoint)) is not None:
+        return finished
+    checkpoint_of(folder, begun, args.resume_from_checkpoint)
     model_args.config(data_args.context_length)
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args, **model_args.access(data_args.tokenizer))
+    begun.content = content_of(data)
+    refuse_other_data(begun, beside)
     set_seed(args.seed)
     model = procedure.prepare(build_model(model_args, data_args, data))
     with only_run(args):
-        return train_alone(model, data, model_args, data_args, args, procedure)
+        if (finished := finished_run(folder, begun, args.resume_from_checkpoint)) is not None:
+            return finished  # by another process, meanwhile
+        return train_alone(model, data, model_args, data_args, args, procedure, begun)
 
 
 def train_alone(
@@ -72,10 +97,11 @@ def train_alone(
     data_args: DataArguments,
     args: LNFreeTrainingArguments,
     procedure: Procedure,
+    begun: Beginning,
 ) -> RunResults:
     """`train` from the first thing that is written on."""
     folder, length = Path(args.output_dir), data_args.context_length
-    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint)
+    checkpoint, before = checkpoint_of(folder, begun, args.resume_from_checkpoint)
     require_room(folder, model, args)
     use_cache = model.config.use_cache
     trainer = build_trainer(procedure.adapt(model), data, args)
@@ -83,14 +109,19 @@ def train_alone(
     procedure.attach(trainer, steps)
     choices = settled_choices(model_args, args, model.config, length, steps, resumes=checkpoint is not None)
     choices.apply(model)
+    if args.process_index == 0:
+        kept = begun if before is None else before.resumed(begun, step_of(Path(str(checkpoint))))
+        kept.save(folder)
 
     trained = fit(trainer, procedure, checkpoint, steps, length)
     trained["trainable_parameters"] = trainer.unwrapped.num_parameters(only_trainable=True)
+    finite = go_back_if_spoilt(trainer, procedure)
     model = finished_model(trainer, procedure)
 
     loss = math.nan if trained["diverged_at"] is not None else trainer.evaluate()["eval_loss"]
     model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
-    trainer.save_model(_internal_call=True)  # to the Hub goes the finished run, and nothing before it
+    if finite:
+        trainer.save_model(_internal_call=True)  # to the Hub goes the finished run, and nothing before it
     report = final_report(model, data.validation, args, model_args.name)  # on all processes: shards need each other
     results = RunResults.of(
         **inputs_of(model_args, data_args, args, data),
@@ -110,6 +141,54 @@ def train_alone(
         results.save(folder)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def finished_run(folder: Path, begun: Beginning, wanted: str | None) -> RunResults | None:
+    """
+    What a finished run in the folder came to, when it is asked to go on.
+
+    Raises:
+        RunError: it was begun with other settings.
+    """
+    if not goes_on(wanted) or not (folder / RESULTS).is_file():
+        return None
+    known = Beginning.known(folder)
+    assert known is not None
+    known.refuse_changes(begun, folder, finished=True)
+    logger.info("%s is finished.", folder)
+    return RunResults.load(folder)
+
+
+def checkpoint_of(folder: Path, begun: Beginning, wanted: str | None) -> tuple[str | None, Beginning | None]:
+    """
+    The checkpoint to resume from, and what its run was begun with, as far as both are there.
+
+    Raises:
+        RunError: as `find_checkpoint`, or its run was begun with other settings.
+    """
+    checkpoint = find_checkpoint(folder, wanted)
+    if checkpoint is None:
+        return None, None
+    origin = Path(checkpoint).absolute().parent
+    known = Beginning.known(origin)
+    if known is None:
+        logger.warning("%s has no %s, so its settings cannot be compared with those of now.", origin, Beginning.file)
+    else:
+        known.refuse_changes(begun, origin)
+    return checkpoint, known
+
+
+def refuse_other_data(begun: Beginning, beside: Sequence[Path]) -> None:
+    """Raise RunError where a run beside this one named the same data and found other text."""
+    for folder in beside:
+        known = Beginning.known(folder)
+        if known is not None and known.settings["data"] == begun.settings["data"]:
+            known_data = Beginning(settings={}, environment={}, content=known.content)
+            if changed := [str(change) for change in known_data.changes_to(begun)]:
+                raise RunError(
+                    f"The data of {folder} has changed since ({'; '.join(changed)}), and runs on two corpora do not "
+                    "compare. Bring it back, or give another --out."
+                )
 
 
 def build_trainer(model: Any, data: TextData, args: LNFreeTrainingArguments) -> LNFreeTrainer:
@@ -160,6 +239,19 @@ def fit(
     }
 
 
+def go_back_if_spoilt(trainer: LNFreeTrainer, procedure: Procedure) -> bool:
+    """To the last checkpoint, when the weights are not finite; returns whether there is a finite state to save."""
+    if trainer.first_spoilt(moments=False) is None:
+        return True
+    known = checkpoints(Path(trainer.args.output_dir))
+    if not known:
+        logger.error("No model is saved: its weights are not finite, and there is no checkpoint from before.")
+        return False
+    logger.warning("The weights are not finite: what is saved is %s.", known[-1].name)
+    procedure.resume(trainer.load_state(known[-1]))
+    return True
+
+
 def finished_model(trainer: LNFreeTrainer, procedure: Procedure) -> PreTrainedModel:
     """What the procedure makes of the trained model; the trainer evaluates and saves it from here on."""
     trained = trainer.unwrapped
@@ -186,14 +278,13 @@ def inputs_of(
 ) -> dict[str, Any]:
     """What of `RunResults` was there before the training."""
     start = model_args.model_name_or_path
-    fields = {"model": vars(model_args), "data": vars(data_args), "training": json.loads(args.to_json_string())}
     return {
         "row": model_args.row if start is None else start,
         "base_model": on_hub(start),
         "hub_dataset": None if data_args.data == STDLIB else on_hub(data_args.data.partition(":")[0]),
         "seed": args.seed,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
-        "arguments": fields,
+        "arguments": arguments_of(model_args, data_args, args),
         "environment": environment(),
         "command": command(),
     }

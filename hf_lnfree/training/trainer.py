@@ -1,7 +1,6 @@
 """`LNFreeTrainer`: the HF Trainer with slopes out of weight decay, a flight recorder, and whole checkpoints."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,6 +83,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             self.recorder,
             loss=self.bare_loss,
             save=lambda: self._save_checkpoint(self.model_wrapped, None),
+            spoilt=self.first_spoilt,
             drop_gradients=lambda: self.model_wrapped.zero_grad(set_to_none=True),
             scaler=lambda: self.accelerator.scaler,
             gather=lambda losses: self.accelerator.gather(losses),
@@ -95,11 +95,6 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
-
-    @property
-    def unwrapped(self) -> Any:
-        """The model without what distributes or compiles it; with its adapters, if it has some."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -146,10 +141,15 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
 
     def restore(self, checkpoint: str) -> None:
         """Weights and log of a checkpoint at which nothing is left to train: `train` would take one step more."""
-        self.state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        self.state = self.load_state(Path(checkpoint))
         self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
-        self._load_from_checkpoint(checkpoint)
+        self.guard.recall(Path(self.args.output_dir), self.state.global_step)
         self.jsonl.begin(self.state)
+
+    def load_state(self, checkpoint: Path) -> TrainerState:
+        """Put the weights of a checkpoint into the model; returns its `trainer_state.json`."""
+        self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
+        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _train(self, *args: Any, **kwargs: Any):
         try:

@@ -290,10 +290,16 @@ def test_another_schedule_does_not_go_on(start, arguments):
     data, training = arguments
     options = {"removal_windows": 4, "baseline": False}
     remove_norms(start, RemovalArguments(schedule=str(STAGES), **options), data, training)
-    (Path(training.output_dir) / "results.json").unlink()
     training.resume_from_checkpoint = "auto"
+    other = RemovalArguments(schedule=str(STAGES[:3]), **options)
+    for finished in (True, False):
+        if not finished:
+            (Path(training.output_dir) / "results.json").unlink()
+        with pytest.raises(ValueError, match=r"other settings .*schedule was .*first.*, is "):
+            remove_norms(start, other, data, training)
+    (Path(training.output_dir) / "run.json").unlink()  # an earlier version wrote none
     with pytest.raises(ValueError, match="of a run with another schedule"):
-        remove_norms(start, RemovalArguments(schedule=str(STAGES[:3]), **options), data, training)
+        remove_norms(start, other, data, training)
 
 
 def test_the_automatic_schedule_keeps_its_order(family):

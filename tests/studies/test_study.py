@@ -124,9 +124,9 @@ def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, l
     shutil.rmtree(copy / "SM+G" / "seed-1" / "checkpoint-6")
     trained = []
 
-    def counting(model, data, args):
+    def counting(model, data, args, **options):
         trained.append(args.output_dir)
-        return train(model, data, args)
+        return train(model, data, args, **options)
 
     monkeypatch.setattr("hf_lnfree.studies.study.train", counting)
     assert [c.state for c in cells_of(study, [1], copy, ["SM+G"])] == ["interrupted"]

@@ -45,7 +45,7 @@ cut, tokenised = windows.cut, windows.tokenised
 POINTS = {
     "step": (LNFreeTrainer, "_get_grad_norm"),  # after the backward pass
     "checkpoint": (LNFreeTrainer, "_save_optimizer_and_scheduler"),  # the model is written, the optimiser is not
-    "rotation": (checkpoints, "rotate_checkpoints"),
+    "rotation": (checkpoints, "rotate"),
     "results": (RunResults, "save"),  # training is over
     "disk full": (LNFreeTrainer, "training_step"),
 }

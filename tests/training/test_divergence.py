@@ -68,6 +68,21 @@ def at_steps(monkeypatch):
     return install
 
 
+@pytest.fixture
+def after_step(monkeypatch):
+    """Make one weight NaN after the given steps, as an optimiser does that overflows."""
+
+    def install(*steps):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step + 1 in steps:
+                with torch.no_grad():
+                    model.transformer.h[1].attn.c_proj.weight[0, 0] = math.nan
+
+        monkeypatch.setattr(DivergenceGuard, "on_optimizer_step", on_optimizer_step)
+
+    return install
+
+
 def spoil(layer, value=math.inf):
     """The MLP of a layer gives a value that is not finite, until the hook is removed."""
 
@@ -153,6 +168,70 @@ def test_spoilt_weights_point_to_the_newest_checkpoint(run, at_steps, tmp_path):
     assert finite(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
 
 
+def saved(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_a_state_that_is_not_finite_drives_no_good_one_out(run, after_step, tmp_path):
+    after_step(4)
+    results = run(save_total_limit=1, probe_steps=0)
+    assert results.diverged_at == 4
+    event = results.nonfinite_events[0]
+    assert event["last_good_state"] == "checkpoint-2"
+    assert event["first"].startswith("layer 1, weight of transformer.h.1.attn.c_proj")
+    assert saved(tmp_path / "run") == ["checkpoint-2"]
+    model, good = (load_file(tmp_path / "run" / f / "model.safetensors") for f in ("", "checkpoint-2"))
+    assert all(torch.equal(model[key], good[key]) for key in good)
+
+
+def test_a_rate_that_is_infinite_leaves_no_checkpoint_and_no_model(run, tmp_path):
+    results = run(learning_rate=math.inf, save_steps=1, probe_steps=0)
+    assert results.diverged_at == 1
+    assert results.nonfinite_events[0]["last_good_state"].startswith("none: ")
+    assert not list((tmp_path / "run").glob("**/model.safetensors"))
+
+
+def test_moments_that_are_not_finite_are_not_saved_either(run, monkeypatch, tmp_path):
+    """Their weights would stand still for the rest of a resumed run."""
+
+    def overflow(self, args, state, control, optimizer=None, model=None, **kwargs):
+        if state.global_step + 1 == 4:
+            optimizer.state[model.transformer.wte.weight]["exp_avg_sq"][0, 0] = math.inf
+
+    monkeypatch.setattr(DivergenceGuard, "on_optimizer_step", overflow)
+    results = run()
+    assert (results.diverged_at, saved(tmp_path / "run")) == (4, ["checkpoint-2"])
+    assert results.nonfinite_events[0]["first"] == "exp_avg_sq of transformer.wte.weight"
+
+
+def test_rollback_remembers_only_what_is_finite(run, after_step, tmp_path):
+    after_step(4)
+    results = run(on_nonfinite="rollback")
+    assert [(e["step"], e["action"]) for e in results.nonfinite_events] == [(4, "rollback")]
+    assert (results.steps, results.diverged_at) == (8, None)
+    assert math.isfinite(results.eval_loss)
+    assert all(finite(path / "model.safetensors") for path in (tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_last_step_that_spoils_the_weights_is_no_end(run, after_step, tmp_path, action):
+    after_step(8)
+    results = run(probe_steps=0, save_steps=3, on_nonfinite=action)
+    assert results.diverged_at == 8
+    assert math.isnan(results.eval_loss)
+    model, good = (load_file(tmp_path / "run" / f / "model.safetensors") for f in ("", "checkpoint-6"))
+    assert all(torch.equal(model[key], good[key]) for key in good)
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_a_run_of_which_no_step_was_taken_is_not_finished(run, at_steps, action):
+    at_steps(dict.fromkeys(range(1, 7), spoil(0)))
+    results = run(on_nonfinite=action, max_steps=6)
+    assert results.diverged_at == 6
+    assert [e["action"] for e in results.nonfinite_events] == [action] * 6
+    assert results.nonfinite_events[-1]["last_good_state"] == "none: no step was taken"
+
+
 def test_a_deep_model_without_norms_at_a_large_rate_overflows(run, tmp_path):
     deep = {**TINY, "n_layer": 16}
     results = run(overrides=deep, learning_rate=30.0, max_grad_norm=0.0, max_steps=40, warmup_steps=0)
@@ -200,8 +279,18 @@ def test_a_resumed_run_remembers_what_was_skipped(run, at_steps, tmp_path):
     run(on_nonfinite="skip")
     for name in ("checkpoint-6", "checkpoint-8"):
         shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / "results.json").unlink()
     results = run(on_nonfinite="skip", resume_from_checkpoint="last")
     assert results.resumed_at == 4
+    assert [(e["step"], e["action"]) for e in results.nonfinite_events] == [(3, "skip")]
+
+
+def test_what_was_skipped_is_told_where_only_the_results_were_missing(run, at_steps, tmp_path):
+    at_steps({3: spoil(1)})
+    run(on_nonfinite="skip")
+    (tmp_path / "run" / "results.json").unlink()
+    results = run(on_nonfinite="skip", resume_from_checkpoint="last")
+    assert results.resumed_at == 8
     assert [(e["step"], e["action"]) for e in results.nonfinite_events] == [(3, "skip")]
 
 
@@ -267,7 +356,7 @@ def test_a_loss_scaler_may_search_for_a_while():
     step = StepRecord([({}, loss)])
 
     def guard():
-        around = dict.fromkeys(("loss", "save", "drop_gradients"))
+        around = dict.fromkeys(("loss", "save", "spoilt", "drop_gradients"))
         return DivergenceGuard(SimpleNamespace(step=step), scaler=object, gather=lambda losses: losses, **around)
 
     patient = guard()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from hf_lnfree.training.checkpoints import checkpoints, find_checkpoint
+from hf_lnfree.training.checkpoints import checkpoints, find_checkpoint, rotate
 from hf_lnfree.training.log import read_log
 
 ROOT = Path(__file__).parents[2]
@@ -124,15 +124,20 @@ def test_too_little_room_for_a_checkpoint_is_told_before_training(corpus, cache_
         train(model, data, LNFreeTrainingArguments(str(tmp_path / "run"), use_cpu=True))
 
 
+def write_checkpoint(folder, step):
+    """The least that counts as a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / name)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+
 def test_a_folder_that_only_looks_like_a_checkpoint_is_passed_over(tmp_path):
-    for name, state in {
-        "checkpoint-2": '{"global_step": 2}',
-        "checkpoint-4": '{"global_st',
-        "checkpoint-6": None,
-    }.items():
-        (tmp_path / name).mkdir()
-        if state is not None:
-            (tmp_path / name / "trainer_state.json").write_text(state)
+    for step, state in {2: '{"global_step": 2}', 4: '{"global_st', 6: None}.items():
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step)
+        path = tmp_path / f"checkpoint-{step}" / "trainer_state.json"
+        path.unlink() if state is None else path.write_text(state)
     (tmp_path / "checkpoint-best").mkdir()
     with pytest.warns(UserWarning, match=r"not whole and are passed over: \['checkpoint-4', 'checkpoint-6'\]"):
         assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"]
@@ -141,3 +146,37 @@ def test_a_folder_that_only_looks_like_a_checkpoint_is_passed_over(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint of a run: it has no readable"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-4"))
     assert find_checkpoint(tmp_path / "nothing", "auto") is None
+
+
+@pytest.mark.parametrize(
+    "part", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_checkpoint_without_one_of_its_parts_is_none(tmp_path, part, cut_off):
+    for step in (2, 4):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step)
+    path = tmp_path / "checkpoint-4" / part
+    path.write_bytes(path.read_bytes()[:-9]) if cut_off else path.unlink()
+    with pytest.warns(UserWarning, match=r"not whole and are passed over: \['checkpoint-4'\]"):
+        assert find_checkpoint(tmp_path, "last") == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="checkpoint-4 is not a checkpoint of a run: it has no readable"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-4"))
+
+
+def test_rotation_goes_by_step_and_spares_what_it_did_not_write(tmp_path):
+    for step in (2, 4, 6, 10):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", step)
+    (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
+    write_checkpoint(tmp_path / "checkpoint-best", 3)
+    write_checkpoint(tmp_path / "checkpoint-2-mine", 2)
+    for age, name in enumerate(("checkpoint-10", "checkpoint-4", "checkpoint-2", "checkpoint-6")):
+        os.utime(tmp_path / name, (age * 100, age * 100))  # the newest of all has the oldest date
+
+    def left(limit, best=None):
+        rotate(tmp_path / "checkpoint-10", limit, best)
+        return sorted(path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir())
+
+    assert left(None) == left(0) == left(9) == ["10", "2", "2-mine", "4", "6", "best"]
+    assert left(3) == ["10", "2", "2-mine", "4", "best"]  # first what is not whole
+    assert left(1, str(tmp_path / "checkpoint-2")) == ["10", "2", "2-mine", "best"]
+    assert left(1) == ["10", "2-mine", "best"]

@@ -3,26 +3,31 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from hf_lnfree import LNFreeTrainingArguments
 from hf_lnfree.data import DataArguments
 from hf_lnfree.models import named_slopes
 from hf_lnfree.training import LNFreeTrainer, ModelArguments, train
+from hf_lnfree.training.beginning import Beginning
 from hf_lnfree.training.log import read_log
+from hf_lnfree.training.restoring import load_weights
 
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
+NEOX = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL = {"gpt2": TINY, "gpt_neox": {**NEOX, "max_position_embeddings": 32, "initializer_range": 0.1}}
 
 
 @pytest.fixture
 def arguments(corpus, cache_dir, tmp_path):
-    def build(row="SM+LearnableR-layer", folder="run", overrides=TINY, **training):
+    def build(row="SM+LearnableR-layer", folder="run", overrides=TINY, family="gpt2", **training):
         settings = {
             "output_dir": str(tmp_path / folder),
             "max_steps": 12,
@@ -37,7 +42,7 @@ def arguments(corpus, cache_dir, tmp_path):
             "seed": 3,
         }
         data = DataArguments(data=str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=32)
-        model = ModelArguments(row=row, config_overrides=overrides)
+        model = ModelArguments(family=family, row=row, config_overrides=overrides)
         return model, data, LNFreeTrainingArguments(**{**settings, **training})
 
     return build
@@ -84,15 +89,16 @@ def test_no_step_materialises_attention_maps(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("row", ["SM+LearnableR-global", "SM+LN+G"])
-def test_resume_is_bit_exact(arguments, tmp_path, row):
-    train(*arguments(row=row, folder="straight"))
-    model, data, whole = arguments(row=row, folder="halves")
+def test_resume_is_bit_exact(arguments, tmp_path, family, row):
+    built = {"row": row, "family": family.name, "overrides": SMALL[family.name]}
+    train(*arguments(**built, folder="straight"))
+    model, data, whole = arguments(**built, folder="halves")
     train(model, data, whole)
     (tmp_path / "halves" / "results.json").unlink()
     for name in ("checkpoint-12", "model.safetensors"):
         target = tmp_path / "halves" / name
         subprocess.run(["rm", "-r", target], check=True)
-    train(*arguments(row=row, folder="halves", resume_from_checkpoint="last"))
+    train(*arguments(**built, folder="halves", resume_from_checkpoint="last"))
     straight, halves = (load_file(tmp_path / f / "model.safetensors") for f in ("straight", "halves"))
     assert all(torch.equal(straight[key], halves[key]) for key in straight)
 
@@ -101,6 +107,152 @@ def test_resume_is_bit_exact(arguments, tmp_path, row):
         return [{k: entry[k] for k in keys if k in entry} for entry in read_log(tmp_path / folder) if "loss" in entry]
 
     assert measured("halves") == measured("straight")
+
+
+@pytest.mark.parametrize("how", ["missing", "unexpected", "of another shape", "not finite"])
+def test_a_checkpoint_that_does_not_fit_is_refused(family, tmp_path, how):
+    model = family.model()
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    name = next(iter(stored))
+    if how == "missing":
+        del stored[name]
+    else:
+        changed = {"unexpected": {"head": stored[name].clone()}, "of another shape": {name: stored[name][:1].clone()}}
+        stored |= changed.get(how, {name: stored[name] * math.nan})
+    save_file(stored, tmp_path / "model.safetensors")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"cannot be gone on with: 1 of its tensors"):
+        load_weights(model, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("shards", ["1GB", "20KB"])
+def test_what_is_saved_is_what_is_loaded(family, tmp_path, shards):
+    source, target = family.model(seed=0), family.model(seed=1)
+    source.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (tmp_path / "model.safetensors").exists() == (shards == "1GB")
+    load_weights(target, tmp_path)
+    wanted = source.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in target.state_dict().items())
+
+
+SETTINGS = {"learning_rate": 5e-3, "seed": 4, "max_steps": 13, "row": "SM+G", "data": None, "validation_fraction": 0.1}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(arguments, corpus, tmp_path, finished):
+    train(*arguments(save_steps=12))
+    folder = tmp_path / "run"
+    if not finished:
+        (folder / "results.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    longer = shutil.copytree(corpus, tmp_path / "longer")
+    (longer / "one_more.py").write_text("x = 1\n" * 200)
+    for name, value in SETTINGS.items():
+        here = {name: value} if name in ("learning_rate", "seed", "max_steps", "row") else {}
+        model, data, args = arguments(resume_from_checkpoint="auto", **here)
+        if not here:
+            setattr(data, name, str(longer) if name == "data" else value)
+        with pytest.raises(ValueError, match=rf"begun with other settings \({name} was .*, is .*\)\. Undo the change"):
+            train(model, data, args)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_learning_rate_is_named_with_both_values(arguments):
+    train(*arguments(max_steps=2))
+    with pytest.raises(
+        ValueError, match=r"learning_rate was 0.01, is 0.005\)\. Undo the change, or give another --out"
+    ):
+        train(*arguments(max_steps=2, resume_from_checkpoint="last", learning_rate=5e-3))
+
+
+def test_a_corpus_that_has_changed_is_told_by_its_hash(arguments, corpus, tmp_path):
+    model, data, args = arguments(save_steps=12)
+    data.data = str(shutil.copytree(corpus, tmp_path / "own"))
+    train(model, data, args)
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "own" / "one_more.py").write_text("x = 1\n" * 200)
+    args.resume_from_checkpoint = "auto"
+    with pytest.raises(ValueError, match=r"train_sha256 was \w{12}, is \w{12}; .*tokenizer_sha256 was"):
+        train(model, data, args)
+
+
+def test_what_no_result_depends_on_may_change_and_is_recorded(arguments, tmp_path):
+    train(*arguments())
+    (tmp_path / "run" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    results = train(*arguments(resume_from_checkpoint="auto", save_steps=5, logging_steps=3, probe_steps=0))
+    assert results.resumed_at == 6
+    begun = Beginning.load(tmp_path / "run")
+    assert {(change["step"], change["name"], change["was"], change["is"]) for change in begun.changes} == {
+        (6, "save_steps", 6, 5),
+        (6, "logging_steps", 2, 3),
+        (6, "probe_steps", 4, 0),
+        (6, "resume_from_checkpoint", None, "auto"),
+    }
+    assert begun.settings["training"]["save_steps"] == 5
+
+
+@pytest.mark.parametrize("warmup", [0, 0.5])
+def test_a_run_at_a_constant_rate_may_train_on_until_it_is_finished(arguments, tmp_path, warmup):
+    settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": warmup, "save_steps": 2}
+    train(*arguments(max_steps=2, **settings))
+    longer = arguments(max_steps=4, **settings, resume_from_checkpoint="auto")
+    with pytest.raises(ValueError, match="max_steps was 2, is 4"):
+        train(*longer)
+    (tmp_path / "run" / "results.json").unlink()
+    if warmup:  # half of the steps, of which there would be more
+        with pytest.raises(ValueError, match="max_steps was 2, is 4"):
+            train(*longer)
+    else:
+        assert train(*longer).resumed_at == 2
+
+
+def test_a_finished_run_is_left_alone(arguments, tmp_path):
+    results = train(*arguments(max_steps=2))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    for wanted in ("auto", "last"):
+        again = train(*arguments(max_steps=2, resume_from_checkpoint=wanted))
+        assert (again.eval_loss, again.steps) == (results.eval_loss, 2)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_a_warning(arguments, tmp_path, caplog):
+    train(*arguments())
+    for name in ("results.json", "run.json"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    assert train(*arguments(resume_from_checkpoint="auto")).resumed_at == 6
+    assert "has no run.json, so its settings cannot be compared" in caplog.text
+
+
+def test_a_finished_run_of_an_earlier_version_is_compared_with_its_results(arguments, tmp_path):
+    train(*arguments(max_steps=2))
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"learning_rate was 0.01, is 0.005"):
+        train(*arguments(max_steps=2, resume_from_checkpoint="auto", learning_rate=5e-3))
+    assert train(*arguments(max_steps=2, resume_from_checkpoint="auto")).steps == 2
+
+
+@pytest.mark.parametrize("how", [None, "auto"])
+def test_a_folder_of_somebody_else_is_refused_before_anything_is_read(arguments, family, tmp_path, how):
+    folder = tmp_path / "run"
+    family.model().save_pretrained(folder)
+    model, data, args = arguments(resume_from_checkpoint=how)
+    data.data = str(tmp_path / "nowhere")
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError, match=r"is not empty and holds no run: .*config.json, .*Give another --out"):
+        train(model, data, args)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_anew(arguments, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", "choices.json", "flight_recorder.json", "log.jsonl", ".partial-1"):
+        (folder / name).write_text("{}")
+    assert train(*arguments(max_steps=1)).steps == 1
 
 
 def test_slopes_get_no_decay_unless_asked(family, input_ids, tmp_path):
