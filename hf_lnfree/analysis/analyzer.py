@@ -63,7 +63,7 @@ class AttentionEntropyAnalyzer:
     @torch.no_grad()
     def run(
         self,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | Tensor | str,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_column: str = "text",
@@ -76,7 +76,8 @@ class AttentionEntropyAnalyzer:
         """
         Args:
             batches: model inputs, or `input_ids` [B, T] alone. With a `tokenizer`: texts, or rows of a
-                `datasets.Dataset`. Padding is told by `attention_mask` (and `decoder_attention_mask`).
+                `datasets.Dataset`. A single one of them is one batch or one text. Padding is told by `attention_mask`
+                (and `decoder_attention_mask`).
             tokenizer: turns texts into batches of `batch_size`, each text cut after `context_length` tokens.
             text_column: of a dataset's rows.
             name: what the report is called in tables and pictures.
@@ -91,6 +92,8 @@ class AttentionEntropyAnalyzer:
         positions = getattr(config, "max_position_embeddings", None) or context_length
         if tokenizer is not None and context_length > positions:
             raise DataError(f"context_length={context_length} exceeds the {positions} positions of the model.")
+        if isinstance(batches, (str, Mapping)) or (isinstance(batches, Tensor) and batches.dim() == 2):
+            batches = [batches]
         if tokenizer is not None:
             batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
         totals = EntropyTotals(self.replicates, self.seed)
@@ -99,6 +102,8 @@ class AttentionEntropyAnalyzer:
         bar = tqdm(islice(batches, max_batches), desc="attention entropy", total=total, disable=not progress)
         with evaluation(self.model):
             for batch in bar:
+                if isinstance(batch, str):
+                    raise DataError("Texts need a tokenizer: run(texts, tokenizer=tokenizer).")
                 inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
                 inputs = {key: value for key, value in inputs.items() if key not in LABELS}
                 self._hash(data, inputs)
@@ -133,7 +138,7 @@ class AttentionEntropyAnalyzer:
         for key, value in sorted(inputs.items()):
             if isinstance(value, Tensor):
                 data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                data.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+                data.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
     def _tokens(self, rows: dict[str, RowEntropies], inputs: dict[str, Any]) -> list[Tensor]:
         """For each module, [B, Q]: which queries are tokens. A decoder is known by the module's name."""

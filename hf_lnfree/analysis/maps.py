@@ -37,7 +37,7 @@ def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
     if mask is not None:
         visible = visible & seen(mask)
     support = visible.sum(-1)
-    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
+    return RowEntropies(attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0), support, None)
 
 
 def adds_up_to_one(map_: Tensor) -> bool:

@@ -84,7 +84,7 @@ def fused_attention_entropy(
             output = None if output is None else output * kept[..., None].to(output.dtype)
         support = row_supports(problem.query, problem.key, problem.visible, is_causal)
         rows = support > 0
-        entropy = entropy.where(rows, 0.0)
+        entropy = entropy.clamp_min(0.0).where(rows, 0.0)  # rounding alone makes it negative
         if output is not None:
             output = (output if problem.visible is None else output.where(rows[..., None], 0.0)).to(query.dtype)
         return RowEntropies(entropy, support, output)

@@ -104,3 +104,11 @@ def test_the_page_stands_alone(reports, tmp_path):
             assert flag.reason.split(",")[0] in page.replace("&#43;", "+")
     assert file_names(reports) == ["model-0", "model-1"]
     assert file_names([reports[0], reports[0]]) == ["model-0-0", "model-0-1"]
+
+
+def test_a_page_of_sequences_of_one_token(tmp_path):
+    from tests.conftest import GPT2
+
+    report = AttentionEntropyAnalyzer(GPT2.model()).run([torch.tensor([[5], [6]])])
+    write_entropy_page(tmp_path, [report, report])
+    assert (tmp_path / "report.html").exists()
