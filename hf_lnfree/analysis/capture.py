@@ -168,7 +168,7 @@ class _Recorder:
                 found = entropies_of_map(map_, visible_keys(mask, map_))
                 # Only logits tell a key of weight 0 from one that is hidden.
                 alike = rows is not None and rows.entropy.shape == found.entropy.shape
-                self.add(module, found._replace(support=rows.support) if alike else found)
+                self.add(module, rows._replace(entropy=found.entropy) if alike else found)
                 return
             if rows is not None and not module.training:  # else dropout may follow
                 self.add(module, rows)
