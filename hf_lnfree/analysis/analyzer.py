@@ -4,6 +4,7 @@ Row entropies of one batch are added to sums on the model's device and dropped; 
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -24,6 +25,7 @@ from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
 LABELS = {"labels", "start_positions", "end_positions", "return_loss"}
+CROSS = re.compile("cross|enc(oder)?_?(attn|attention|dec)|multihead_attn", re.IGNORECASE)  # names of cross-attentions
 
 
 @contextmanager
@@ -63,7 +65,7 @@ class AttentionEntropyAnalyzer:
     @torch.no_grad()
     def run(
         self,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | Tensor | str,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_column: str = "text",
@@ -76,7 +78,8 @@ class AttentionEntropyAnalyzer:
         """
         Args:
             batches: model inputs, or `input_ids` [B, T] alone. With a `tokenizer`: texts, or rows of a
-                `datasets.Dataset`. Padding is told by `attention_mask` (and `decoder_attention_mask`).
+                `datasets.Dataset`. A single one of them is one batch or one text. Padding is what the masks of
+                self-attention hide from every query.
             tokenizer: turns texts into batches of `batch_size`, each text cut after `context_length` tokens.
             text_column: of a dataset's rows.
             name: what the report is called in tables and pictures.
@@ -91,6 +94,8 @@ class AttentionEntropyAnalyzer:
         positions = getattr(config, "max_position_embeddings", None) or context_length
         if tokenizer is not None and context_length > positions:
             raise DataError(f"context_length={context_length} exceeds the {positions} positions of the model.")
+        if isinstance(batches, (str, Mapping)) or (isinstance(batches, Tensor) and batches.dim() == 2):
+            batches = [batches]
         if tokenizer is not None:
             batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
         totals = EntropyTotals(self.replicates, self.seed)
@@ -99,13 +104,15 @@ class AttentionEntropyAnalyzer:
         bar = tqdm(islice(batches, max_batches), desc="attention entropy", total=total, disable=not progress)
         with evaluation(self.model):
             for batch in bar:
+                if isinstance(batch, str):
+                    raise DataError("Texts need a tokenizer: run(texts, tokenizer=tokenizer).")
                 inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
                 inputs = {key: value for key, value in inputs.items() if key not in LABELS}
                 self._hash(data, inputs)
                 with record_attention_entropy(self.model, self.method) as record:
                     self.model(**self._on_device(inputs), **self._no_cache())
                 rows = by_depth(record)
-                totals.add(rows, self._tokens(rows, inputs))
+                totals.add(rows, queries_that_are_tokens(rows))
         if totals.sequences is None or not totals.sequences.any():
             raise DataError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
@@ -133,21 +140,27 @@ class AttentionEntropyAnalyzer:
         for key, value in sorted(inputs.items()):
             if isinstance(value, Tensor):
                 data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                data.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+                data.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
-    def _tokens(self, rows: dict[str, RowEntropies], inputs: dict[str, Any]) -> list[Tensor]:
-        """For each module, [B, Q]: which queries are tokens. A decoder is known by the module's name."""
-        encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        tokens = []
-        for name, (entropy, *_) in rows.items():
-            shape = (entropy.shape[0], entropy.shape[2])
-            key = "decoder_attention_mask" if encoder_decoder and "decoder" in name.split(".") else "attention_mask"
-            mask = inputs.get(key)
-            if isinstance(mask, Tensor) and tuple(mask.shape) == shape:
-                tokens.append(mask.to(entropy.device).bool())
-            else:
-                tokens.append(torch.ones(shape, dtype=torch.bool, device=entropy.device))
-        return tokens
+
+def queries_that_are_tokens(rows: dict[str, RowEntropies]) -> list[Tensor]:
+    """
+    For each module, [B, Q] bool: in self-attention, the queries whose key some query may attend to.
+
+    That is what the attention was told, whatever stands before the tokens (a prompt, other patches) and however the
+    model shortens its input. Queries of a cross-attention are those of the self-attention before it.
+    """
+    tokens, latest = [], {}
+    for name, (entropy, _, _, keys) in rows.items():
+        batch, _, queries = entropy.shape
+        own = keys is not None and not CROSS.search(name)
+        if own and keys.shape[1] == queries:
+            latest[batch, queries] = keys.expand(batch, -1)
+        elif own and keys.shape[1] > queries and (batch, queries) not in latest:  # after a prefix of keys
+            latest[batch, queries] = keys[:, -queries:].expand(batch, -1)
+        everything = torch.ones(batch, queries, dtype=torch.bool, device=entropy.device)
+        tokens.append(latest.get((batch, queries), everything))
+    return tokens
 
 
 def by_depth(record: AttentionRecord) -> dict[str, RowEntropies]:

@@ -168,7 +168,7 @@ class _Recorder:
                 found = entropies_of_map(map_, visible_keys(mask, map_))
                 # Only logits tell a key of weight 0 from one that is hidden.
                 if rows is not None and rows.entropy.shape == found.entropy.shape:
-                    found = found._replace(support=rows.support)
+                    found = rows._replace(entropy=found.entropy)
                 self.add(module, found)
                 return
             if rows is not None and not module.training:  # else dropout may follow

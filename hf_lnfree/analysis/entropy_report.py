@@ -125,7 +125,7 @@ class EntropyReport:
             if lost := int(self.nonfinite_rows[layer, head]):
                 reason = f"{lost} of {int(self.rows[layer, head])} rows are NaN or infinite"
                 found.append(HeadFlag(layer, head, "not finite", reason))
-            elif mean > 0.75 * limit or mean <= 0.25 * limit:
+            elif limit > 0 and (mean > 0.75 * limit or mean <= 0.25 * limit):  # one key leaves no choice
                 kind, word, threshold = (
                     ("overloaded", "above", 0.75) if mean > limit / 2 else ("collapsed", "at most", 0.25)
                 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.fused import RowEntropies
+from ..attention.fused import RowEntropies, keys_seen
 from ..attention.masks import seen
 from .entropy import attention_entropy
 
@@ -37,7 +37,8 @@ def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
     if mask is not None:
         visible = visible & seen(mask)
     support = visible.sum(-1)
-    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
+    entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
 
 
 def adds_up_to_one(map_: Tensor) -> bool:

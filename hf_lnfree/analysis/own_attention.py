@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.fused import RowEntropies
+from ..attention.fused import RowEntropies, keys_seen
 from .entropy import attention_entropy
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -65,9 +65,11 @@ def rows_of_softmax(module: nn.Module, logits: Tensor, map_: Tensor) -> RowEntro
         logits, map_ = logits.unflatten(0, (-1, heads)), map_.unflatten(0, (-1, heads))
     if map_.dim() != 4 or map_.shape[1] != heads:
         return None
-    visible = ((map_ != 0) | (logits > HIDDEN)).any(1, keepdim=True)  # NaN is not 0
+    hidden = logits <= torch.finfo(logits.dtype).min / 2  # a row may be hidden whole, and its map is uniform
+    visible = (((map_ != 0) | (logits > HIDDEN)) & ~hidden).any(1, keepdim=True)  # NaN is not 0
     support = visible.sum(-1)
-    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
+    entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
 
 
 @torch.no_grad()
@@ -92,7 +94,8 @@ def rows_of_multi_head_attention(args: tuple, kwargs: dict) -> RowEntropies:
     if mask is not None:
         visible = visible & shown(mask if mask.dim() == 2 else mask.unflatten(0, (-1, map_.shape[1])), map_)
     support = visible.sum(-1).expand(*(map_.shape[0], -1, map_.shape[2]))
-    return RowEntropies(attention_entropy(map_).where(support > 0, 0.0), support, None)
+    entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
 
 
 def shown(mask: Tensor, map_: Tensor) -> Tensor:

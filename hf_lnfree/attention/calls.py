@@ -167,9 +167,8 @@ def direct_call(
     enable_gqa: bool = False,
 ) -> AttentionCall:
     """From the arguments of `scaled_dot_product_attention`."""
-    return AttentionCall(
-        None, query, key, value, attn_mask, is_causal=is_causal, scaling=scale, result=(result.transpose(1, 2), None)
-    )
+    output = result.transpose(-3, -2) if result.dim() > 2 else result
+    return AttentionCall(None, query, key, value, attn_mask, is_causal=is_causal, scaling=scale, result=(output, None))
 
 
 @functools.lru_cache(maxsize=64)

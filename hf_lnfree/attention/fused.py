@@ -28,6 +28,8 @@ class RowEntropies(NamedTuple):
     """[B or 1, H or 1, Q] number of keys each query may attend to; a fully masked row has 0."""
     output: Tensor | None
     """[B, H, Q, Dv] the attention's output, when values were given."""
+    keys: Tensor | None = None
+    """[B or 1, K] bool: the keys that some query may attend to. The others are padding."""
 
 
 def fused_attention_entropy(
@@ -84,10 +86,10 @@ def fused_attention_entropy(
             output = None if output is None else output * kept[..., None].to(output.dtype)
         support = row_supports(problem.query, problem.key, problem.visible, is_causal)
         rows = support > 0
-        entropy = entropy.where(rows, 0.0)
+        entropy = entropy.clamp_min(0.0).where(rows, 0.0)  # rounding alone makes it negative
         if output is not None:
             output = (output if problem.visible is None else output.where(rows[..., None], 0.0)).to(query.dtype)
-        return RowEntropies(entropy, support, output)
+        return RowEntropies(entropy, support, output, keys_seen(problem.visible, key.shape[2], key.device))
 
 
 @torch.no_grad()
@@ -163,6 +165,14 @@ def row_supports(query: Tensor, key: Tensor, visible: Tensor | None, is_causal: 
     if is_causal:
         counts = torch.arange(1, queries + 1, device=query.device).clamp_max(keys)
     return counts.view(1, 1, -1)
+
+
+def keys_seen(visible: Tensor | None, keys: int, device: torch.device) -> Tensor:
+    """[B or 1, K] which keys some query may attend to, from `visible`, which broadcasts to [B, H, Q, K]."""
+    if visible is None:
+        return torch.ones(1, keys, dtype=torch.bool, device=device)
+    visible = visible[(None,) * (4 - visible.dim())]
+    return visible.expand(*visible.shape[:3], keys).any(1).any(1)
 
 
 def attention_entropy_with_grad(

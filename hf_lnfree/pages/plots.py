@@ -93,7 +93,7 @@ def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
     """Mean entropy of every head in nats, side by side on one colour scale from 0 to the largest bound."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(reports), columns, *cell_size(reports))
-        top = max(float(r.bound[r.heads].max()) for r in reports)
+        top = max(float(r.bound[r.heads].max()) for r in reports) or 1.0  # sequences of one token
         for report, ax in zip(reports, axes, strict=True):
             image = cells(ax, report.entropy, report.heads, "viridis", 0.0, top, ".2f")
             ax.set_title(title(report), fontsize=10)

@@ -321,6 +321,39 @@ def test_nothing_to_analyse_is_an_error(model):
         AttentionEntropyAnalyzer(model).run([])
 
 
+def test_what_can_be_handed_over_at_once(model):
+    ids = torch.randint(3, 99, (12, 3), generator=torch.Generator().manual_seed(1)).T  # not contiguous
+    expected = AttentionEntropyAnalyzer(model).run([ids.contiguous()])
+    for batches in ([ids], ids, {"input_ids": ids}, [{"input_ids": ids}]):
+        report = AttentionEntropyAnalyzer(model).run(batches)
+        close(report.entropy, expected.entropy)
+        assert report.sequences == 3
+        assert report.metadata["data_sha256"] == expected.metadata["data_sha256"]
+    for texts in ("one text", ["one text"]):
+        with pytest.raises(DataError, match="need a tokenizer"):
+            AttentionEntropyAnalyzer(model).run(texts)
+
+
+def test_one_text_is_one_sequence(model, cache_dir, corpus):
+    from hf_lnfree.data import DataArguments, load_data
+
+    tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
+    model.resize_token_embeddings(len(tokenizer))
+    report, expected = (
+        AttentionEntropyAnalyzer(model).run(texts, tokenizer=tokenizer, context_length=10)
+        for texts in ("import os", ["import os"])
+    )
+    assert report.sequences == expected.sequences == 1
+    close(report.entropy, expected.entropy)
+
+
+def test_sequences_of_one_token_make_a_file(model, tmp_path):
+    report = AttentionEntropyAnalyzer(model).run([torch.tensor([[5], [6]])])
+    report.save(tmp_path / "r.json")
+    assert not report.flags()
+    assert not EntropyReport.load(tmp_path / "r.json").entropy.any()
+
+
 def test_flags_say_why(model, input_ids):
     report = AttentionEntropyAnalyzer(model).run([input_ids])
     report.entropy[:] = report.bound * 0.5

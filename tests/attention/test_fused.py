@@ -269,3 +269,18 @@ def test_memory_does_not_grow_with_the_square(monkeypatch):
         with Largest():
             fused_attention_entropy(q, k, is_causal=True, backend=backend)
         assert Largest.elements <= 2**18
+
+
+@pytest.mark.parametrize("keys", [300, 1500])
+def test_no_entropy_is_negative(keys):
+    query = torch.randn(1, 2, keys, 16, generator=torch.Generator().manual_seed(0)) * 30  # rows are all but one-hot
+    assert fused_attention_entropy(query, query, is_causal=True).entropy.min() == 0
+    query[0, 0, 7] = torch.nan
+    assert fused_attention_entropy(query, query, is_causal=True).entropy[0, 0, 7].isnan()
+
+
+def test_learned_queries_of_batch_one():
+    query, key = torch.randn(1, 2, 3, 4), torch.randn(8, 2, 5, 4)
+    found = fused_attention_entropy(query, key).entropy
+    logits = (query @ key.mT / 2).double()
+    torch.testing.assert_close(found.double(), torch.special.entr(logits.softmax(-1)).sum(-1), rtol=0, atol=1e-5)

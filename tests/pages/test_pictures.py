@@ -115,3 +115,11 @@ def test_names_are_text_and_no_formulas(name, reports, tmp_path):
     save(heatmaps([report]), tmp_path / "picture", [".svg", ".png"])
     assert escape(name, quote=False) in (tmp_path / "picture.svg").read_text()
     save(curves({name: [(0, 1.0), (1, 2.0)]}, "step", name), tmp_path / "curves", [".svg"])
+
+
+def test_a_page_of_sequences_of_one_token(tmp_path):
+    from tests.conftest import GPT2
+
+    report = AttentionEntropyAnalyzer(GPT2.model()).run([torch.tensor([[5], [6]])])
+    write_entropy_page(tmp_path, [report, report])
+    assert (tmp_path / "report.html").exists()
