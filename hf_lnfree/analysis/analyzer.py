@@ -153,11 +153,11 @@ def queries_that_are_tokens(rows: dict[str, RowEntropies]) -> list[Tensor]:
     tokens, latest = [], {}
     for name, (entropy, _, _, keys) in rows.items():
         batch, _, queries = entropy.shape
-        own = keys is not None and not CROSS.search(name)
-        if own and keys.shape[1] == queries:
-            latest[batch, queries] = keys.expand(batch, -1)
-        elif own and keys.shape[1] > queries and (batch, queries) not in latest:  # after a prefix of keys
-            latest[batch, queries] = keys[:, -queries:].expand(batch, -1)
+        if keys is not None and not CROSS.search(name):
+            if keys.shape[1] == queries:
+                latest[batch, queries] = keys.expand(batch, -1)
+            elif keys.shape[1] > queries and (batch, queries) not in latest:  # after a prefix of keys
+                latest[batch, queries] = keys[:, -queries:].expand(batch, -1)
         everything = torch.ones(batch, queries, dtype=torch.bool, device=entropy.device)
         tokens.append(latest.get((batch, queries), everything))
     return tokens

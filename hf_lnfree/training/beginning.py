@@ -126,7 +126,7 @@ class Beginning(Record):
 
 def free_fields(training: dict[str, Any], finished: bool) -> tuple[str, ...]:
     """Patterns of fields that may be others when a run that was trained so goes on."""
-    free = FREE
+    free: tuple[str, ...] = FREE
     if training.get("on_nonfinite") != "rollback":  # which goes back to the last sample
         free += ("probe_*",)
     whole_warmup = not 0 < float(training.get("warmup_steps") or 0) < 1

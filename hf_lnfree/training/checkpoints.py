@@ -201,7 +201,7 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
     """
     how = str(wanted).lower()
     if goes_on(wanted) and how not in ("last", "true", "auto"):
-        if part := missing_part(Path(wanted)):
+        if part := missing_part(Path(str(wanted))):
             raise RunError(f"{wanted} is not a checkpoint of a run: it has no readable {part}.")
         return str(wanted)
     last = next(reversed(checkpoints(folder)), None) if folder.is_dir() else None
