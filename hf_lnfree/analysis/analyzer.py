@@ -120,7 +120,7 @@ class AttentionEntropyAnalyzer:
             **totals.fields(),
             metadata={
                 "data_sha256": data.hexdigest(),
-                "bootstrap": {"replicates": self.replicates, "seed": self.seed},
+                "bootstrap": {"replicates": self.replicates, "seed": self.seed, "weights": "exponential"},
                 "method": self.method,
                 "attention": getattr(config, "_attn_implementation", None),
                 "dtype": str(next(self.model.parameters()).dtype),

@@ -1,13 +1,15 @@
 """Two entropy reports head by head: how far each head's mean moved, and which of them moved beyond chance."""
 
+import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from torch import Tensor
 
 from ..errors import ModelError
 from ..tables import number
 from .entropy_report import EntropyReport
+
+LARGE = 500  # degrees of freedom, from which Student's distribution is the normal one
 
 
 @dataclass
@@ -18,7 +20,8 @@ class EntropyComparison:
         difference: [L, H] mean entropy of `other` minus that of `baseline`, nats.
         standard_error: [L, H] of `difference`; NaN where one of the reports has none.
         paired: whether both were measured on the same batches, so that what a sequence does to both cancels.
-        moved: [L, H] whether the simultaneous 95 % interval (Bonferroni over heads) leaves out zero.
+        moved: [L, H] whether the simultaneous 95 % interval (Bonferroni over heads) leaves out zero; nowhere from a
+            single sequence.
     """
 
     baseline: EntropyReport
@@ -28,22 +31,27 @@ class EntropyComparison:
     paired: bool
     moved: Tensor
 
+    @property
+    def sequences(self) -> int:
+        """Of the report with fewer."""
+        return min(self.baseline.sequences, self.other.sequences)
+
     def table(self, count: int = 10) -> str:
         """How many heads moved, and those that moved furthest."""
         heads = int(self.baseline.heads.sum())
         change = float(self.difference[self.baseline.heads].mean())
         how = "paired by sequence" if self.paired else "unpaired: other batches, or another bootstrap"
-        lines = [
-            f"{self.other.name} against {self.baseline.name}: {number(change, '+.2f')} nats on average, "
-            f"{int(self.moved.sum())} of {heads} heads moved (simultaneous 95 % interval, {how})"
-        ]
+        first = f"{self.other.name} against {self.baseline.name}: {number(change, '+.2f')} nats on average"
+        if self.sequences < 2:
+            return f"{first}; which heads moved cannot be told from a single sequence"
+        lines = [f"{first}, {int(self.moved.sum())} of {heads} heads moved (simultaneous 95 % interval, {how})"]
         order = self.difference.abs().where(self.moved, -1.0).flatten().argsort(descending=True)
         for index in order[: min(count, int(self.moved.sum()))].tolist():
             layer, head = divmod(index, self.difference.shape[1])
             lines.append(
                 f"  layer {layer} head {head}: {self.baseline.entropy[layer, head]:.2f} to "
                 f"{self.other.entropy[layer, head]:.2f}, {self.difference[layer, head]:+.2f} "
-                f"± {simultaneous(heads) * self.standard_error[layer, head]:.2f}"
+                f"± {simultaneous(heads, self.sequences) * self.standard_error[layer, head]:.2f}"
             )
         return "\n".join(lines)
 
@@ -51,9 +59,27 @@ class EntropyComparison:
         return self.table()
 
 
-def simultaneous(heads: int) -> float:
-    """Half width, in standard errors, of intervals that hold for all heads at once with 95 %."""
-    return NormalDist().inv_cdf(1 - 0.025 / heads)
+def simultaneous(heads: int, sequences: int) -> float:
+    """Half width, in standard errors from so many sequences, of intervals that hold for all heads at once with 95 %."""
+    low, high = 0.0, 1.0
+    while inside(high, sequences - 1) < 1 - 0.05 / heads:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle, sequences - 1) < 1 - 0.05 / heads else (low, middle)
+    return high
+
+
+def inside(t: float, freedom: int) -> float:
+    """Probability that Student's variable lies within ±t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    if freedom > LARGE:
+        return math.erf(t / math.sqrt(2))
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term = total = (math.cos(angle) if odd else 1.0) if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def compare_reports(baseline: EntropyReport, other: EntropyReport) -> EntropyComparison:
@@ -75,10 +101,13 @@ def compare_reports(baseline: EntropyReport, other: EntropyReport) -> EntropyCom
     )
     paired = paired and len(baseline.replicates) > 1 and len(baseline.replicates) == len(other.replicates)
     difference = other.entropy - baseline.entropy
-    if paired and min(baseline.sequences, other.sequences) > 1:
-        error = (other.replicates - baseline.replicates).std(0)
+    sequences = min(baseline.sequences, other.sequences)
+    if paired and sequences > 1:
+        # Replicates with exponential weights spread as much less than the means of n sequences do.
+        error = (other.replicates - baseline.replicates).std(0) * math.sqrt((sequences + 1) / (sequences - 1))
     else:
         error = (baseline.standard_error.square() + other.standard_error.square()).sqrt()
-    moved = difference.abs() > simultaneous(max(1, int(baseline.heads.sum()))) * error
-    moved = moved & error.isfinite()
+    moved = error.isfinite() & (sequences > 1)
+    if moved.any():
+        moved &= difference.abs() > simultaneous(int(baseline.heads.sum()), sequences) * error
     return EntropyComparison(baseline, other, difference, error, paired, moved)

@@ -19,6 +19,8 @@ from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_ma
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
+FEWEST_SEQUENCES = 10  # below, a bootstrap over sequences says too little of how they differ
+FEWEST_KEYS = 32  # below, random heads are near their maximum
 
 
 class HeadFlag(NamedTuple):
@@ -27,7 +29,7 @@ class HeadFlag(NamedTuple):
     layer: int
     head: int
     kind: str
-    """"overloaded", "collapsed" or "not finite"."""
+    """"overloaded", "collapsed", "not finite" or "too short"."""
     reason: str
 
 
@@ -101,8 +103,12 @@ class EntropyReport:
         return bucket_shares(self.entropy[self.heads], self.maximum(maximum)[self.heads])
 
     def bucket_intervals(self, maximum: Maximum | float = "causal") -> Tensor:
-        """[4, 2] 95 % interval of each share: percentiles of the bootstrap over sequences; NaN without replicates."""
-        if not len(self.replicates) or self.sequences < 2:
+        """
+        [4, 2] 95 % interval of each share: percentiles of the bootstrap over sequences.
+
+        NaN without replicates, and from fewer than 10 sequences.
+        """
+        if not len(self.replicates) or self.sequences < FEWEST_SEQUENCES:
             return torch.full((4, 2), math.nan, dtype=torch.float64)
         heads = self.heads
         shares = [bucket_shares(e[heads], self._maximum(e, maximum)[heads]) for e in self.replicates]
@@ -117,7 +123,12 @@ class EntropyReport:
         return collapsed_share(self.entropy[self.heads], self.maximum(maximum)[self.heads])
 
     def flags(self, maximum: Maximum | float = "causal") -> list[HeadFlag]:
-        """Heads that are overloaded, collapsed or not finite, each with its reason."""
+        """
+        Heads that are overloaded, collapsed or not finite, each with its reason.
+
+        Where no query has 32 keys, heads beyond a threshold are "too short" for either verdict: the entropies of
+        random heads are near their maximum there.
+        """
         found = []
         top = self.maximum(maximum)
         for layer, head in self.heads.nonzero().tolist():
@@ -135,8 +146,15 @@ class EntropyReport:
                 if math.isfinite(error):
                     reason += f", ± {Z_95 * error:.2f}"
                     reason += ", which reaches the threshold" if abs(mean - threshold * limit) < Z_95 * error else ""
+                if self.too_short:
+                    kind, reason = "too short", f"{reason}; {self.context_length} keys are too few for a verdict"
                 found.append(HeadFlag(layer, head, kind, reason))
         return found
+
+    @property
+    def too_short(self) -> bool:
+        """Whether no query had as many keys as a verdict on heads needs."""
+        return self.context_length < FEWEST_KEYS
 
     def layer_means(self) -> list[float]:
         """Mean entropy over the heads of each layer, nats; NaN if one of them is."""
@@ -202,10 +220,14 @@ class EntropyReport:
         shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
         lines.append(f"heads by quarter of {self.format_maximum(maximum)} nats ({maximum}): {shares} %")
         collapsed, *_, overloaded = self.format_shares(maximum, digits=1)
+        verdict = f"overloaded {overloaded}, collapsed {collapsed}"
+        if self.too_short:
+            verdict = f"too short for a verdict on heads, which needs queries of {FEWEST_KEYS} keys"
         lines.append(
-            f"overloaded {overloaded}, collapsed {collapsed}; "
-            f"{int(self.rows.max())} rows of {self.sequences} sequences, up to {self.context_length} keys"
+            f"{verdict}; {int(self.rows.max())} rows of {self.sequences} sequences, up to {self.context_length} keys"
         )
+        if len(self.replicates) and self.sequences < FEWEST_SEQUENCES:
+            lines.append(f"no intervals: {self.sequences} sequences, {FEWEST_SEQUENCES} are needed")
         if masked := int(self.masked_rows.sum()):
             lines.append(f"{masked} rows that may attend to nothing were left out")
         if lost := int(self.nonfinite_rows.sum()):

@@ -1,10 +1,10 @@
 r"""Streaming sums over rows and sequences, from which an `EntropyReport` follows; they stay on the model's device.
 
 Sequences, not rows, are independent. Standard errors are those of a ratio of sums over sequences; for everything that
-is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence counts Poisson(1)
-times instead of once, so that nothing but their sums is kept (Chamandy et al., Estimating Uncertainty for Massive Data
-Streams, 2012). Modules that see another batch than the rest, such as pictures or windows beside texts, count what they
-see as sequences of their own.
+is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence has a weight drawn
+from an exponential distribution instead of 1 (Rubin, The Bayesian Bootstrap, 1981): nothing but their sums is kept, and
+unlike counts, which may all be 0, such weights leave no replicate of a few sequences empty. Modules that see another
+batch than the rest, such as pictures or windows beside texts, count what they see as sequences of their own.
 
 Shapes: L attention modules, B batch, H heads, Q queries, N bins, S strata, R replicates.
 """
@@ -160,7 +160,7 @@ class EntropyTotals:
             self.sequences = torch.zeros(len(rows), dtype=torch.int64, device=entropies[0].device)
         weights: dict[int, Tensor] = {}  # by batch size: what modules of one size see are the same sequences
         for size in dict.fromkeys(map(len, entropies)):
-            weights[size] = torch.poisson(torch.ones(size, self.replicates), generator=self.generator)
+            weights[size] = torch.empty(size, self.replicates).exponential_(generator=self.generator)
             alike = [layer for layer, entropy in enumerate(entropies) if len(entropy) == size]
             self.sequences[alike] += torch.stack([tokens[layer].any(-1) for layer in alike]).any(0).sum()
         groups: dict[tuple[int, ...], list[int]] = {}

@@ -23,6 +23,7 @@ from transformers import (
 
 from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
 from hf_lnfree.analysis import causal_bound, compare_reports
+from hf_lnfree.analysis.comparison import inside, simultaneous
 from hf_lnfree.analysis.totals import EntropyTotals
 from hf_lnfree.attention import RowEntropies
 from hf_lnfree.errors import DataError
@@ -99,6 +100,42 @@ def test_bootstrap_replicates_are_as_spread_as_the_standard_error(model):
     assert torch.equal(again.replicates, report.replicates)
     alone = AttentionEntropyAnalyzer(model).run([ids[:1]])
     assert alone.bucket_intervals().isnan().all()
+
+
+def test_few_sequences_have_no_intervals_and_say_so(model):
+    ids = torch.randint(3, 99, (10, 12), generator=torch.Generator().manual_seed(1))
+    for count in (2, 3, 9, 10):
+        report = AttentionEntropyAnalyzer(model).run([ids[:count]])
+        assert report.replicates.isfinite().all()
+        assert report.bucket_intervals().isfinite().all() == (count == 10)
+        assert (f"no intervals: {count} sequences, 10 are needed" in str(report)) == (count < 10)
+
+
+def normal_report(entropy, seed):
+    """Of sequences [N, H] of one row each."""
+    totals = EntropyTotals(seed=seed)
+    rows = {"a": RowEntropies(entropy[..., None], torch.full((1, 1, 1), 1000), None)}
+    totals.add(rows, [torch.ones(len(entropy), 1, dtype=torch.bool)])
+    return EntropyReport("", **totals.fields(), metadata={"data_sha256": "", "bootstrap": seed})
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 30])
+def test_comparisons_of_few_sequences_are_no_bolder_than_they_say(count):
+    """Of 400 pairs that differ by chance, the simultaneous interval of 8 heads is left by one in twenty or fewer."""
+    noise = torch.randn(400, 2, count, 8, generator=torch.Generator().manual_seed(0)).double()
+    reports = [[normal_report(3 + entropy / 10, seed) for entropy in pair] for seed, pair in enumerate(noise)]
+    assert 4 <= sum(bool(compare_reports(*pair).moved.any()) for pair in reports) <= 34
+    if count > 2:
+        apart = [compare_reports(first, normal_report(6.7 + noise[0, 0] / 10, 0)) for first in reports[0][1:]]
+        assert apart[0].moved.all()
+
+
+# From printed tables of Student's distribution: 97.5 %.
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (10, 2.228),
+                                            (100, 1.984), (1000, 1.962)])  # fmt: skip
+def test_quantiles_of_student(freedom, t):
+    assert inside(t, freedom) == pytest.approx(0.95, abs=3e-4)
+    assert simultaneous(1, freedom + 1) == pytest.approx(t, rel=3e-3)
 
 
 def test_comparison_pairs_what_saw_the_same_batches(model, family):
@@ -362,6 +399,13 @@ def test_flags_say_why(model, input_ids):
     report.standard_error[:] = 0.01
     report.standard_error[2, 3] = 0.2
     report.nonfinite_rows[1, 0] = 3
+    assert [f.kind for f in report.flags()] == ["too short", "not finite", "too short"]
+    assert (
+        report.flags()[0].reason == "1.50 nats is 90 % of 1.67 (above 75 %), ± 0.02; 12 keys are too few for a verdict"
+    )
+    assert "too short for a verdict on heads, which needs queries of 32 keys; 24 rows of 2 sequences" in str(report)
+    report.context_length = 32
+    assert "overloaded 8.3 %, collapsed 8.3 %; 24 rows" in str(report)
     flags = {(f.layer, f.head): f for f in report.flags()}
     assert [f.kind for f in flags.values()] == ["overloaded", "not finite", "collapsed"]
     assert flags[0, 1].reason == "1.50 nats is 90 % of 1.67 (above 75 %), ± 0.02"
