@@ -120,15 +120,21 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
     to_stock(model)
 
 
-@pytest.mark.parametrize("parallel", [True, False])
-def test_pythia_too(start, arguments, parallel, tmp_path):
+def pythia(start, folder, parallel=True):
+    """A small Pythia with the same tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(start)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "use_parallel_residual": parallel}
     torch.manual_seed(0)
     model = trained(GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, initializer_range=0.2, eos_token_id=0, bos_token_id=0)))
-    model.save_pretrained(tmp_path / "pythia")
-    tokenizer.save_pretrained(tmp_path / "pythia")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_pythia_too(start, arguments, parallel, tmp_path):
+    pythia(start, tmp_path / "pythia", parallel)
     options = RemovalArguments(schedule="auto", removal_windows=4, baseline=False)
     summary = remove_norms(str(tmp_path / "pythia"), options, *arguments)
     assert summary.norms_left == "none"
@@ -196,7 +202,8 @@ def test_the_penalty_is_the_formula(start):
 
 
 @pytest.mark.parametrize("extra", [[], ["--lora_rank", "2"]], ids=["weights", "lora"])
-def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, extra):
+def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, family, extra):
+    start = start if family.name == "gpt2" else pythia(start, tmp_path / "pythia")
     shared = ["remove-norms", start, "--data", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
     shared += ["--max_steps", "10", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--seed", "5"]
     shared += ["--gate_steps", "2", "--removal_windows", "4", "--residual_norm_weight", "0.1", "--baseline", "false"]
@@ -256,6 +263,28 @@ def test_a_finished_run_is_read_and_the_plain_one_gone_on_with(start, arguments,
     training.resume_from_checkpoint = None
     with pytest.raises(ValueError, match="holds an earlier run"):
         remove_norms(start, options, data, training)
+
+
+def test_a_finished_removal_is_not_told_as_another(start, arguments, tmp_path):
+    data, training = arguments
+    options = {"schedule": str(STAGES), "removal_windows": 4, "baseline": False}
+    remove_norms(start, RemovalArguments(**options), data, training)
+    before = (tmp_path / "run" / "removal.json").read_bytes()
+    training.resume_from_checkpoint = "auto"
+    for change in ({"gate_steps": 2}, {"residual_norm_weight": 0.1}, {"lora_rank": 2}, {"removal_windows": 5}):
+        with pytest.raises(ValueError, match=f"other settings .*{next(iter(change))} was"):
+            remove_norms(start, RemovalArguments(**options | change), data, training)
+    assert (tmp_path / "run" / "removal.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", [None, "auto"])
+def test_the_models_own_folder_is_refused(start, arguments, how):
+    data, training = arguments
+    training.output_dir, training.resume_from_checkpoint = start, how
+    before = {path: path.read_bytes() for path in Path(start).iterdir()}
+    with pytest.raises(ValueError, match=r"is not empty and holds no run: config.json"):
+        remove_norms(start, RemovalArguments(schedule=str(STAGES)), data, training)
+    assert {path: path.read_bytes() for path in Path(start).iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,57 @@ def test_changed_settings_are_refused_with_the_difference(finished, changes, loc
     run_study(changed, [0], tmp_path / "other", ["SM+R"], announce=lambda text: None, **local)
 
 
+def command(folder, changes, local, *flags):
+    fields = {**changes, "disable_tqdm": True}
+    settings = [part for key, value in fields.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    where = ["--out", str(folder), "--cache-dir", local["cache_dir"], "--device", "cpu"]
+    return main(["study", str(DEMO), *settings, *where, *flags])
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+@pytest.mark.parametrize("rows", ["SM+R", "SM+G"])
+def test_what_is_refused_is_refused_in_a_dry_run_and_writes_nothing(finished, changes, local, capsys, dry, rows):
+    """Whichever rows are chosen: the tables are of all."""
+    folder, *_ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert command(folder, changes | {"learning_rate": 1e-4}, local, "--rows", rows, *dry) == 1
+    assert "SM+G: learning_rate was 0.003, is 0.0001" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_cells_of_one_study_are_of_one_corpus(changes, local, corpus, tmp_path):
+    own = shutil.copytree(corpus, tmp_path / "corpus")
+    study = Study.load(DEMO, changes={**changes, "data": str(own), "max_steps": 1})
+    run_study(study, [0], tmp_path / "out", ["SM+R"], announce=lambda text: None, **local)
+    (own / "one_more.py").write_text("x = 1\n" * 200)
+    with pytest.raises(ValueError, match=r"The data of .*seed-0 has changed since \(train_sha256 was"):
+        run_study(study, [0], tmp_path / "out", ["SM+R", "SM+G"], announce=lambda text: None, **local)
+    assert not list((tmp_path / "out").glob("SM+G/seed-0/*.json"))
+
+
+@pytest.mark.parametrize("name", ["results.json", "log.jsonl", "entropy.json", "run.json"])
+def test_a_damaged_cell_is_told_and_the_others_go_on(finished, changes, local, tmp_path, capsys, name):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    path = copy / "SM+LN+G" / "seed-0" / name
+    path.write_text(path.read_text()[:30])
+    assert command(copy, changes, local) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"SM+LN+G, seed 0: not read: {path} " in printed
+    assert printed.count(": finished, found in") == 3
+    assert "SM+LN+G, seed 0: not read" in (copy / "report.html").read_text()
+
+
+def test_a_folder_of_something_else_is_refused(finished, changes, local, tmp_path, capsys):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "main.py").write_text("")
+    for folder, holds in ((tmp_path / "project", "main.py"), (finished[0] / "SM+G" / "seed-0", "README.md")):
+        before = sorted(folder.iterdir())
+        for flags in ([], ["--search", "relu,gelu", "--rows", "SM+G", "--budget", "99"]):
+            assert command(folder, changes, local, *flags) == 1
+            assert "is not empty and holds no study" in " ".join(capsys.readouterr().err.split())
+        assert sorted(folder.iterdir()) == before, holds
+
+
 def test_a_row_may_be_added_and_others_left_out(finished, changes, local):
     folder, study, _, _ = finished
     wider = Study(study.title, {**study.rows, "SM+LeakyR": {**study.rows["SM+R"], "row": "SM+LeakyR"}})
@@ -274,6 +325,8 @@ def test_dry_run_tells_the_state_of_every_cell(finished, changes, capsys):
         ("rows: {a: {row: SM+G}}\ncompare: [[a, b]]", "compares rows that it does not have: b"),
         ("rows: {a: {row: SM+G}}\npublished: mine", "published='mine' is not known: GPT-2 T=128"),
         ("rows: [", "is not YAML"),
+        ("rows: {../../evil: {row: SM+G}}", "the row '../../evil' becomes a folder"),
+        ("rows: {..: {row: SM+G}}", "becomes a folder"),
     ],
 )
 def test_wrong_studies_say_what_is_wrong(tmp_path, content, message):

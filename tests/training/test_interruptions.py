@@ -16,6 +16,8 @@ from hf_lnfree.training.log import read_log
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
+NEOX = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+NEOX |= {"max_position_embeddings": 32, "initializer_range": 0.1}
 
 
 def run_jobs(jobs):
@@ -37,18 +39,26 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
     shared += ["--logging_steps", "1", "--probe_steps", "3", "--save_steps", "2", "--save_total_limit", "2"]
     shared += ["--use_cpu", "--disable_tqdm", "true", "--resume_from_checkpoint", "auto", "--seed", "5"]
 
+    neox = ["--family", "gpt_neox", "--config_overrides", json.dumps(NEOX)]
+
     def job(at, name):
+        family = neox if name.endswith("neox") else []
         cache = folder / f"cache-{name}" if "tokenis" in name else cache_dir
-        return {"at": at, "arguments": [*shared, "--output_dir", str(folder / name), "--cache_dir", str(cache)]}
+        return {
+            "at": at,
+            "arguments": [*shared, *family, "--output_dir", str(folder / name), "--cache_dir", str(cache)],
+        }
 
     points = ["step", "checkpoint", "rotation", "tokenisation", "results", "disk full", "disk full, tokenising"]
     jobs = [job(None, "straight"), job(None, "read-only")]
     jobs[1]["arguments"] += ["--output_dir", "/sys/hf_lnfree-run"]  # read-only, for root too
     for point in points:
         jobs += [job(point, point), job(None, point)]
-    straight, refused, *others = run_jobs(jobs)
-    assert straight["code"] == 0, straight["output"]
-    return folder, dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True)), refused
+    jobs += [job(None, "straight-neox"), job("checkpoint", "checkpoint-neox"), job(None, "checkpoint-neox")]
+    straight, refused, *others, neox_straight, neox_killed, neox_again = run_jobs(jobs)
+    assert straight["code"] == neox_straight["code"] == 0, straight["output"] + neox_straight["output"]
+    codes = dict(zip(points, zip(others[::2], others[1::2], strict=True), strict=True))
+    return folder, codes | {"checkpoint-neox": (neox_killed, neox_again)}, refused
 
 
 def measured(folder):
@@ -56,17 +66,18 @@ def measured(folder):
     return [{k: e[k] for k in keys if k in e} for e in read_log(folder) if "loss" in e or "entropy/mean" in e]
 
 
-@pytest.mark.parametrize("point", ["step", "checkpoint", "rotation", "tokenisation", "results"])
+@pytest.mark.parametrize("point", ["step", "checkpoint", "rotation", "tokenisation", "results", "checkpoint-neox"])
 def test_a_killed_run_goes_on_to_the_bit(outcomes, point):
     folder, codes, _ = outcomes
     killed, again = codes[point]
     assert killed["code"] == KILLED
     assert again["code"] == 0, again["output"]
-    assert measured(folder / point) == measured(folder / "straight")
-    one, other = (load_file(folder / name / "model.safetensors") for name in (point, "straight"))
+    whole = "straight-neox" if point.endswith("neox") else "straight"
+    assert measured(folder / point) == measured(folder / whole)
+    one, other = (load_file(folder / name / "model.safetensors") for name in (point, whole))
     assert all(torch.equal(one[key], other[key]) for key in other)
     results = json.loads((folder / point / "results.json").read_text())
-    assert results["eval_loss"] == json.loads((folder / "straight" / "results.json").read_text())["eval_loss"]
+    assert results["eval_loss"] == json.loads((folder / whole / "results.json").read_text())["eval_loss"]
     assert not list((folder / point).glob(".partial*"))
 
 
@@ -75,7 +86,7 @@ def test_it_went_on_and_did_not_start_over(outcomes):
     resumed = {p: json.loads((folder / p / "results.json").read_text())["resumed_at"] for p in codes}
     assert resumed == {
         **{"step": 4, "checkpoint": 4, "rotation": 2, "tokenisation": 0, "results": 9},
-        **{"disk full": 4, "disk full, tokenising": 0},
+        **{"disk full": 4, "disk full, tokenising": 0, "checkpoint-neox": 4},
     }
 
 
