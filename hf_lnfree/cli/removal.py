@@ -32,6 +32,6 @@ def removal_command(arguments: Sequence[str], console: Console) -> int:
         if removal.baseline:
             describe_run(folder / PLAIN)
         console.print(rich_table(loss_table(summary)))
-        console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
     finish_run(folder, training)
     return DIVERGED if summary.diverged else 0

@@ -10,6 +10,7 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ..errors import SettingsError
 from ..files import write_text
@@ -130,7 +131,7 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
     """Print the comparison of two studies, and write it into the folder `out` if there is one."""
     table = compare_studies(one, other)
     console.print(rich_table(table))
-    console.print(table.note, highlight=False)
+    console.print(table.note, highlight=False, markup=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "comparison.md", markdown(table))
@@ -141,7 +142,7 @@ def rich_table(table: Table) -> RichTable:
     """The table as a terminal shows it."""
     shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in table.header:
-        shown.add_column(heading, overflow="fold")
+        shown.add_column(Text(heading), overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     return shown

@@ -37,13 +37,16 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
         f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens. "
         f"Everything is in {args.output_dir}",
         highlight=False,
+        markup=False,
     )
     if not results.diverged:
         return 0
     event = results.nonfinite_events[-1]
     console.print(
-        f"[bold red]The run diverged at step {results.diverged_at}:[/] {event['verdict']}. First: {event['first']}. "
+        f"The run diverged at step {results.diverged_at}: {event['verdict']}. First: {event['first']}. "
         f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json",
+        style="bold red",
         highlight=False,
+        markup=False,
     )
     return DIVERGED

@@ -1,17 +1,21 @@
 """The command line: exit codes, one-line errors, and each command end to end at a tiny size."""
 
+import io
 import json
 
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import hf_lnfree
 from hf_lnfree.cli.main import main
+from hf_lnfree.cli.study import rich_table
 from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.errors import SettingsError
 from hf_lnfree.models.errors import ConfigurationError
+from hf_lnfree.tables import Table
 
 TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
 
@@ -207,3 +211,10 @@ def test_versions_are_those_of_the_packages(capsys):
         f"torch {torch.__version__}",
         f"transformers {transformers.__version__}",
     ]
+
+
+def test_brackets_in_tables_are_text():
+    table = Table(["row [/x]", "[bold]"], [["runs/[/x]", "[red] 1"]])
+    console = Console(file=io.StringIO(), width=60)
+    console.print(rich_table(table))
+    assert all(text in console.file.getvalue() for text in ("row [/x]", "[bold]", "runs/[/x]", "[red] 1"))
