@@ -223,11 +223,14 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     def run(self, windows: Any) -> float:
         """The loss on windows spread over a split, in eval mode."""
         model = self.trainer.unwrapped
-        training = model.training
+        training = [module for module in model.modules() if module.training]
         model.eval()
-        batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
-        losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
-        model.train(training)
+        try:
+            batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+            losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
+        finally:
+            for module in training:
+                module.training = True
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:
