@@ -67,8 +67,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     Args:
         schedule: as `read_schedule` gives it.
         gate_steps: over how many steps a norm goes from sigma to its fixed scale; 0 and 1 are a switch.
-        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens other than
-            the first of a sequence: it keeps residual streams at one size (arXiv 2507.02559, auxiliary loss).
+        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens, where the
+            first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559, auxiliary
+            loss).
         windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
     """
 
