@@ -9,17 +9,25 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from .errors import RunError
 from .redaction import redactor, shareable
 
 PARTIAL = ".partial-"
+FOLDER = f"{PARTIAL}folder-"
+YOUNG = 60.0  # seconds: between its making and its lock a folder is nobody's
 
 
 def content_key(*parts: Any) -> str:
@@ -31,6 +39,7 @@ def content_key(*parts: Any) -> str:
 def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
     """
     A folder to write into; it becomes `target` at the end, and vanishes after an error or an interruption.
+    What a process that was killed left beside it vanishes too.
 
     Args:
         or_theirs: whether that of another process, which was first, is as good.
@@ -39,7 +48,9 @@ def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
         RunError: another process was first, and its folder is not.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
+    sweep(target.parent, FOLDER)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=FOLDER))
+    held = hold(partial)
     try:
         yield partial
         partial.chmod(target.parent.stat().st_mode & 0o777)
@@ -52,6 +63,36 @@ def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
                 raise RunError(f"{target} was written by another process meanwhile, and is left as it is.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def hold(folder: Path) -> int | None:
+    """A lock on a folder that dies with its process; None while another has it, or where there are no such locks."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep(folder: Path, prefix: str = PARTIAL) -> None:
+    """Remove what was half-written when its process died: nobody holds it, and it is older than a minute."""
+    for path in folder.glob(f"{prefix}*"):
+        with suppress(OSError):  # another process sweeps too
+            if time.time() - path.stat().st_mtime < YOUNG:
+                continue
+            if path.is_dir():
+                held = hold(path)
+                if held is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.close(held)
+            else:
+                path.unlink()
 
 
 def require_own(folder: Path, kind: str, marks: Sequence[str], before: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lnfree.files import json_line, read_json, write_json, write_text
+from hf_lnfree.files import atomic_folder, json_line, read_json, sweep, write_json, write_text
 from hf_lnfree.redaction import shareable
 
 WRITES = """
@@ -88,6 +89,45 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, m
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "a.md", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.md", "old")]
+
+
+def aged(path):
+    os.utime(path, (0, 0))
+    return path
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from hf_lnfree.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as partial:
+    (partial / "half").write_text("")
+    print(partial, flush=True)
+    sys.stdin.read() and os._exit(1)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", DIES, str(tmp_path / name)], stdin=-1, stdout=-1, text=True)
+        for name in ("killed", "living")
+    ]
+    killed, living = (aged(Path(writer.stdout.readline().strip())) for writer in writers)
+    writers[0].communicate("die")
+    assert killed.exists()
+    with atomic_folder(tmp_path / "next") as partial:
+        assert set(tmp_path.iterdir()) == {living, partial}
+    writers[1].communicate("")
+    assert {path.name for path in tmp_path.iterdir()} == {"next", "living"}
+
+
+def test_a_run_sweeps_its_own_folder(tmp_path):
+    old = [aged(tmp_path / name) for name in (".partial-1", ".partial-2") if not (tmp_path / name).write_text("")]
+    (tmp_path / ".partial-young").write_text("")
+    (tmp_path / "mine").write_text("")
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".partial-young", "mine"}
+    assert len(old) == 2
 
 
 def test_a_damaged_file_is_named(tmp_path):

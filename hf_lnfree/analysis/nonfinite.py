@@ -144,8 +144,8 @@ def judge(first: Sample, last: Sample) -> tuple[Verdict, str]:
     - "entropy collapse": at least half of the heads at or below 1/4 of the largest possible entropy, and more of them
       than at first: attention logits grew.
     - "overflow": the residual stream is a hundred times its first size somewhere.
-    - "entropic overload": at least three quarters of the heads above 3/4 of the largest possible entropy (as in an
-      untrained model), and the residual stream in bounds.
+    - "entropic overload": at least three quarters of the heads above 3/4 of the largest possible entropy, and more of
+      them than at first (heads of an untrained model are all there), and the residual stream in bounds.
     - "sudden": nothing of these; look at the data, the kernel and the machine.
 
     Args:
@@ -157,11 +157,13 @@ def judge(first: Sample, last: Sample) -> tuple[Verdict, str]:
         return max((value for value in values if math.isfinite(value)), default=math.nan)
 
     collapsed, before = last.get("entropy/collapsed", 0.0), first.get("entropy/collapsed", 0.0)
-    overloaded = last.get("entropy/overloaded", 0.0)
-    grown = largest(last, "residual_rms") / largest(first, "residual_rms")
+    overloaded, overloaded_before = last.get("entropy/overloaded", 0.0), first.get("entropy/overloaded", 0.0)
+    size, size_before = largest(last, "residual_rms"), largest(first, "residual_rms")
+    grown = size / size_before if size_before else math.inf if size > 0 else math.nan
     logit, logit_before = (number(largest(sample, "attention_logit"), ".3g") for sample in (last, first))
     figures = (
-        f"heads collapsed {collapsed:.0%} (at first {before:.0%}), overloaded {overloaded:.0%}; "
+        f"heads collapsed {collapsed:.0%} (at first {before:.0%}), overloaded {overloaded:.0%} (at first "
+        f"{overloaded_before:.0%}); "
         f"residual stream {number(grown, '.3g')} times its first size; largest attention logit {logit} "
         f"(at first {logit_before})"
     )
@@ -169,6 +171,6 @@ def judge(first: Sample, last: Sample) -> tuple[Verdict, str]:
         return "entropy collapse", figures
     if grown > GROWN:
         return "overflow", figures
-    if overloaded >= MOST:
+    if overloaded >= MOST and overloaded > overloaded_before:
         return "entropic overload", figures
     return "sudden", figures

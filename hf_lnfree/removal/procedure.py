@@ -67,8 +67,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     Args:
         schedule: as `read_schedule` gives it.
         gate_steps: over how many steps a norm goes from sigma to its fixed scale; 0 and 1 are a switch.
-        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens other than
-            the first of a sequence: it keeps residual streams at one size (arXiv 2507.02559, auxiliary loss).
+        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens, where the
+            first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559, auxiliary
+            loss).
         windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
     """
 
@@ -223,11 +224,14 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     def run(self, windows: Any) -> float:
         """The loss on windows spread over a split, in eval mode."""
         model = self.trainer.unwrapped
-        training = model.training
+        training = [module for module in model.modules() if module.training]
         model.eval()
-        batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
-        losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
-        model.train(training)
+        try:
+            batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+            losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
+        finally:
+            for module in training:
+                module.training = True
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:

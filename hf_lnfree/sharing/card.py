@@ -31,7 +31,8 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
     Raises:
         RunError: no finished run there, or a file of it is damaged.
     """
-    results, config = RunResults.load(run), optional(run / "config.json")
+    results = RunResults.load(run)
+    config = optional(run / "config.json") or results.model  # a run that diverged may have saved no model
     title = f"{results.name}{' without LayerNorm' * (results.removal is not None)}, seed {results.seed}"
     events = results.nonfinite_events
     card = ModelCard.from_template(

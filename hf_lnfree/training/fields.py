@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ALIASES = {"out": "output_dir", "device": "use_cpu"}
 """Names of this package, in files and as flags, beside those of `TrainingArguments`, which mean the same."""
 
+OF_A_ROW = ("norm", "final_norm", "layer_norms", "activation", "activation_function", "hidden_act")
+OF_A_ROW += ("layer_activations", "slope_scope", "negative_slope")
+"""Fields of a configuration that a row stands for."""
+
 
 @dataclass(kw_only=True)
 class CheckpointArguments:
@@ -63,8 +67,11 @@ class ModelArguments(CheckpointArguments):
 
     @property
     def name(self) -> str:
-        """What pictures call the model: its row, or the last part of the checkpoint that it began with."""
-        return self.row if self.model_name_or_path is None else PurePath(self.model_name_or_path).name
+        """What pictures call the model: its row and what was changed of it, or the last part of its checkpoint."""
+        if self.model_name_or_path is not None:
+            return PurePath(self.model_name_or_path).name
+        changed = [f"{name}: {value}" for name, value in self.overrides.items() if name in OF_A_ROW]
+        return f"{self.row} ({', '.join(changed)})" if changed else self.row
 
     def access(self, name: str | None) -> dict[str, Any]:
         """How a checkpoint of that name is read: the revision is that of the model."""

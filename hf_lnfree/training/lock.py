@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from ..errors import RunError
+from ..files import sweep
 from .arguments import LNFreeTrainingArguments
 
 LOCK = ".lock"
@@ -41,6 +42,7 @@ def only_run(args: LNFreeTrainingArguments) -> Iterator[None]:
             try:
                 # Released by the system when the process dies.
                 stack.enter_context(FileLock(folder / LOCK, is_singleton=True).acquire(timeout=0))
+                sweep(folder)
             except Timeout:
                 held = [False]
         if not broadcast_object_list(held)[0]:

@@ -18,8 +18,9 @@ class RunResults(Record):
     and NaN here.
 
     Args:
-        row: row of the paper, or folder or Hub name of the checkpoint that the run began with.
-        base_model: Hub name of that checkpoint; None for a row or a folder.
+        row: row of the paper, with what `config_overrides` changed of it, or folder or Hub name of the checkpoint that
+            the run began with.
+        base_model: Hub name of that checkpoint, or of the one that a run in that folder began with; None for others.
         hub_dataset: Hub name of the dataset; None for other data.
         eval_loss: of the model that was saved; NaN when the run diverged.
         eval_perplexity: exp(eval_loss).

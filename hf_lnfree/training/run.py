@@ -279,8 +279,8 @@ def inputs_of(
     """What of `RunResults` was there before the training."""
     start = model_args.model_name_or_path
     return {
-        "row": model_args.row if start is None else start,
-        "base_model": on_hub(start),
+        "row": model_args.name if start is None else start,
+        "base_model": base_model(start),
         "hub_dataset": None if data_args.data == STDLIB else on_hub(data_args.data.partition(":")[0]),
         "seed": args.seed,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
@@ -288,3 +288,10 @@ def inputs_of(
         "environment": environment(),
         "command": command(),
     }
+
+
+def base_model(start: str | None) -> str | None:
+    """Hub name of the checkpoint that a run began with, or of that with which the run in that folder did."""
+    if start is not None and (Path(start) / RESULTS).is_file():
+        return RunResults.load(Path(start)).base_model
+    return on_hub(start)

@@ -72,7 +72,7 @@ def test_a_gradient_is_found_in_the_order_of_the_backward_pass(family, input_ids
 
 FIRST = {
     "entropy/collapsed": 0.0,
-    "entropy/overloaded": 1.0,
+    "entropy/overloaded": 0.5,
     "residual_rms/layer_00": 1.0,
     "attention_logit/layer_00": 1.0,
 }
@@ -92,4 +92,14 @@ FIRST = {
 def test_verdicts(last, verdict):
     found, figures = judge(FIRST, {**FIRST, **last})
     assert found == verdict
-    assert f"overloaded {last.get('entropy/overloaded', 1.0):.0%}" in figures
+    assert f"overloaded {last.get('entropy/overloaded', 0.5):.0%}" in figures
+
+
+def test_heads_that_were_near_the_maximum_from_the_start_are_no_cause():
+    untrained = {**FIRST, "entropy/overloaded": 1.0}
+    assert judge(untrained, untrained)[0] == "sudden"
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(0.0, "sudden"), (1e-3, "overflow"), (math.nan, "sudden")])
+def test_a_residual_stream_that_began_at_zero(last, verdict):
+    assert judge({**FIRST, "residual_rms/layer_00": 0.0}, {**FIRST, "residual_rms/layer_00": last})[0] == verdict

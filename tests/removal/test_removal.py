@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from hf_lnfree.removal.run import remove_norms
 from hf_lnfree.removal.schedule import expand, read_schedule
 from hf_lnfree.training import LNFreeTrainingArguments
 from hf_lnfree.training.log import read_log
+from hf_lnfree.training.rollback import GoodState
 from hf_lnfree.training.run import train
 
 from ..conftest import run_in_two
@@ -177,6 +179,36 @@ def test_gates_rise_in_steps(start):
     model = removal.prepare(AutoModelForCausalLM.from_pretrained(start))
     first = expand(STAGES, model, 20)[0]
     assert [removal.gate(first, step) for step in range(7)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_a_loss_on_the_way_leaves_modes_as_they_were(start, monkeypatch):
+    removal = NormRemoval(STAGES)
+    model = removal.prepare(AutoModelForCausalLM.from_pretrained(start)).train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    args = SimpleNamespace(eval_batch_size=2)
+    removal.trainer = SimpleNamespace(unwrapped=model, args=args)
+    batches = [torch.arange(16).view(1, 16)]
+    monkeypatch.setattr("hf_lnfree.removal.procedure.window_batches", lambda *wanted: batches)
+    assert math.isfinite(removal.run(None))
+    assert [module.training for module in model.modules()] == modes
+    batches.append(torch.full((1, 4), 10**6))  # no such token
+    with pytest.raises(IndexError):
+        removal.run(None)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_rollback_takes_gates_and_averages_back(start):
+    removal = NormRemoval(STAGES)
+    model = removal.prepare(AutoModelForCausalLM.from_pretrained(start))
+    good = GoodState(model, torch.optim.AdamW(model.parameters()))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value += 0.5
+    good.restore(model, torch.optim.AdamW(model.parameters()))
+    assert {name.rpartition(".")[2] for name in before} >= {"gate", "first_gate", "sigma", "batches"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_penalty_is_the_formula(start):

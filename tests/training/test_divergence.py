@@ -249,9 +249,17 @@ def test_collapse_and_overload_are_told_apart(run, at_steps, tmp_path):
     collapse = run(learning_rate=1e-6).nonfinite_events[0]
     assert collapse["verdict"] == "entropy collapse"
     at_steps({3: scale_attention(0.0), 5: spoil(2)})
-    overload = run(learning_rate=1e-6, output_dir=str(tmp_path / "other")).nonfinite_events[0]
+    sharp = {**TINY, "initializer_range": 0.5}  # heads that are not near the maximum from the start
+    overload = run(overrides=sharp, learning_rate=1e-6, output_dir=str(tmp_path / "other")).nonfinite_events[0]
     assert overload["verdict"] == "entropic overload"
     assert "overloaded 100%" in overload["figures"]
+
+
+def test_a_young_model_is_not_judged_by_what_it_was_at_first(run, at_steps):
+    at_steps({3: spoil(2)})
+    event = run(learning_rate=1e-6).nonfinite_events[0]
+    assert event["verdict"] == "sudden"
+    assert "overloaded 100% (at first 100%)" in event["figures"]
 
 
 def test_skip_leaves_the_weights_and_goes_on(run, at_steps, tmp_path):

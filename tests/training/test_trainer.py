@@ -386,6 +386,18 @@ def test_continues_from_a_checkpoint_of_another_run(arguments, tmp_path):
     assert log_start.train_loss == pytest.approx(first["eval_loss"], rel=0.3)
 
 
+def test_a_run_is_called_what_it_is(arguments, tmp_path):
+    model, data, args = arguments(row="SM+R", overrides={**TINY, "norm": "dyt"}, max_steps=1)
+    assert train(model, data, args).row == "SM+R (norm: dyt)"
+    assert json.loads((tmp_path / "run" / "entropy.json").read_text())["name"] == "SM+R (norm: dyt)"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results | {"base_model": "owner/name"}))
+    model, data, args = arguments(folder="second", max_steps=1)
+    model.model_name_or_path, model.config_overrides = str(tmp_path / "run"), "{}"
+    data.tokenizer = str(tmp_path / "run")
+    assert train(model, data, args).base_model == "owner/name"
+
+
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
     (tmp_path / "run").mkdir()
     # Held by another file descriptor, as another process would hold it.
