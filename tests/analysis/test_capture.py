@@ -321,6 +321,24 @@ def test_what_cannot_be_switched_to_eager_says_so():
         pass
 
 
+@pytest.mark.parametrize("text", ["eager", "sdpa"])
+@pytest.mark.parametrize("vision", ["eager", "sdpa"])
+def test_attentions_of_models_in_a_model_are_left_as_they_were(text, vision):
+    sizes = {**MLP, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sides = {"text_config": {**sizes, "vocab_size": 99}, "vision_config": {**sizes, "image_size": 8, "patch_size": 4}}
+    implementations = {"text_config": text, "vision_config": vision}
+    torch.manual_seed(0)
+    model = tf.CLIPModel._from_config(tf.CLIPConfig(**sides), attn_implementation=implementations).eval()
+    modules = [module for module in model.modules() if isinstance(module, tf.PreTrainedModel)]
+    before = [module.config._attn_implementation for module in modules]
+    inputs = {"input_ids": batch()["input_ids"], "pixel_values": models.numbers(2, 3, 8, 8)}
+    with torch.no_grad(), record_attention_entropy(model, "attentions") as record, Softmaxes() as eager:
+        model(**inputs)
+    assert len(record.calls) == len(eager.logits) == 2
+    assert [module.config._attn_implementation for module in modules] == before
+    assert model.text_model.config._attn_implementation == text
+
+
 def test_maps_after_dropout_are_no_entropies():
     config = tf.GPT2Config(**SIZES, **TOKENS, attn_pdrop=0.5)
     model = tf.GPT2LMHeadModel(config).train()
