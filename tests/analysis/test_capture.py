@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
 from hf_lnfree.attention import AttentionCall
+from hf_lnfree.attention.masks import seen
 from tests.attention import models
 from tests.attention.softmaxes import Softmaxes
 
@@ -186,6 +187,47 @@ def test_encoder_decoders_with_cross_attention_and_relative_bias(name):
         for entropy, reference in zip(groups[key], expected[key], strict=True):
             rows = slice(0, 8) if key == "encoder_attentions" else slice(None)  # the encoder's padding is no query
             torch.testing.assert_close(entropy.double()[:, :, rows], reference[:, :, rows], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_shifted_windows_hide_with_a_hundred_nats(implementation):
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+    torch.manual_seed(0)
+    model = tf.SwinModel._from_config(tf.SwinConfig(**sizes), attn_implementation=implementation).eval()
+    with torch.no_grad():
+        for layer in model.encoder.layers[0].blocks:
+            for name, parameter in layer.named_parameters():
+                parameter.add_(torch.randn_like(parameter) * (2.0 if "bias_table" in name else 0.0))
+        with record_attention_entropy(model) as record:
+            model(models.numbers(3, 3, 32, 32))
+        model.set_attn_implementation("eager")
+        with Softmaxes() as eager:
+            model(models.numbers(3, 3, 32, 32))
+    plain, shifted = record.support.values()
+    assert plain.unique().tolist() == [16]
+    assert shifted.unique().tolist() == [4, 8, 16]
+    for found, expected in zip(record.entropies.values(), eager.entropies(), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_keys_of_weight_zero_are_not_hidden():
+    """Logits far apart leave most keys of Bloom a weight of 0."""
+    model = build("Bloom")
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.self_attention.query_key_value.weight.mul_(40)
+    for side in (None, "right"):
+        inputs = batch(side)
+        with torch.no_grad(), record_attention_entropy(model) as record:
+            model(**inputs)
+        tokens = inputs["attention_mask"].cumsum(-1)[:, None]
+        for support in record.support.values():
+            assert torch.equal(support.expand(2, 1, 12), tokens)
+
+
+def test_alibi_hides_nothing():
+    assert seen(-torch.arange(1000.0) / 2).all()
+    assert seen(torch.tensor([0.0, -100.0, 3.0, -96.0])).tolist() == [True, False, True, False]
 
 
 def test_soft_capped_logits():
