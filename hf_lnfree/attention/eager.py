@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import AttentionError
 
@@ -14,8 +14,8 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
     """Eager attention inside, what was there before outside, also after an exception."""
     if not isinstance(model, PreTrainedModel):
         raise AttentionError(f"method='attentions' needs a model of transformers, got {type(model).__name__}.")
-    before = model.config._attn_implementation
-    if before == "eager":
+    before = implementations(model)
+    if all(implementation == "eager" for _, implementation in before):
         yield
         return
     if not switchable(model):
@@ -27,7 +27,17 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
         model.set_attn_implementation("eager")
         yield
     finally:
-        model.set_attn_implementation(before)
+        for config, implementation in before:  # setting one sets what is nested in it, which comes later
+            config._attn_implementation = implementation
+
+
+def implementations(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, str | None]]:
+    """The configurations of a model and of the models in it, outermost first, and the attention that each names."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for config in configs:
+        nested = [getattr(config, name, None) for name in config.sub_configs]
+        configs += [sub for sub in nested if sub is not None and not any(sub is known for known in configs)]
+    return [(config, config._attn_implementation) for config in configs]
 
 
 def switchable(model: nn.Module) -> bool:

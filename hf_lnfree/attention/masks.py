@@ -16,6 +16,7 @@ from .check import check_output, is_known
 READ = {"sliding_window", "position_bias", "position_ids"}
 HARMLESS = {"dropout", "training", "deterministic", "output_attentions", "max_length_q", "max_length_k"}
 PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "cache"}
+GAP = 50.0  # nats between what a mask adds to keys that are seen and to hidden ones
 SPARSE = {"indices"}  # which keys a sparse kernel reads; given only where the mask does not say so too
 
 
@@ -109,8 +110,19 @@ def restarts(position_ids: Tensor | None) -> bool:
 
 
 def seen(mask: Tensor) -> Tensor:
-    """What a mask lets be seen: a bool one says it, an additive one hides with entries near its dtype's minimum."""
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    """
+    What a mask lets be seen: a bool one says it, an additive one hides with entries near its dtype's minimum.
+
+    Swin hides with -100 on top of a bias: entries that far below all others hide too. ALiBi has no such gap.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    visible = mask > torch.finfo(mask.dtype).min / 2
+    low = visible & (mask <= -GAP)
+    if low.any():
+        top, bottom = mask.where(low, -torch.inf).amax(), mask.where(visible & ~low, torch.inf).amin()
+        visible = visible & ~(low & (bottom - top >= GAP))
+    return visible
 
 
 def flash_mask(

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
 from hf_lnfree.attention import AttentionCall
+from hf_lnfree.attention.masks import seen
 from tests.attention import models
 from tests.attention.softmaxes import Softmaxes
 
@@ -188,6 +189,47 @@ def test_encoder_decoders_with_cross_attention_and_relative_bias(name):
             torch.testing.assert_close(entropy.double()[:, :, rows], reference[:, :, rows], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_shifted_windows_hide_with_a_hundred_nats(implementation):
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+    torch.manual_seed(0)
+    model = tf.SwinModel._from_config(tf.SwinConfig(**sizes), attn_implementation=implementation).eval()
+    with torch.no_grad():
+        for layer in model.encoder.layers[0].blocks:
+            for name, parameter in layer.named_parameters():
+                parameter.add_(torch.randn_like(parameter) * (2.0 if "bias_table" in name else 0.0))
+        with record_attention_entropy(model) as record:
+            model(models.numbers(3, 3, 32, 32))
+        model.set_attn_implementation("eager")
+        with Softmaxes() as eager:
+            model(models.numbers(3, 3, 32, 32))
+    plain, shifted = record.support.values()
+    assert plain.unique().tolist() == [16]
+    assert shifted.unique().tolist() == [4, 8, 16]
+    for found, expected in zip(record.entropies.values(), eager.entropies(), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_keys_of_weight_zero_are_not_hidden():
+    """Logits far apart leave most keys of Bloom a weight of 0."""
+    model = build("Bloom")
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.self_attention.query_key_value.weight.mul_(40)
+    for side in (None, "right"):
+        inputs = batch(side)
+        with torch.no_grad(), record_attention_entropy(model) as record:
+            model(**inputs)
+        tokens = inputs["attention_mask"].cumsum(-1)[:, None]
+        for support in record.support.values():
+            assert torch.equal(support.expand(2, 1, 12), tokens)
+
+
+def test_alibi_hides_nothing():
+    assert seen(-torch.arange(1000.0) / 2).all()
+    assert seen(torch.tensor([0.0, -100.0, 3.0, -96.0])).tolist() == [True, False, True, False]
+
+
 def test_soft_capped_logits():
     torch.manual_seed(0)
     config = tf.Gemma2Config(**SIZES, **MLP, **KV, **TOKENS, attn_logit_softcapping=2.0, query_pre_attn_scalar=8)
@@ -319,6 +361,24 @@ def test_what_cannot_be_switched_to_eager_says_so():
     model = build("Falcon")
     with pytest.raises(ValueError, match="attn_implementation='eager'"), record_attention_entropy(model, "attentions"):
         pass
+
+
+@pytest.mark.parametrize("text", ["eager", "sdpa"])
+@pytest.mark.parametrize("vision", ["eager", "sdpa"])
+def test_attentions_of_models_in_a_model_are_left_as_they_were(text, vision):
+    sizes = {**MLP, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sides = {"text_config": {**sizes, "vocab_size": 99}, "vision_config": {**sizes, "image_size": 8, "patch_size": 4}}
+    implementations = {"text_config": text, "vision_config": vision}
+    torch.manual_seed(0)
+    model = tf.CLIPModel._from_config(tf.CLIPConfig(**sides), attn_implementation=implementations).eval()
+    modules = [module for module in model.modules() if isinstance(module, tf.PreTrainedModel)]
+    before = [module.config._attn_implementation for module in modules]
+    inputs = {"input_ids": batch()["input_ids"], "pixel_values": models.numbers(2, 3, 8, 8)}
+    with torch.no_grad(), record_attention_entropy(model, "attentions") as record, Softmaxes() as eager:
+        model(**inputs)
+    assert len(record.calls) == len(eager.logits) == 2
+    assert [module.config._attn_implementation for module in modules] == before
+    assert model.text_model.config._attn_implementation == text
 
 
 def test_maps_after_dropout_are_no_entropies():
