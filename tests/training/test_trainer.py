@@ -194,6 +194,22 @@ def test_what_no_result_depends_on_may_change_and_is_recorded(arguments, tmp_pat
     assert begun.settings["training"]["save_steps"] == 5
 
 
+def test_the_windows_of_a_step_may_be_shared_out_otherwise(arguments, tmp_path, monkeypatch):
+    def resumed(**changes):
+        return train(*arguments(resume_from_checkpoint="auto", **changes)).resumed_at
+
+    train(*arguments())
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(ValueError, match="per_device_train_batch_size was 4, is 2"):
+        resumed(per_device_train_batch_size=2)
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_lnfree.training.beginning.environment", lambda: {"processes": 2})
+        with pytest.raises(ValueError, match=r"gradient_accumulation_steps was 1, is 2.*processes was 1, is 2"):
+            resumed(**two)
+    assert resumed(**two) == 12
+
+
 @pytest.mark.parametrize("warmup", [0, 0.5])
 def test_a_run_at_a_constant_rate_may_train_on_until_it_is_finished(arguments, tmp_path, warmup):
     settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": warmup, "save_steps": 2}
