@@ -20,7 +20,7 @@ from .arguments import LNFreeTrainingArguments, ModelArguments
 from .results import RESULTS, RunResults
 
 # Fields that no result depends on: where things are kept, what is logged, measured and saved on the way, the machine.
-FREE = (
+FREE: tuple[str, ...] = (
     *("output_dir", "cache_dir", "tokenizing_processes", "trust_remote_code", "resume_from_checkpoint", "baseline"),
     *("log_*", "logging_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm", "recorder_samples"),
     *("attention_report_windows", "include_*", "skip_memory_metrics", "debug", "do_*"),
