@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from .arguments import LNFreeTrainingArguments, ModelArguments
 from .results import RESULTS, RunResults
 
 # Fields that no result depends on: where things are kept, what is logged, measured and saved on the way, the machine.
-FREE = (
+FREE: tuple[str, ...] = (
     *("output_dir", "cache_dir", "tokenizing_processes", "trust_remote_code", "resume_from_checkpoint", "baseline"),
     *("log_*", "logging_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm", "recorder_samples"),
     *("attention_report_windows", "include_*", "skip_memory_metrics", "debug", "do_*"),
@@ -29,6 +30,9 @@ FREE = (
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
     "dataloader_multiprocessing_context",
 )
+PROCESSES = "processes"
+# May be others when their product is the same.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", PROCESSES)
 SHOWN = 12  # characters of a hash in a message
 
 logger = logging.getLogger(__name__)
@@ -89,9 +93,17 @@ class Beginning(Record):
         results = RunResults.load(folder)
         return cls(settings=results.arguments, environment=results.environment, content=content_of_meta(**results.data))
 
+    @property
+    def windows_a_step(self) -> int:
+        """Of all processes; the devices of one process are not told apart."""
+        training = self.settings.get("training", {})
+        return math.prod({**training, **self.environment}.get(name, 1) for name in BATCH)
+
     def changes_to(self, now: "Beginning", finished: bool = False) -> Iterator[Change]:
         """What is another in a run that would begin now; what only one of the two knows does not count."""
         free = free_fields(self.settings.get("training", {}), finished)
+        if not finished and self.windows_a_step == now.windows_a_step:
+            free += BATCH  # checkpoints move between one and several processes
         sections = [(self.settings[key], now.settings[key]) for key in self.settings if key in now.settings]
         for then, today in (*sections, (self.content, now.content)):
             for name in then:
@@ -100,7 +112,7 @@ class Beginning(Record):
                     yield Change(name, then[name], today[name], allowed)
         for name, was in self.environment.items():
             if name in now.environment and was != now.environment[name]:
-                yield Change(name, was, now.environment[name], name != "processes")
+                yield Change(name, was, now.environment[name], finished or name != PROCESSES or name in free)
 
     def refuse_changes(self, now: "Beginning", folder: Path, finished: bool = False) -> None:
         """Raise RunError when a run that would begin now is another one than this, which is `finished` or goes on."""

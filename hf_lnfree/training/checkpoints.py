@@ -200,8 +200,8 @@ def find_checkpoint(folder: Path, wanted: str | None) -> str | None:
         RunError: a run is there already, or what is wanted is not there.
     """
     how = str(wanted).lower()
-    if goes_on(wanted) and how not in ("last", "true", "auto"):
-        if part := missing_part(Path(str(wanted))):
+    if wanted is not None and goes_on(wanted) and how not in ("last", "true", "auto"):
+        if part := missing_part(Path(wanted)):
             raise RunError(f"{wanted} is not a checkpoint of a run: it has no readable {part}.")
         return str(wanted)
     last = next(reversed(checkpoints(folder)), None) if folder.is_dir() else None

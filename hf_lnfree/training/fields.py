@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 ALIASES = {"out": "output_dir", "device": "use_cpu"}
 """Names of this package, in files and as flags, beside those of `TrainingArguments`, which mean the same."""
 
-OF_A_ROW: tuple[str, ...] = ("norm", "final_norm", "layer_norms", "activation", "activation_function", "hidden_act")
-OF_A_ROW += ("layer_activations", "slope_scope", "negative_slope")
+OF_A_ROW = (
+    *("norm", "final_norm", "layer_norms", "activation", "activation_function", "hidden_act"),
+    *("layer_activations", "slope_scope", "negative_slope"),
+)
 """Fields of a configuration that a row stands for."""
 
 

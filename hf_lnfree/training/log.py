@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,17 @@ class JsonlLog(TrainerCallback):
 
     A line is strict JSON; a number that is not finite is null. A resumed run begins with the history of its checkpoint,
     so no step stands there twice.
+
+    Args:
+        folder: gives the output folder; each trial of a hyperparameter search has one of its own.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / LOG
+    def __init__(self, folder: Callable[[], Path]):
+        self.folder = folder
+
+    @property
+    def path(self) -> Path:
+        return self.folder() / LOG
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.begin(state)

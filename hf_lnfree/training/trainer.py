@@ -91,7 +91,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         self.add_callback(self.recorder)
         self.add_callback(self.guard)
         # First of all: the file is begun anew before another callback logs at the start of training.
-        self.jsonl = JsonlLog(folder)
+        self.jsonl = JsonlLog(lambda: Path(self._get_output_dir(getattr(self, "_trial", None))))
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())

@@ -50,6 +50,7 @@ def runs(train, tmp_path_factory):
     for name, processes in {"one": 1, "two": 2, "one to two": 2, "two to one": 1}.items():
         if " to " in name:
             shutil.copytree(folder / name.split()[0] / "checkpoint-3", folder / name / "checkpoint-3")
+            shutil.copy(folder / name.split()[0] / "run.json", folder / name)
         said = train(processes, folder / name, "--use_cpu")
         assert not said, said[-3000:]
     return folder

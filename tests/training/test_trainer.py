@@ -5,12 +5,14 @@ import math
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_lnfree import LNFreeTrainingArguments
 from hf_lnfree.data import DataArguments
@@ -192,6 +194,22 @@ def test_what_no_result_depends_on_may_change_and_is_recorded(arguments, tmp_pat
         (6, "resume_from_checkpoint", None, "auto"),
     }
     assert begun.settings["training"]["save_steps"] == 5
+
+
+def test_the_windows_of_a_step_may_be_shared_out_otherwise(arguments, tmp_path, monkeypatch):
+    def resumed(**changes):
+        return train(*arguments(resume_from_checkpoint="auto", **changes)).resumed_at
+
+    train(*arguments())
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(ValueError, match="per_device_train_batch_size was 4, is 2"):
+        resumed(per_device_train_batch_size=2)
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_lnfree.training.beginning.environment", lambda: {"processes": 2})
+        with pytest.raises(ValueError, match=r"gradient_accumulation_steps was 1, is 2.*processes was 1, is 2"):
+            resumed(**two)
+    assert resumed(**two) == 12
 
 
 @pytest.mark.parametrize("warmup", [0, 0.5])
@@ -396,6 +414,23 @@ def test_a_run_is_called_what_it_is(arguments, tmp_path):
     model.model_name_or_path, model.config_overrides = str(tmp_path / "run"), "{}"
     data.tokenizer = str(tmp_path / "run")
     assert train(model, data, args).base_model == "owner/name"
+
+
+def test_every_trial_of_a_search_has_a_log_of_its_own(family, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)  # optuna is not here
+    windows = torch.randint(3, 99, (8, 16), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": ids, "labels": ids} for ids in windows]
+    args = LNFreeTrainingArguments(str(tmp_path), max_steps=2, logging_steps=1, use_cpu=True, save_strategy="no")
+    trainer = LNFreeTrainer(model_init=lambda: family.model(), args=args, train_dataset=examples)
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
+    trainer.hp_space = lambda trial: trial.params
+    for number, rate in enumerate((1e-2, 1e-3)):
+        trainer.train(trial=SimpleNamespace(number=number, params={"learning_rate": rate}))
+    for number, rate in enumerate((1e-2, 1e-3)):
+        logged = [entry for entry in read_log(tmp_path / f"run-{number}") if "loss" in entry]
+        assert [entry["step"] for entry in logged] == [1, 2]
+        assert logged[0]["learning_rate"] == rate
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
