@@ -158,18 +158,6 @@ class LNFreeConfigMixin(Base):
             )
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers. A stock checkpoint has LayerNorms everywhere: what becomes of them must be said."""
-        stock = config_dict.get("model_type", cls.model_type) != cls.model_type
-        if stock and not {"norm", "layer_norms"} & {*config_dict, *kwargs}:
-            raise ConfigurationError(
-                f"A stock {config_dict['model_type']} checkpoint has LayerNorms, and {cls.__name__} has norm='none' by "
-                'default: they would be dropped. Pass norm="layernorm" to keep them, or norm="none" to drop those '
-                "of the blocks."
-            )
-        return super().from_dict(config_dict, **kwargs)
-
     @property
     def block_norms(self) -> list[str]:
         """The norm of every block, first to last; of an encoder-decoder those of the encoder first."""

@@ -146,6 +146,9 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     return dict.fromkeys(tied, source)
 
 
+# Arguments of from_pretrained that say where a checkpoint lies.
+PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
 # At run time the base of the mixin is the stock class that it stands before.
 if TYPE_CHECKING:
     Base = PreTrainedModel
@@ -158,6 +161,26 @@ class LNFreeMixin(Base):
 
     stacks: ClassVar[tuple[StackSites, ...]]
     """Where the family keeps what is swapped: one stack of blocks for a decoder, two for an encoder-decoder."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in transformers.
+
+        Raises:
+            ConfigurationError: a stock checkpoint, which has LayerNorms, without a word on what becomes of them.
+        """
+        if pretrained_model_name_or_path is not None and not {"config", "norm", "layer_norms"} & set(kwargs):
+            place = {name: kwargs[name] for name in PLACE if name in kwargs}
+            config_class = cast(type[PreTrainedConfig], cls.config_class)
+            stored, _ = config_class.get_config_dict(pretrained_model_name_or_path, **place)
+            if stored.get("model_type", config_class.model_type) != config_class.model_type:
+                raise ConfigurationError(
+                    f"{pretrained_model_name_or_path} is a stock {stored['model_type']} with LayerNorms, and "
+                    f"{config_class.__name__} has norm='none' by default: they would be dropped. Pass "
+                    'norm="layernorm" to keep them, or norm="none" to drop those of the blocks.'
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def post_init(self) -> None:
         if self.base_model is self:  # a head receives a backbone that is rewired already
