@@ -171,13 +171,22 @@ def all_finite(parameter: torch.Tensor) -> bool:
 def require_own_files(folder: Path) -> None:
     """Raise ModelError for an index of shards that names files elsewhere, or that are not there."""
     for index in sorted(folder.glob("*.index.json")):
-        names = read_json(index)
-        names = names.get("weight_map") if isinstance(names, dict) else None
-        if not isinstance(names, dict):
-            raise ModelError(f"{index} is no index of shards: it has no weight_map.")
-        for name in sorted(set(map(str, names.values()))):
-            if Path(name).name != name or not (folder / name).is_file():
+        for name in shards_of(index):
+            if not (folder / name).is_file():
                 raise ModelError(f"{index} names {name!r}, which is no file of its folder.")
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names; ModelError for one that is none, or names files elsewhere."""
+    found = read_json(index)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict):
+        raise ModelError(f"{index} is no index of shards: it has no weight_map.")
+    shards = sorted(set(map(str, names.values())))
+    for name in shards:
+        if Path(name).name != name:
+            raise ModelError(f"{index} names {name!r}, which is no file of its folder.")
+    return shards
 
 
 def find(name: str | PathLike[str]) -> str:

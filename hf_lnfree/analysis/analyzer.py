@@ -6,7 +6,6 @@ Row entropies of one batch are added to sums on the model's device and dropped; 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -21,23 +20,12 @@ from ..errors import DataError
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
+from .modes import evaluation
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
 LABELS = {"labels", "start_positions", "end_positions", "return_loss"}
 CROSS = re.compile("cross|enc(oder)?_?(attn|attention|dec)|multihead_attn", re.IGNORECASE)  # names of cross-attentions
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, the mode of every module as it was outside, also after an exception."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 class AttentionEntropyAnalyzer:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import SettingsError
+from .modes import evaluation
 
 BLOCK = 16  # batches of windows that are sorted by length at a time
 NORMAL_975 = 1.96
@@ -131,10 +132,8 @@ def document_likelihoods(
             f"context_length must be at least 2 and stride at least 1 and smaller, got {context_length} and {stride}."
         )
     stream = windows(documents, context_length, stride)
-    training = model.training
     totals: dict[int, tuple[float, int]] = {}
-    model.eval()
-    try:
+    with evaluation(model):
         while block := list(itertools.islice(stream, BLOCK * batch_size)):
             block.sort(key=lambda window: len(window[1]))
             for start in range(0, len(block), batch_size):
@@ -148,8 +147,6 @@ def document_likelihoods(
                     yield number, *totals.pop(number)
         for number in sorted(totals):
             yield number, *totals[number]
-    finally:
-        model.train(training)
 
 
 def window_nats(model: PreTrainedModel, batch: list[Window]) -> list[float]:

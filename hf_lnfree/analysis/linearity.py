@@ -21,6 +21,7 @@ from ..models import LNFreeMixin
 from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
+from .modes import evaluation
 
 
 @dataclass
@@ -108,10 +109,8 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
             f"{config.residual_gain!r}). Fold gains first (hf_lnfree.conversion.fold); a final dyt or derf cannot be "
             "attributed."
         )
-    training = model.training
-    model.eval()
-    components, stream, logits = decompose(model, norm, input_ids, inputs)
-    model.train(training)
+    with evaluation(model):
+        components, stream, logits = decompose(model, norm, input_ids, inputs)
     targets = logits.argmax(-1) if targets is None else targets
     rows = head.weight[targets]  # B T D
     frozen, constant = linearised(norm, stream)

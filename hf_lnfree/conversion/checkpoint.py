@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from ..errors import ModelError
-from ..loading import find, reading
+from ..loading import find, reading, shards_of
 
 # What makes a checkpoint usable beside its weights.
 BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
@@ -55,10 +54,7 @@ class Checkpoint:
     def _files(self) -> list[str]:
         for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
             if (self.folder / index).is_file():
-                with reading(self.source, f"its {index} ", KeyError):
-                    names = sorted(set(json.loads((self.folder / index).read_text())["weight_map"].values()))
-                if strange := [name for name in names if Path(name).name != name]:
-                    raise ModelError(f"{self.source}: {index} names files elsewhere: {', '.join(strange)}.")
+                names = shards_of(self.folder / index)
                 if missing := [name for name in names if not (self.folder / name).is_file()]:
                     raise OSError(f"{self.source}: {index} names shards that are not there: {', '.join(missing)}.")
                 return names

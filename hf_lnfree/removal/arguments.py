@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from ..errors import SettingsError
+from ..checks import require_at_least
 
 
 @dataclass
@@ -37,7 +37,4 @@ class RemovalArguments:
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, str):  # a YAML file gives a list; its text is what a result file records
             self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip() if self.schedule else "auto"
-        for name, least in (("gate_steps", 0), ("residual_norm_weight", 0), ("removal_windows", 1), ("lora_rank", 1)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise SettingsError(f"{name} must be at least {least}, got {value}.")
+        require_at_least(self, gate_steps=0, residual_norm_weight=0, removal_windows=1, lora_rank=1)

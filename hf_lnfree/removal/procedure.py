@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from ..analysis.modes import evaluation
 from ..conversion.families import blank, set_block_norms
 from ..conversion.folding import fold
 from ..conversion.norm_sites import norm_sites
@@ -224,14 +225,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     def run(self, windows: Any) -> float:
         """The loss on windows spread over a split, in eval mode."""
         model = self.trainer.unwrapped
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+        batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+        with evaluation(model):
             losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
-        finally:
-            for module in training:
-                module.training = True
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:

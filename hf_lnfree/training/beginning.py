@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..files import strict
 from ..provenance import environment
 from ..records import Record
 from .arguments import LNFreeTrainingArguments, ModelArguments
+from .checkpoints import find_checkpoint, goes_on
 from .results import RESULTS, RunResults
 
 # Fields that no result depends on: where things are kept, what is logged, measured and saved on the way, the machine.
@@ -168,3 +169,51 @@ def content_of_meta(train: dict[str, Any], validation: dict[str, Any]) -> dict[s
         "validation_sha256": validation["sha256"],
         "validation_windows": validation["used"],
     }
+
+
+def finished_run(folder: Path, begun: Beginning, wanted: str | None) -> RunResults | None:
+    """
+    What a finished run in the folder came to, when it is asked to go on.
+
+    Raises:
+        RunError: it was begun with other settings.
+    """
+    if not goes_on(wanted) or not (folder / RESULTS).is_file():
+        return None
+    known = Beginning.known(folder)
+    assert known is not None
+    known.refuse_changes(begun, folder, finished=True)
+    logger.info("%s is finished.", folder)
+    return RunResults.load(folder)
+
+
+def checkpoint_of(folder: Path, begun: Beginning, wanted: str | None) -> tuple[str | None, Beginning | None]:
+    """
+    The checkpoint to resume from, and what its run was begun with, as far as both are there.
+
+    Raises:
+        RunError: as `find_checkpoint`, or its run was begun with other settings.
+    """
+    checkpoint = find_checkpoint(folder, wanted)
+    if checkpoint is None:
+        return None, None
+    origin = Path(checkpoint).absolute().parent
+    known = Beginning.known(origin)
+    if known is None:
+        logger.warning("%s has no %s, so its settings cannot be compared with those of now.", origin, Beginning.file)
+    else:
+        known.refuse_changes(begun, origin)
+    return checkpoint, known
+
+
+def refuse_other_data(begun: Beginning, beside: Sequence[Path]) -> None:
+    """Raise RunError where a run beside this one named the same data and found other text."""
+    for folder in beside:
+        known = Beginning.known(folder)
+        if known is not None and known.settings["data"] == begun.settings["data"]:
+            known_data = Beginning(settings={}, environment={}, content=known.content)
+            if changed := [str(change) for change in known_data.changes_to(begun)]:
+                raise RunError(
+                    f"The data of {folder} has changed since ({'; '.join(changed)}), and runs on two corpora do not "
+                    "compare. Bring it back, or give another --out."
+                )

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import RunError
+from ..loading import all_finite
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 ADAPTER = "adapter_model.safetensors"
@@ -45,7 +46,7 @@ def compare(stored: dict[str, Tensor], wanted: dict[str, Tensor], checkpoint: Pa
         "are missing": [name for name, tensor in wanted.items() if place(tensor) not in filled],
         "are not the model's": [name for name in stored if name not in wanted],
         "have another shape": [n for n, x in stored.items() if n in wanted and x.shape != wanted[n].shape],
-        "are not finite": [n for n, x in stored.items() if x.is_floating_point() and not x.isfinite().all()],
+        "are not finite": [n for n, x in stored.items() if x.is_floating_point() and not all_finite(x)],
     }
     for what, names in wrong.items():
         if names:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ..loading import all_finite
+
 
 class GoodState:
     """This process's part of the weights, of the buffers that belong to them, and of the optimiser's state."""
@@ -38,7 +40,7 @@ def state_tensors(model: nn.Module, optimizer: Any = None) -> Iterator[tuple[str
 def first_spoilt(model: nn.Module, optimizer: Any = None) -> str | None:
     """The first of these tensors that is not finite."""
     for name, tensor in state_tensors(model, optimizer):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             return name
     return None
 

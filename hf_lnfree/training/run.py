@@ -16,13 +16,13 @@ from ..analysis.likelihood import perplexity
 from ..data.arguments import STDLIB, DataArguments
 from ..data.splits import TextData, load_data
 from ..data.windows import TokenWindows, window_batches
-from ..errors import RunError, SettingsError
+from ..errors import SettingsError
 from ..files import require_own
 from ..provenance import command, environment, on_hub
 from .arguments import LNFreeTrainingArguments, ModelArguments
-from .beginning import Beginning, arguments_of, content_of
+from .beginning import Beginning, arguments_of, checkpoint_of, content_of, finished_run, refuse_other_data
 from .build import build_model
-from .checkpoints import checkpoints, find_checkpoint, goes_on, require_room, step_of
+from .checkpoints import checkpoints, require_room, step_of
 from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
 from .lock import LOCK, only_run
@@ -141,54 +141,6 @@ def train_alone(
         results.save(folder)
     trainer.accelerator.wait_for_everyone()
     return results
-
-
-def finished_run(folder: Path, begun: Beginning, wanted: str | None) -> RunResults | None:
-    """
-    What a finished run in the folder came to, when it is asked to go on.
-
-    Raises:
-        RunError: it was begun with other settings.
-    """
-    if not goes_on(wanted) or not (folder / RESULTS).is_file():
-        return None
-    known = Beginning.known(folder)
-    assert known is not None
-    known.refuse_changes(begun, folder, finished=True)
-    logger.info("%s is finished.", folder)
-    return RunResults.load(folder)
-
-
-def checkpoint_of(folder: Path, begun: Beginning, wanted: str | None) -> tuple[str | None, Beginning | None]:
-    """
-    The checkpoint to resume from, and what its run was begun with, as far as both are there.
-
-    Raises:
-        RunError: as `find_checkpoint`, or its run was begun with other settings.
-    """
-    checkpoint = find_checkpoint(folder, wanted)
-    if checkpoint is None:
-        return None, None
-    origin = Path(checkpoint).absolute().parent
-    known = Beginning.known(origin)
-    if known is None:
-        logger.warning("%s has no %s, so its settings cannot be compared with those of now.", origin, Beginning.file)
-    else:
-        known.refuse_changes(begun, origin)
-    return checkpoint, known
-
-
-def refuse_other_data(begun: Beginning, beside: Sequence[Path]) -> None:
-    """Raise RunError where a run beside this one named the same data and found other text."""
-    for folder in beside:
-        known = Beginning.known(folder)
-        if known is not None and known.settings["data"] == begun.settings["data"]:
-            known_data = Beginning(settings={}, environment={}, content=known.content)
-            if changed := [str(change) for change in known_data.changes_to(begun)]:
-                raise RunError(
-                    f"The data of {folder} has changed since ({'; '.join(changed)}), and runs on two corpora do not "
-                    "compare. Bring it back, or give another --out."
-                )
 
 
 def build_trainer(model: Any, data: TextData, args: LNFreeTrainingArguments) -> LNFreeTrainer:

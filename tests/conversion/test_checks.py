@@ -162,3 +162,19 @@ def test_the_model_that_is_converted_stays_as_it_is(norm_free, input_ids):
     before = copy.deepcopy(norm_free.state_dict())
     to_stock(norm_free)
     assert all(torch.equal(before[name], value) for name, value in norm_free.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/model.safetensors", "/elsewhere/model.safetensors", "a/b.safetensors"])
+def test_an_index_that_names_files_elsewhere_is_refused(family, tmp_path, name):
+    """A stock checkpoint is read by this package itself, file by file, and not by transformers."""
+    stock, other = tmp_path / "stock", tmp_path / "elsewhere"
+    model = family.stock_model()
+    model.save_pretrained(stock)
+    model.save_pretrained(other)
+    (stock / "a").mkdir()
+    (stock / "model.safetensors").rename(stock / "a" / "b.safetensors")
+    name = name.replace("/elsewhere", str(other), 1) if name.startswith("/") else name
+    index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
+    (stock / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="which is no file of its folder"):
+        convert(str(stock), tmp_path / "ours")
