@@ -21,7 +21,8 @@ from hf_lnfree.data import DataArguments
 from hf_lnfree.removal.arguments import RemovalArguments
 from hf_lnfree.removal.procedure import removable
 from hf_lnfree.removal.schedule import expand, read_schedule
-from hf_lnfree.studies.study import Study, run_study
+from hf_lnfree.studies.running import run_study
+from hf_lnfree.studies.study import Study
 from hf_lnfree.training import LNFreeTrainingArguments
 from hf_lnfree.training.recipes import MAIN_ROWS
 from hf_lnfree.training.settings import flag, parse_settings, read_settings

@@ -37,6 +37,14 @@ TrustRemoteCode = Annotated[
 ]
 Revision = Annotated[str | None, option(MODEL, "Branch, tag or commit of a model on the Hub.")]
 Seeds = Annotated[str, option(RUN, "Whole numbers with commas; more than one gives intervals.")]
+Jobs = Annotated[
+    str,
+    option(
+        RUN,
+        "Cells trained at once, each in a process with its share of the cores. auto: one a core, or one on an "
+        "accelerator.",
+    ),
+]
 CacheDir = Annotated[str | None, option(TEXT, "Where tokenised text is kept; HF_HOME/hf_lnfree by default.")]
 Change = Annotated[list[str] | None, option(RUN, "FIELD=VALUE for all rows, any number of times.", "--set")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a finished run.")]

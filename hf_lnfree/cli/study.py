@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.box import SIMPLE_HEAD
@@ -16,9 +16,11 @@ from ..errors import SettingsError
 from ..files import write_text
 from ..pages.finish import finish_run
 from ..pages.study import write_study_report
+from ..studies.cells import Cell, cells_of
 from ..studies.comparison import compare_studies
+from ..studies.running import check_study, is_first_process, run_study
 from ..studies.search import SEARCH, search_layers
-from ..studies.study import Cell, Study, cells_of, check_study, is_first_process, run_study
+from ..studies.study import Study
 from ..tables import Table, latex, markdown
 from .train import DIVERGED
 
@@ -38,6 +40,7 @@ def study_command(
     rows: Sequence[str] | None,
     dry_run: bool,
     change: Sequence[str] | None,
+    jobs: int | Literal["auto"],
     local: dict[str, Any],
     console: Console,
 ) -> int:
@@ -51,7 +54,7 @@ def study_command(
             announce(f"{cell.name}: {cell.state}")
         return 0
     try:
-        run_study(study, seeds, folder, rows, announce, finish_run, **local)
+        run_study(study, seeds, folder, rows, announce, finish_run, jobs, **local)
     finally:  # an interrupted study shows what it has
         cells = everything(study, seeds, folder)
         table = write_study_report(study, cells, folder) if is_first_process() else None
@@ -80,6 +83,7 @@ def search_command(
     seeds: Sequence[int],
     folder: Path,
     change: Sequence[str] | None,
+    jobs: int | Literal["auto"],
     local: dict[str, Any],
     console: Console,
 ) -> int:
@@ -88,7 +92,7 @@ def search_command(
     values = [value.strip() for value in pair.split(",")]
     announce = announcer(console)
     local = {key: value for key, value in local.items() if value}
-    found = search_layers(study, values, budget, seeds, folder, announce, finish_run, **local)
+    found = search_layers(study, values, budget, seeds, folder, announce, finish_run, jobs, **local)
     announce(f'layer_activations: "{found["layer_activations"]}"')
     announce(f"Every rung: {folder / SEARCH}")
     return 0
@@ -105,6 +109,15 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) != len(seeds):
         raise SettingsError(f"--seeds names a seed twice: {text}.")
     return seeds
+
+
+def parse_jobs(text: str) -> int | Literal["auto"]:
+    """ "auto" or a number."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"--jobs must be auto or a whole number from 1 on, got {text!r}.")
+    return int(text)
 
 
 def everything(study: Study, seeds: Sequence[int], folder: Path) -> list[Cell]:

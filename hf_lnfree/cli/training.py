@@ -72,6 +72,7 @@ def remove_norms(
 def demo(
     seeds: o.Seeds = "0",
     change: o.Change = None,
+    jobs: o.Jobs = "auto",
     device: o.TrainingDevice = None,
     cache_dir: o.CacheDir = None,
     out: Annotated[Path, o.report_folder("checkpoints, logs, tables and report.html")] = Path("runs/demo"),
@@ -81,10 +82,11 @@ def demo(
     Rows: SM+LN+G, SM+LN+R (LayerNorm) and SM+G, SM+R (without), with GELU and ReLU. Finished rows are kept when the
     command is run again.
     """
-    from .study import DEMO, parse_seeds, study_command
+    from .study import DEMO, parse_jobs, parse_seeds, study_command
 
     local = {"cache_dir": cache_dir, "device": device}
-    raise typer.Exit(study_command(DEMO, None, parse_seeds(seeds), out, None, False, change, local, console))
+    at_once = parse_jobs(jobs)
+    raise typer.Exit(study_command(DEMO, None, parse_seeds(seeds), out, None, False, change, at_once, local, console))
 
 
 @command("study", TRAIN, "hf-lnfree study examples/findings/hybrids.yaml --scale cpu --seeds 0,1,2")
@@ -98,6 +100,7 @@ def study(
     seeds: o.Seeds = "0",
     rows: Annotated[str | None, o.option(o.RUN, "Only these rows, with commas between them.")] = None,
     change: o.Change = None,
+    jobs: o.Jobs = "auto",
     device: o.TrainingDevice = None,
     dry_run: Annotated[bool, o.option(o.RUN, "Show the state of every cell and stop.", "--dry-run")] = False,
     search: Annotated[
@@ -116,8 +119,9 @@ def study(
     any moment. Several processes may share an output folder. Exit code 3: a cell diverged. With --search each layer of
     one row gets one of two activations, by sequential halving that begins with the layers whose heads are overloaded.
     """
-    from .study import parse_seeds, search_command, study_command
+    from .study import parse_jobs, parse_seeds, search_command, study_command
 
+    numbers, at_once = parse_seeds(seeds), parse_jobs(jobs)
     chosen = None if rows is None else names(rows)
     local = {"cache_dir": cache_dir, "device": device}
     folder = out or Path("runs") / "-".join(filter(None, (file.stem, scale, "search" if search else None)))
@@ -125,9 +129,9 @@ def study(
         if dry_run:
             raise SettingsError("--dry-run shows the cells of a study; those of a --search are found on the way.")
         raise typer.Exit(
-            search_command(file, scale, chosen, search, budget, parse_seeds(seeds), folder, change, local, console)
+            search_command(file, scale, chosen, search, budget, numbers, folder, change, at_once, local, console)
         )
-    raise typer.Exit(study_command(file, scale, parse_seeds(seeds), folder, chosen, dry_run, change, local, console))
+    raise typer.Exit(study_command(file, scale, numbers, folder, chosen, dry_run, change, at_once, local, console))
 
 
 @command("compare", TRAIN, "hf-lnfree compare runs/demo runs/demo-three --out runs/comparison")

@@ -6,7 +6,8 @@ from pathlib import Path
 from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
 from ..files import json_text, write_json, write_text
 from ..provenance import command, environment
-from ..studies.study import Cell, Study
+from ..studies.cells import Cell
+from ..studies.study import Study
 from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, summary, summary_table
 from ..tables import Table, latex, markdown
 from ..training.log import layer_curves

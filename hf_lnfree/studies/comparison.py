@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ..errors import RunError
 from ..tables import Table
+from .cells import Cell
 from .statistics import estimate
-from .study import Cell
 from .summary import by_row, data_of, paired, perplexities, share
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,9 @@ from ..files import require_own, write_json
 from ..provenance import command, environment
 from ..tables import number as shown
 from ..training.settings import merge
-from .study import STUDY_FILES, Cell, Finish, Study, run_study
+from .cells import Cell
+from .running import STUDY_FILES, Finish, run_study
+from .study import Study
 
 SEARCH = "search.json"
 
@@ -48,6 +50,7 @@ def search_layers(
     folder: Path,
     announce: Callable[[str], None] = print,
     finish: Finish | None = None,
+    jobs: int | Literal["auto"] = 1,
     **local: Any,
 ) -> dict[str, Any]:
     """
@@ -62,7 +65,7 @@ def search_layers(
         budget: steps of all runs of one seed together.
         seeds: a candidate's score is its mean loss over these.
         folder: cells are kept there as a study's are, one folder a rung.
-        announce, finish, local: as `run_study`.
+        announce, finish, jobs, local: as `run_study`.
 
     Returns:
         What `search.json` holds: the assignment as a rule for `layer_activations`, the order of the layers, and every
@@ -94,7 +97,7 @@ def search_layers(
             return merge(settings, {"max_steps": steps, "config_overrides": {"layer_activations": candidate}})
 
         rung = replace(study, rows={candidate: fields(candidate) for candidate in candidates}, compare=())
-        cells = run_study(rung, seeds, folder / f"rung-{number}", candidates, announce, finish, **local)
+        cells = run_study(rung, seeds, folder / f"rung-{number}", candidates, announce, finish, jobs, **local)
         return {candidate: [cell for cell in cells if cell.row == candidate] for candidate in candidates}
 
     alone = [rule([value] * layers) for value in pair]

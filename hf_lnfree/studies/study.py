@@ -1,29 +1,14 @@
-"""A study: rows x seeds of one YAML file, each cell a run in a folder of its own, as far as it is not done yet."""
+"""A study: rows of one YAML file, at one of its scales, each what `hf-lnfree train` is told."""
 
 import itertools
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport
-from ..errors import RunError, SettingsError
-from ..files import read_json, require_own, strict, write_json
-from ..training.arguments import LNFreeTrainingArguments
-from ..training.beginning import Beginning
-from ..training.checkpoints import numbered
-from ..training.lock import RunInUse, only_run
-from ..training.log import Curve, curve, read_log
-from ..training.results import ENTROPY, RESULTS, RunResults
-from ..training.run import train
+from ..analysis.entropy_report import PAPER_RESULTS
+from ..errors import SettingsError
 from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
-
-STUDY = "study.json"
-STUDY_FILES = (STUDY, "search.json", "rung-*/study.json", "*/seed-*")
-Finish = Callable[[Path, LNFreeTrainingArguments], None]
-"""What is done with a run that has ended: takes its folder and its arguments, like `hf_lnfree.pages.finish_run`."""
 
 
 @dataclass(frozen=True)
@@ -114,154 +99,3 @@ def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Ite
         label = ", ".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
         overrides = {name: chosen.pop(name) for name in set(chosen) - of_a_run}
         yield label, chosen | ({"config_overrides": overrides} if overrides else {})
-
-
-@dataclass
-class Cell:
-    """One row with one seed."""
-
-    row: str
-    seed: int
-    folder: Path
-    running: bool = False
-    """Whether another process trains it."""
-    damage: str | None = None
-    """Which of its files is damaged, and how."""
-    results: RunResults | None = None
-    entropy: EntropyReport | None = None
-    log: list[dict[str, Any]] = field(default_factory=list)
-
-    def load(self) -> "Cell":
-        """Read what its folder holds; nothing counts before `results.json` is there, nor where a file is damaged."""
-        try:
-            Beginning.known(self.folder)
-            if (self.folder / RESULTS).is_file():
-                results, self.log = RunResults.load(self.folder), read_log(self.folder)
-                report = self.folder / ENTROPY
-                self.entropy = EntropyReport.load(report) if report.is_file() else None
-                self.results = results
-        except RunError as error:
-            self.damage = str(error)
-        return self
-
-    @property
-    def state(self) -> str:
-        if self.damage is not None:
-            return f"not read: {self.damage}"
-        if self.results is None:
-            unfinished = "interrupted" if self.folder.exists() else "to do"
-            return "in another process" if self.running else unfinished
-        return f"diverged at step {self.results.diverged_at}" if self.results.diverged else "finished"
-
-    @property
-    def name(self) -> str:
-        return f"{self.row}, seed {self.seed}"
-
-    def curve(self, key: str) -> Curve:
-        return curve(self.log, key)
-
-
-def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
-    """The grid, seed by seed, so that whole sets of rows are done first."""
-    chosen = study.choose(rows).rows
-    return [Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen]
-
-
-def run_study(
-    study: Study,
-    seeds: Sequence[int],
-    folder: Path,
-    rows: Sequence[str] | None = None,
-    announce: Callable[[str], None] = print,
-    finish: Finish | None = None,
-    **local: Any,
-) -> list[Cell]:
-    """
-    Train the cells that are not finished, in `folder`/ROW/seed-N; interrupted ones go on from their checkpoint.
-
-    Several processes may share a folder: a cell in which another one is at work is passed over.
-
-    Args:
-        rows: only these.
-        announce: takes a line about every cell.
-        finish: called for each cell that was trained here, on every process.
-        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `device`.
-
-    Raises:
-        SettingsError: cells were begun with other settings than the study has now, or settings that do not fit.
-        RunError: the folder is not empty and holds no study, or the data have changed since a cell was trained.
-    """
-    cells = cells_of(study, seeds, folder, rows)
-    check_study(study, folder, **local)
-    keep_settings(study, folder)
-    others = [cell.folder for cell in cells if cell.damage is None]
-    started, trained = time.monotonic(), 0
-    for index, cell in enumerate(cells, start=1):
-        number = f"[{index}/{len(cells)}] {cell.name}"
-        begun, arguments = cell.folder.exists(), study.arguments(cell.row, cell.seed, cell.folder, **local)
-        try:
-            with only_run(arguments[2]):  # from here on nobody else changes the cell
-                if cell.load().results is not None or cell.damage is not None:
-                    announce(f"{number}: {cell.state}, found in {cell.folder}")
-                    continue
-                to_do = sum(cell.results is None for cell in cells[index - 1 :])
-                left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
-                announce(f"{number}: {'goes on' if begun else 'starts'}"
-                         + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
-                train(*arguments, beside=others)
-                trained += 1
-                if finish is not None:
-                    finish(cell.folder, arguments[2])
-        except RunInUse:
-            cell.running = True
-        announce(f"{number}: {cell.load().state}")
-    return cells
-
-
-def check_study(study: Study, folder: Path, **local: Any) -> None:
-    """
-    Raises:
-        RunError: the folder is not empty and holds no study.
-        SettingsError: its cells, chosen or not, were begun with other settings than the study has now.
-    """
-    require_own(folder, "study", STUDY_FILES)
-    differences: dict[str, None] = {}
-    for row in study.rows:
-        for place in sorted((folder / row).glob("seed-*")):
-            seed = place.name.removeprefix("seed-")
-            known = begun_with(place)
-            if known is not None and seed.isdecimal():
-                now = Beginning.planned(*study.arguments(row, int(seed), place, **local))
-                finished = (place / RESULTS).is_file()
-                refused = [change for change in known.changes_to(now, finished) if not change.allowed]
-                differences |= dict.fromkeys(f"{row}: {change}" for change in refused)
-    if differences:
-        raise SettingsError(
-            f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
-            "change, or give another --out."
-        )
-
-
-def begun_with(folder: Path) -> Beginning | None:
-    """What a cell was begun with, if there is something to lose: a checkpoint, or results."""
-    if not (folder / RESULTS).is_file() and not numbered(folder):
-        return None
-    try:
-        return Beginning.known(folder)
-    except RunError:
-        return None  # told of where the cell is loaded
-
-
-def keep_settings(study: Study, folder: Path) -> None:
-    """Write the settings down, beside those of rows that were begun and are not in the study any more."""
-    path = folder / STUDY
-    then = read_json(path)["rows"] if path.is_file() else {}
-    begun = {row: fields for row, fields in then.items() if any((folder / row).glob("seed-*"))}
-    if is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"title": study.title, "scale": study.scale, "rows": begun | strict(study.rows)})
-
-
-def is_first_process() -> bool:
-    """Of those that torchrun or accelerate launched; before they know each other."""
-    return os.environ.get("RANK", "0") == "0"

@@ -9,8 +9,9 @@ from ..provenance import command, environment
 from ..tables import Table, number
 from ..training.log import layer_curves
 from ..training.results import RunResults
+from .cells import Cell
 from .statistics import Estimate, estimate, relative_difference
-from .study import Cell, Study
+from .study import Study
 
 SUMMARY = "summary.json"
 # What activations learn: the key of the recorder's log, and what it is.

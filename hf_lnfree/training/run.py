@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, default_data_collator, set_seed
+from transformers import PreTrainedModel, TrainerCallback, default_data_collator, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
@@ -45,6 +45,7 @@ def train(
     args: LNFreeTrainingArguments,
     procedure: Procedure | None = None,
     beside: Sequence[Path] = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResults:
     """
     Train, evaluate the endpoint, and write everything into `args.output_dir`; `results.json` comes last.
@@ -56,6 +57,7 @@ def train(
     Args:
         procedure: what is done to the model besides; by default entropy regularisation if `args` ask for it.
         beside: folders of runs that this one is compared with: where they name the same data, it must be the same.
+        callbacks: of the trainer, besides its own.
 
     Returns:
         What `results.json` holds. The loss of a run that diverged is NaN, its saved model the last state that was
@@ -87,7 +89,7 @@ def train(
     with only_run(args):
         if (finished := finished_run(folder, begun, args.resume_from_checkpoint)) is not None:
             return finished  # by another process, meanwhile
-        return train_alone(model, data, model_args, data_args, args, procedure, begun)
+        return train_alone(model, data, model_args, data_args, args, procedure, begun, callbacks)
 
 
 def train_alone(
@@ -98,13 +100,14 @@ def train_alone(
     args: LNFreeTrainingArguments,
     procedure: Procedure,
     begun: Beginning,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResults:
     """`train` from the first thing that is written on."""
     folder, length = Path(args.output_dir), data_args.context_length
     checkpoint, before = checkpoint_of(folder, begun, args.resume_from_checkpoint)
     require_room(folder, model, args)
     use_cache = model.config.use_cache
-    trainer = build_trainer(procedure.adapt(model), data, args)
+    trainer = build_trainer(procedure.adapt(model), data, args, callbacks)
     steps = planned_steps(args, len(data.train))
     procedure.attach(trainer, steps)
     choices = settled_choices(model_args, args, model.config, length, steps, resumes=checkpoint is not None)
@@ -143,7 +146,9 @@ def train_alone(
     return results
 
 
-def build_trainer(model: Any, data: TextData, args: LNFreeTrainingArguments) -> LNFreeTrainer:
+def build_trainer(
+    model: Any, data: TextData, args: LNFreeTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> LNFreeTrainer:
     """The trainer on both splits, with windows for its flight recorder."""
     return LNFreeTrainer(
         model=model,
@@ -152,6 +157,7 @@ def build_trainer(model: Any, data: TextData, args: LNFreeTrainingArguments) -> 
         eval_dataset=data.validation,
         processing_class=data.tokenizer,
         data_collator=default_data_collator,
+        callbacks=list(callbacks),
         probe=window_batches(data.validation, args.probe_sequences),
     )
 

@@ -17,9 +17,11 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.pages.study import unfinished, write_study_report
 from hf_lnfree.studies import search
+from hf_lnfree.studies.cells import cells_of
 from hf_lnfree.studies.comparison import compare_studies
+from hf_lnfree.studies.running import run_study
 from hf_lnfree.studies.search import rule
-from hf_lnfree.studies.study import Study, cells_of, run_study
+from hf_lnfree.studies.study import Study
 from hf_lnfree.studies.summary import by_row, summary_table
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
@@ -128,7 +130,7 @@ def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, l
         trained.append(args.output_dir)
         return train(model, data, args, **options)
 
-    monkeypatch.setattr("hf_lnfree.studies.study.train", counting)
+    monkeypatch.setattr("hf_lnfree.studies.running.train", counting)
     assert [c.state for c in cells_of(study, [1], copy, ["SM+G"])] == ["interrupted"]
     said = []
     finished_cells = []
@@ -231,7 +233,7 @@ def test_a_cell_that_another_process_has_just_finished_is_kept(finished, changes
         yield
 
     done = finished[0] / "SM+R" / "seed-0"
-    monkeypatch.setattr("hf_lnfree.studies.study.only_run", after_the_other)
+    monkeypatch.setattr("hf_lnfree.studies.running.only_run", after_the_other)
     said: list[str] = []
     (cell,) = run_study(Study.load(DEMO, changes=changes), [0], tmp_path, ["SM+R"], said.append, **local)
     assert said == [f"[1/1] SM+R, seed 0: finished, found in {tmp_path / 'SM+R' / 'seed-0'}"]

@@ -1,0 +1,191 @@
+"""Training the cells of a study that are not done yet, one after the other or side by side."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainerCallback
+
+from ..data.splits import load_data
+from ..errors import RunError, SettingsError
+from ..files import read_json, require_own, strict, write_json
+from ..training.arguments import LNFreeTrainingArguments
+from ..training.beginning import Beginning
+from ..training.lock import RunInUse, only_run
+from ..training.results import RESULTS
+from ..training.run import train
+from .cells import Cell, begun_with, cells_of
+from .side_by_side import Job, Report, shares, side_by_side
+from .study import Study
+
+STUDY = "study.json"
+STUDY_FILES = (STUDY, "search.json", "rung-*/study.json", "*/seed-*")
+Finish = Callable[[Path, LNFreeTrainingArguments], None]
+"""What is done with a run that has ended: takes its folder and its arguments, like `hf_lnfree.pages.finish_run`."""
+SECONDS_A_REPORT = 0.5
+
+
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    folder: Path,
+    rows: Sequence[str] | None = None,
+    announce: Callable[[str], None] = print,
+    finish: Finish | None = None,
+    jobs: int | Literal["auto"] = 1,
+    **local: Any,
+) -> list[Cell]:
+    """
+    Train the cells that are not finished, in `folder`/ROW/seed-N; interrupted ones resume from their checkpoint.
+
+    Several processes may share a folder: a cell in which another one is at work is passed over.
+
+    Args:
+        rows: only these.
+        announce: takes a line about every cell.
+        finish: called for each cell that was trained here, on every process. With several jobs it must be a function
+            of a module, since other processes call it.
+        jobs: how many cells are trained at once, each in a process of its own with an equal share of the threads; what
+            such a process prints stands in ROW/console-N.txt. "auto": one on an accelerator or under torchrun, else one
+            a core. With 1 they are trained in this process.
+        local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `device`.
+
+    Raises:
+        SettingsError: cells were begun with other settings than the study has now, or settings that do not fit.
+        RunError: the folder is not empty and holds no study, or the data have changed since a cell was trained; with
+            several jobs also when cells failed for any reason, once all others are trained.
+    """
+    cells = cells_of(study, seeds, folder, rows)
+    check_study(study, folder, **local)
+    keep_settings(study, folder)
+    beside = [cell.folder for cell in cells if cell.damage is None]
+    to_do = [cell for cell in cells if cell.results is None and cell.damage is None]
+    for cell in cells:
+        if cell not in to_do:
+            announce(f"{cell.name}: {cell.state}, found in {cell.folder}")
+    if not to_do:
+        return cells
+    every = [study.arguments(cell.row, cell.seed, cell.folder, **local) for cell in to_do]
+    at_once, threads = shares(jobs, len(to_do), every[0][2].device)
+    if at_once == 1:
+        in_turn(study, to_do, beside, finish, announce, **local)
+        return cells
+    for model_args, data_args, _ in {repr(arguments[1]): arguments for arguments in every}.values():
+        load_data(data_args, **model_args.access(data_args.tokenizer))  # tokenised once, for all processes
+    work = {
+        cell.name: partial(train_cell, study, cell.row, cell.seed, cell.folder, beside, finish, local) for cell in to_do
+    }
+    queue = [Job(cell.name, cell.folder.with_name(f"console-{cell.seed}.txt"), work[cell.name]) for cell in to_do]
+    failed = side_by_side(queue, at_once, threads, announce)
+    for cell in to_do:
+        cell.load()
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise RunError(f"{len(failed)} of {len(queue)} cells failed. The first, {name}: {why}")
+    return cells
+
+
+def in_turn(
+    study: Study,
+    cells: Sequence[Cell],
+    beside: Sequence[Path],
+    finish: Finish | None,
+    announce: Callable[[str], None],
+    **local: Any,
+) -> None:
+    """One cell after the other, in this process."""
+    started, trained = time.monotonic(), 0
+    for index, cell in enumerate(cells, start=1):
+        number, begun = f"[{index}/{len(cells)}] {cell.name}", cell.folder.exists()
+        arguments = study.arguments(cell.row, cell.seed, cell.folder, **local)
+        try:
+            with only_run(arguments[2]):  # from here on nobody else changes the cell
+                if cell.load().results is None and cell.damage is None:
+                    to_do = sum(cell.results is None for cell in cells[index - 1 :])
+                    left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
+                    announce(f"{number}: {'resumes' if begun else 'starts'}"
+                             + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
+                    train(*arguments, beside=beside)
+                    trained += 1
+                    if finish is not None:
+                        finish(cell.folder, arguments[2])
+        except RunInUse:
+            cell.running = True
+        announce(f"{number}: {cell.load().state}")
+
+
+def train_cell(
+    study: Study,
+    row: str,
+    seed: int,
+    folder: Path,
+    beside: Sequence[Path],
+    finish: Finish | None,
+    local: dict[str, Any],
+    report: Report,
+) -> str:
+    """One cell in a process of its own; returns its state."""
+    cell, arguments = Cell(row, seed, folder), study.arguments(row, seed, folder, **local)
+    try:
+        with only_run(arguments[2]):
+            if cell.load().results is None and cell.damage is None:
+                train(*arguments, beside=beside, callbacks=[ReportSteps(report)])
+                if finish is not None:
+                    finish(folder, arguments[2])
+    except RunInUse:
+        cell.running = True
+    return cell.load().state
+
+
+def check_study(study: Study, folder: Path, **local: Any) -> None:
+    """
+    Raises:
+        RunError: the folder is not empty and holds no study.
+        SettingsError: its cells, chosen or not, were begun with other settings than the study has now.
+    """
+    require_own(folder, "study", STUDY_FILES)
+    differences: dict[str, None] = {}
+    for row in study.rows:
+        for place in sorted((folder / row).glob("seed-*")):
+            seed = place.name.removeprefix("seed-")
+            known = begun_with(place)
+            if known is not None and seed.isdecimal():
+                now = Beginning.planned(*study.arguments(row, int(seed), place, **local))
+                finished = (place / RESULTS).is_file()
+                refused = [change for change in known.changes_to(now, finished) if not change.allowed]
+                differences |= dict.fromkeys(f"{row}: {change}" for change in refused)
+    if differences:
+        raise SettingsError(
+            f"{folder} holds cells that were begun with other settings ({'; '.join(differences)}). Undo the "
+            "change, or give another --out."
+        )
+
+
+def keep_settings(study: Study, folder: Path) -> None:
+    """Write the settings down, beside those of rows that were begun and are not in the study any more."""
+    path = folder / STUDY
+    then = read_json(path)["rows"] if path.is_file() else {}
+    begun = {row: fields for row, fields in then.items() if any((folder / row).glob("seed-*"))}
+    if is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"title": study.title, "scale": study.scale, "rows": begun | strict(study.rows)})
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun or accelerate launched; before they know each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class ReportSteps(TrainerCallback):
+    """Says every half second how far a run is."""
+
+    def __init__(self, report: Report):
+        self.report, self.last = report, 0.0
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if time.monotonic() - self.last > SECONDS_A_REPORT:
+            self.last = time.monotonic()
+            self.report(state.global_step, state.max_steps)
