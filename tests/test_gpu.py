@@ -128,7 +128,8 @@ def test_losses_are_the_plain_one(family, input_ids, form):
 
 
 def test_a_softcap_under_flex_attention_is_that_of_eager(input_ids):
-    model = GPT_NEOX.model(attention_softcap=2.0, attn_implementation="eager").cuda()
+    wide = {"hidden_size": 64, "attention_softcap": 2.0}  # the compiled kernel takes heads of 16 and more
+    model = GPT_NEOX.model(**wide, attn_implementation="eager").cuda()
     expected = model(input_ids.cuda()).logits
     model.set_attn_implementation("flex_attention")
     torch.testing.assert_close(model(input_ids.cuda()).logits, expected, atol=1e-4, rtol=1e-4)
@@ -188,7 +189,8 @@ def test_norms_of_every_kind_under_compile_and_autocast(family, input_ids):
         model = family.model(norm=norm, activation=activation).cuda()
         expected = model(input_ids.cuda()).logits
         compiled = torch.compile(model, dynamic=False)
-        torch.testing.assert_close(compiled(input_ids.cuda()).logits, expected, atol=1e-3, rtol=1e-3)
+        tolerance = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(compiled(input_ids.cuda()).logits, expected, atol=tolerance, rtol=0)
         with torch.autocast("cuda", torch.bfloat16):
             half = model(input_ids.cuda()).logits
-        torch.testing.assert_close(half.float(), expected, atol=0.3, rtol=0.1)
+        torch.testing.assert_close(half.float(), expected, atol=500 * tolerance, rtol=0)

@@ -48,8 +48,8 @@ def run_study(
         announce: takes a line about every cell.
         finish: called for each cell that was trained here, on every process. With several jobs it must be a function
             of a module, since other processes call it.
-        jobs: how many cells are trained at once, each in a process of its own with an equal share of the threads; what
-            such a process prints stands in ROW/console-N.txt. "auto": one on an accelerator or under torchrun, else one
+        jobs: how many cells are trained at once, each in another process with an equal share of the threads; what is
+            printed meanwhile stands in ROW/console-N.txt. "auto": one on an accelerator or under torchrun, else one
             a core. With 1 they are trained in this process.
         local: fields of `hf-lnfree train` that no result depends on, like `cache_dir` or `device`.
 

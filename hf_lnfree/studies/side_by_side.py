@@ -1,9 +1,8 @@
-"""Pieces of work side by side: each in a process of its own, with its share of the threads, under one progress bar."""
+"""Pieces of work side by side: processes that each take one after the other, under one progress bar."""
 
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections import deque
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -23,9 +22,8 @@ from ..errors import LNFreeError, SettingsError
 Report = Callable[[int, int], None]
 """Takes the step that was done and the number of all."""
 
-# What a process loads first of all; with "forkserver" this is done once for all of them.
-PRELOADED = ["hf_lnfree.studies.running", "hf_lnfree.pages.finish"]
-SECONDS_TO_LEAVE = 15.0
+BAR = "{desc} {n:.1f}/{total} |{bar}| {elapsed}, {remaining} left {postfix}"
+SECONDS_TO_LEAVE = 15.0  # for a process that was asked to end
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Job:
     """
     Args:
         name: what messages call it.
-        console: file that takes what its process prints.
-        work: called in that process, so it must be picklable; returns the line that says how it ended.
+        console: file that takes what is printed meanwhile.
+        work: called in another process, so it must be picklable; returns the line that says how it ended.
     """
 
     name: str
@@ -74,6 +72,9 @@ def side_by_side(
     """
     Do all jobs, `at_once` at a time. One that fails does not stop the others; an interruption stops all.
 
+    A process takes a new job when its last one is done, since what it loads takes seconds; after one that failed
+    another process takes its place.
+
     Args:
         threads: of torch, for each.
         announce: takes a line when a job starts and when it ends.
@@ -81,12 +82,8 @@ def side_by_side(
     Returns:
         The names of jobs that failed, in the order in which they did, each with its reason.
     """
-    # A fork is quick and shares what is loaded, but a process that was forked cannot use an accelerator.
-    context: Any = multiprocessing.get_context("spawn" if torch.accelerator.is_available() else FORKSERVER)
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(PRELOADED)
     waiting, done = deque(jobs), 0
-    running: dict[Any, Running] = {}
+    workers: dict[Any, Worker] = {}
     failed: dict[str, str] = {}
     with tqdm(total=len(jobs), desc="cells", disable=None, smoothing=0, bar_format=BAR) as bar:
 
@@ -95,66 +92,81 @@ def side_by_side(
             announce(line)
             bar.refresh()
 
+        def give(worker: Worker) -> None:
+            worker.take(waiting.popleft())
+            workers[worker.connection] = worker
+            say(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {worker.job.name}: starts")
+
         try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    process = Running.start(waiting.popleft(), threads, context)
-                    running[process.connection] = process
-                    say(f"[{done + len(running)}/{len(jobs)}] {process.job.name}: starts")
-                for connection in wait(list(running)):
-                    process = running[connection]
-                    if process.receive():
+            for _ in range(min(at_once, len(jobs))):
+                give(Worker(threads))
+            while workers:
+                for connection in wait(list(workers)):
+                    worker = workers[connection]
+                    ended = worker.receive()
+                    if ended is None:
                         continue
-                    del running[connection]
+                    del workers[connection]
                     done += 1
-                    if process.failure is not None:
-                        failed[process.job.name] = process.failure
-                    say(f"[{done}/{len(jobs)}] {process.job.name}: {process.failure or process.ended}")
-                bar.n = done + sum(process.share for process in running.values())
-                bar.set_postfix_str(", ".join(map(str, running.values())))
+                    say(f"[{done}/{len(jobs)}] {worker.job.name}: {ended.line}")
+                    if ended.failed:
+                        failed[worker.job.name] = ended.line
+                    if ended.failed or not waiting:
+                        worker.leave()
+                    if waiting:
+                        give(Worker(threads) if ended.failed else worker)
+                bar.n = done + sum(worker.share for worker in workers.values())
+                bar.set_postfix_str(", ".join(map(str, workers.values())))
         finally:
-            stop([process.process for process in running.values()])
+            for worker in workers.values():
+                worker.process.terminate()  # all at once, before one is waited for
+            for worker in workers.values():
+                worker.leave()
     return failed
 
 
-BAR = "{desc} {n:.1f}/{total} |{bar}| {elapsed}, {remaining} left {postfix}"
-FORKSERVER = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+class End(NamedTuple):
+    """How a job ended, in a line."""
+
+    line: str
+    failed: bool = False
 
 
-class Running:
-    """A job in its process, as far as it has reported."""
+class Worker:
+    """A process that does jobs, and how far it is with the one that it has."""
 
-    def __init__(self, job: Job, process: Any, connection: Connection):
-        self.job, self.process, self.connection = job, process, connection
-        self.step, self.steps = 0, 0
-        self.ended: str | None = None
-        self.failure: str | None = None
-
-    @classmethod
-    def start(cls, job: Job, threads: int, context: Any) -> "Running":
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(job, threads, theirs), name=job.name)
-        process.start()
+    def __init__(self, threads: int):
+        # Not forked: that would be quicker, but a forked process cannot use an accelerator.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=do_jobs, args=(threads, theirs))
+        self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
-        return cls(job, process, ours)
+        self.step, self.steps = 0, 0
 
-    def receive(self) -> bool:
-        """Take one message; returns whether more may follow."""
+    def take(self, job: Job) -> None:
+        self.job, self.step, self.steps = job, 0, 0
+        self.connection.send(job)
+
+    def receive(self) -> End | None:
+        """One message; how the job ended, if it is the last one."""
         try:
-            kind, *values = self.connection.recv()
-        except EOFError:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
             self.process.join()
-            self.connection.close()
-            if self.ended is None and self.failure is None:
-                self.failure = f"its process {how_it_ended(self.process.exitcode)}; see {self.job.console}"
-            return False
-        if kind == "step":
-            self.step, self.steps = values
-        elif kind == "ended":
-            (self.ended,) = values
-        else:
-            self.failure = f"{values[0]} (see {self.job.console})"
-        return True
+            return End(f"its process {how_it_ended(self.process.exitcode)}; see {self.job.console}", failed=True)
+        if isinstance(message, End):
+            return message._replace(line=f"{message.line} (see {self.job.console})") if message.failed else message
+        self.step, self.steps = message
+        return None
+
+    def leave(self) -> None:
+        """The end of the connection tells the process that there is no more to do."""
+        self.connection.close()
+        self.process.join(SECONDS_TO_LEAVE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
     @property
     def share(self) -> float:
@@ -164,46 +176,42 @@ class Running:
         return f"{self.job.name} {self.step}/{self.steps or '?'}"
 
 
-def how_it_ended(code: int) -> str:
+def how_it_ended(code: int | None) -> str:
     """An exit code in words; SIGKILL is what the system sends when memory runs out."""
-    if code >= 0:
+    if code is None or code >= 0:
         return f"ended with exit code {code}"
     memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-code).name}{memory}"
 
 
-def stop(processes: Sequence[Any]) -> None:
-    """Politely, then not."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(SECONDS_TO_LEAVE)
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def work(job: Job, threads: int, connection: Connection) -> None:
-    """What a process does: the job, with its output in a file and its progress in the connection."""
+def do_jobs(threads: int, connection: Connection) -> None:
+    """What a process does: one job after the other, each with its output in a file and its steps in the connection."""
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    job.console.parent.mkdir(parents=True, exist_ok=True)
-    output = os.open(job.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(output, stream)
     torch.set_num_threads(threads)
 
     def report(step: int, steps: int) -> None:
-        with suppress(BrokenPipeError):
-            connection.send(("step", step, steps))
+        with suppress(OSError):  # the parent is gone
+            connection.send((step, steps))
 
-    try:
-        connection.send(("ended", job.work(report)))
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        traceback.print_exc()
-        said = str(error) if isinstance(error, (LNFreeError, OSError)) else f"{type(error).__name__}: {error}"
-        connection.send(("failed", " ".join(said.split())))
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            job = connection.recv()
+            print_to(job.console)
+            try:
+                connection.send(End(job.work(report)))
+            except Exception as error:
+                traceback.print_exc()
+                said = str(error) if isinstance(error, (LNFreeError, OSError)) else f"{type(error).__name__}: {error}"
+                connection.send(End(" ".join(said.split()), failed=True))
+
+
+def print_to(path: Path) -> None:
+    """From here on, whatever this process and its children print goes there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
 
 
 def leave_with_parent() -> None:
