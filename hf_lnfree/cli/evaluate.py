@@ -9,9 +9,8 @@ from accelerate import PartialState
 
 from ..data.arguments import DataArguments
 from ..data.splits import load_splits, whole_corpus
-from ..errors import SettingsError
 from ..evaluation.run import evaluate
-from ..files import write_json
+from ..files import require_own_file, write_json
 from ..tables import number
 
 
@@ -25,8 +24,8 @@ def evaluate_command(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """The results of one model on one corpus, written to the file `out` if there is one."""
-    if out is not None and not out.parent.is_dir():
-        raise SettingsError(f"There is no folder {out.parent} for --out.")
+    if out is not None:
+        require_own_file(out, "results of evaluate", ("model", "documents_scored"))
     arguments = DataArguments(data=data, text_column=text_column)
     everything = Path(data).expanduser().is_file()
     corpus = whole_corpus(arguments) if everything else load_splits(arguments)[1]

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..errors import SettingsError
-from ..files import write_json
+from ..files import require_own_file, write_json
 from ..loading import find, find_device, load_config, load_model, load_tokenizer, reading
 from ..provenance import command, environment
 
@@ -46,7 +46,10 @@ def run_harness(
     Raises:
         SettingsError: the harness is not installed, or a task is not known.
         ModelError: a model that cannot be loaded.
+        RunError: `out` cannot be written, or holds something else.
     """
+    if out is not None:
+        require_own_file(out, "scores of lm-eval", ("scores", "limit"))
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -84,7 +87,7 @@ def run_harness(
         )
         return {task: plain(metrics) for task, metrics in found["results"].items()}
 
-    scores = {name: score(name) for name in models}
+    scores = {name: score(name) for name in dict.fromkeys(models)}
     if out is not None:
         record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
         write_json(out, record)
@@ -92,5 +95,9 @@ def run_harness(
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, float]:
-    """{"acc,none": x} as {"acc": x}, numbers only."""
-    return {name.partition(",")[0]: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    """{"acc,none": x} as {"acc": x}, numbers only; "none" is no filter, and other filters keep their names."""
+    return {
+        name.removesuffix(",none"): value
+        for name, value in metrics.items()
+        if "," in name and isinstance(value, (int, float))
+    }

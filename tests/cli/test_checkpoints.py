@@ -1,9 +1,11 @@
 """Checkpoints that are not there or not whole: one line and exit code 1 in every command that loads one."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+import weakref
 from types import ModuleType
 
 import pytest
@@ -95,7 +97,8 @@ def harness(monkeypatch):
 
     def simple_evaluate(model, bootstrap_iters, **options):
         error = 0.25 if bootstrap_iters else "N/A"  # as the harness: none of any metric without bootstrap
-        return {"results": {"code_next_line": {"alias": "code", "acc,none": 0.5, "acc_stderr,none": error}}}
+        found = {"alias": "code", "sample_len": 4, "acc,none": 0.5, "acc_stderr,none": error, "acc,first": 0.25}
+        return {"results": {"code_next_line": found, "other": {"sample_len": 4, "perplexity,none": math.nan}}}
 
     class TaskManager:
         all_tasks = ("code_next_line", "code_identifiers", "code_brackets")
@@ -115,8 +118,12 @@ def test_the_harness_gives_standard_errors(good, tmp_path, monkeypatch, capsys):
     harness(monkeypatch)
     out = tmp_path / "scores.json"
     assert main(["lm-eval", str(good), "--device", "cpu", "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["scores"] == {str(good): {"code_next_line": {"acc": 0.5, "acc_stderr": 0.25}}}
-    assert "50.0 ± 25.0" in capsys.readouterr().out
+    (scores,) = json.loads(out.read_text())["scores"].values()
+    assert scores["code_next_line"] == {"acc": 0.5, "acc_stderr": 0.25, "acc,first": 0.25}
+    assert scores["other"] == {"perplexity": None}
+    shown = capsys.readouterr().out
+    assert "50.0 ± 25.0" in shown
+    assert "perplexity not finite" in shown
 
 
 def refused(found, *words):
@@ -296,3 +303,78 @@ def test_a_changed_configuration_may_begin_tensors_anew(good, caplog):
         model = load_model(good, config=config, changed=True)
     assert "begin anew: transformer.h.0.ln_1.alpha" in caplog.text
     assert type(model.transformer.h[0].ln_1).__name__ == "DynamicTanh"
+
+
+TEXT = ["--context-length", "16", "--device", "cpu"]
+OUT = {
+    "entropy": ["--max-windows", "2", *TEXT],
+    "evaluate": ["--max-documents", "1", *TEXT],
+    "attribute": ["--prompt", "def function", "--device", "cpu"],
+    "lm-eval": ["--limit", "1", "--device", "cpu"],
+}
+FILES = ("evaluate", "lm-eval")
+
+
+def measured(command, good, corpus, out):
+    data = ["--data", str(corpus)] if command in ("entropy", "evaluate") else []
+    return main([command, str(good), *OUT[command], *data, "--out", str(out)])
+
+
+@pytest.fixture
+def unworked(monkeypatch):
+    """Fails where work begins."""
+    harness(monkeypatch)
+    for place in ("cli.entropy.find_device", "cli.attribute.find_device", "cli.evaluate.evaluate"):
+        monkeypatch.setattr(f"hf_lnfree.{place}", lambda *args, **options: pytest.fail("it was begun"))
+    monkeypatch.setattr("hf_lnfree.evaluation.harness.find_device", lambda name: pytest.fail("it was begun"))
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_an_output_of_another_kind_is_left_as_it_is(command, good, corpus, tmp_path, unworked, capsys):
+    run, results = tmp_path / "run", tmp_path / "run" / "results.json"
+    shutil.copytree(good, run)
+    results.write_text('{"row": "SM+R", "eval_loss": 1.0}')
+    wrong = [results, run / "model.safetensors", run] if command in FILES else [run, results]
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    for out in wrong:
+        assert measured(command, good, corpus, out) == 1
+        said = capsys.readouterr().err
+        assert str(out) in said
+        assert "holds no" in said or "is a" in said
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_a_place_is_tried_before_the_work(command, good, corpus, tmp_path, unworked, capsys):
+    (tmp_path / "file").write_text("")
+    places = ["/proc/out", tmp_path / "file" / "out"]
+    for out in places:
+        assert measured(command, good, corpus, out) == 1
+        assert str(out.parent if command in FILES and out != places[0] else "out") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_an_output_of_its_own_kind_is_replaced(command, good, corpus, tmp_path, monkeypatch):
+    harness(monkeypatch)
+    assert measured(command, good, corpus, tmp_path / "out") == 0
+    assert measured(command, good, corpus, tmp_path / "out") == 0
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_several_models_are_measured_one_at_a_time(good, corpus, tmp_path, monkeypatch):
+    """When a model is loaded, the one before is gone."""
+    harness(monkeypatch)
+    living = []
+
+    def watched(*args, load_model=load_model, **options):
+        assert not [model for model in living if model() is not None]
+        model = load_model(*args, **options)
+        living.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("hf_lnfree.cli.entropy.load_model", watched)
+    monkeypatch.setattr("hf_lnfree.evaluation.harness.load_model", watched)
+    models = [str(good), str(good), str(good)]
+    assert main(["entropy", *models, "--data", str(corpus), *OUT["entropy"]]) == 0
+    assert main(["lm-eval", *models, *OUT["lm-eval"]]) == 0
+    assert len(living) == 4
