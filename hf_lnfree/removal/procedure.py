@@ -68,9 +68,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     Args:
         schedule: as `read_schedule` gives it.
         gate_steps: over how many steps a norm goes from sigma to its fixed scale; 0 and 1 are a switch.
-        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens, where the
-            first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559, auxiliary
-            loss).
+        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and over all tokens,
+            where the first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559,
+            auxiliary loss).
         windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
     """
 
@@ -231,6 +231,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:
-        r"""`residual_norm_weight` times the mean of $(\sigma / \sigma_0 - 1)^2$ in the last forward pass."""
+        r"""
+        `residual_norm_weight` times the mean of $(\sigma / \sigma_0 - 1)^2$ over norms and all tokens of the last
+        forward pass, where the first token of a sequence counts as 0.
+        """
         deviations = [norm.deviation for norm in self.norms.values() if norm.deviation is not None]
         return self.weight * torch.stack([deviation.square().mean() for deviation in deviations]).mean()
