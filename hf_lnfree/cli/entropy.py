@@ -18,6 +18,7 @@ from ..errors import SettingsError
 from ..files import require_own
 from ..loading import find_device, load_model, load_tokenizer
 from ..pages.entropy import comparable, write_entropy_page
+from ..redaction import shareable
 from ..tables import number
 
 
@@ -57,8 +58,8 @@ def entropy_command(
 
 
 def display_names(models: Sequence[str]) -> list[str]:
-    """What tells several paths apart: without the folders that all of them begin and end with."""
-    parts = [PurePath(name).parts for name in models]
+    """What tells several paths apart: without the folders that all of them begin and end with, and the home folder."""
+    parts = [PurePath(shareable(name)).parts for name in models]
     if len(set(models)) < 2:
         return ["/".join(p[-2:]) for p in parts]
     while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:

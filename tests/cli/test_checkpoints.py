@@ -1,5 +1,6 @@
 """Checkpoints that are not there or not whole: one line and exit code 1 in every command that loads one."""
 
+import html
 import json
 import math
 import shutil
@@ -378,3 +379,56 @@ def test_several_models_are_measured_one_at_a_time(good, corpus, tmp_path, monke
     assert main(["entropy", *models, "--data", str(corpus), *OUT["entropy"]]) == 0
     assert main(["lm-eval", *models, *OUT["lm-eval"]]) == 0
     assert len(living) == 4
+
+
+@pytest.mark.parametrize("command", ["entropy", "attribute"])
+def test_no_page_says_where_its_author_lives(command, good, corpus, tmp_path, monkeypatch):
+    """However HTML and SVG spell the folder."""
+    home = tmp_path / "o'me & <co>"
+    monkeypatch.setenv("HOME", str(home))
+    models = [shutil.copytree(good, folder) for folder in (home / "my" / "model", tmp_path / "another")]
+    out = tmp_path / "out"
+    if command == "entropy":
+        data = shutil.copytree(corpus, home / "text")
+        assert main(["entropy", *map(str, models), "--data", str(data), *OUT["entropy"], "--out", str(out)]) == 0
+    else:
+        assert main(["attribute", str(models[0]), *OUT["attribute"], "--out", str(out)]) == 0
+    told = 0
+    for file in out.iterdir():
+        if file.suffix in (".html", ".svg", ".json"):
+            text = html.unescape(file.read_text())
+            told += "~/my/model" in text
+            assert "o'me" not in text, file
+    assert told
+
+
+OWN_TOKENIZER = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+
+Path({mark!r}).touch()
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "convert"])
+def test_code_of_a_tokenizer_runs_when_asked_for_and_only_then(command, run, good, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks at a prompt"))
+    folder, mark = changed(good, tmp_path), tmp_path / "it-was-run"
+    (folder / "own_tokenization.py").write_text(OWN_TOKENIZER.format(mark=str(mark)))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own_tokenization.OwnTokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    refused(run(command, str(folder)), folder, "--trust-remote-code")
+    assert not mark.exists()
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    flag = ["--set", "trust_remote_code=true"] if command == "study" else ["--trust-remote-code"]
+    code, said = run(command, str(folder), *flag)
+    assert code == 0, said
+    assert mark.exists()
