@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .errors import RunError
+from .errors import RunError, listed
 from .redaction import redactor, shareable
 
 PARTIAL = ".partial-"
@@ -110,8 +110,9 @@ def require_own(folder: Path, kind: str, marks: Sequence[str], before: Sequence[
     allowed = (*before, f"{PARTIAL}*")
     foreign = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in allowed)]
     if foreign and not any(True for mark in marks for _ in folder.glob(mark)):
-        few = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
-        raise RunError(f"{folder} is not empty and holds no {kind}: {few}. Give another --out, or empty the folder.")
+        raise RunError(
+            f"{folder} is not empty and holds no {kind}: {listed(foreign)}. Give another --out, or empty the folder."
+        )
     require_place(folder)
 
 

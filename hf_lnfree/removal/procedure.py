@@ -19,7 +19,7 @@ from ..conversion.folding import fold
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import window_batches
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import AttachedTrainer, Procedure
 from .schedule import Removal, expand
@@ -114,9 +114,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         merged = super().finish(model)
         left = [name for name, norm in self.norms.items() if not norm.finished]
         if left:
-            logger.warning(
-                "%d norms are not removed to the end (%s, ...): the model is not folded.", len(left), left[0]
-            )
+            logger.warning("Norms that are not removed to the end: %s. The model is not folded.", listed(left))
             return merged
         folded, _ = fold(merged)
         return folded
