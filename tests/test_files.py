@@ -137,10 +137,7 @@ def test_a_damaged_file_is_named(tmp_path):
         read_json(tmp_path / "half.json")
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, ""), (1, "a"), (4, "a, b, c, d"), (5, "a, b, c, d and 1 more"), (9, "a, b, c, d and 5 more")],
-)
+@pytest.mark.parametrize(("count", "expected"), [(0, ""), (1, "a"), (4, "a, b, c, d"), (5, "a, b, c, d and 1 more")])
 def test_long_lists_of_names_are_cut_and_counted(count, expected, tmp_path):
     names = [*"abcde"][:count]
     assert listed(names) == expected

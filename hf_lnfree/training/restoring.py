@@ -51,8 +51,8 @@ def compare(stored: dict[str, Tensor], wanted: dict[str, Tensor], checkpoint: Pa
     for what, names in wrong.items():
         if names:
             raise RunError(
-                f"{checkpoint} cannot be gone on with: {len(names)} of its tensors {what} ({listed(names)}). Remove it to "
-                "go on from the one before, or give another --out."
+                f"{checkpoint} cannot be gone on with: {len(names)} of its tensors {what} ({listed(names)}). Remove it "
+                "to go on from the one before, or give another --out."
             )
 
 
