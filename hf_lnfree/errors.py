@@ -4,6 +4,16 @@ Models raise `hf_lnfree.models.errors.ConfigurationError`, which travels with th
 read or written is an OSError. All are ValueErrors but for that one.
 """
 
+from collections.abc import Collection
+
+SHOWN = 4
+
+
+def listed(names: Collection[str]) -> str:
+    """Names for an error or a warning: the first four, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(list(names)[:SHOWN]) + more
+
 
 class LNFreeError(ValueError):
     """The base of the errors below."""

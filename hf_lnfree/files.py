@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .errors import RunError
+from .errors import RunError, listed
 from .redaction import redactor, shareable
 
 PARTIAL = ".partial-"
@@ -97,10 +97,10 @@ def sweep(folder: Path, prefix: str = PARTIAL) -> None:
 
 def require_own(folder: Path, kind: str, marks: Sequence[str], before: Sequence[str] = ()) -> None:
     """
-    Raise RunError unless a folder is empty, not there yet, or of the kind that is to be written into it.
+    Raise RunError unless a folder can be written, and is empty, not there yet, or of the kind that is to be written.
 
     Args:
-        kind: "run" or "study", for the message.
+        kind: like "run" or "study", for the message.
         marks: patterns, of which one that matches tells the kind.
         before: patterns of what may stand there before any of these does.
     """
@@ -110,8 +110,42 @@ def require_own(folder: Path, kind: str, marks: Sequence[str], before: Sequence[
     allowed = (*before, f"{PARTIAL}*")
     foreign = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in allowed)]
     if foreign and not any(True for mark in marks for _ in folder.glob(mark)):
-        few = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
-        raise RunError(f"{folder} is not empty and holds no {kind}: {few}. Give another --out, or empty the folder.")
+        raise RunError(
+            f"{folder} is not empty and holds no {kind}: {listed(foreign)}. Give another --out, or empty the folder."
+        )
+    require_place(folder)
+
+
+def require_own_file(path: Path, kind: str, keys: Sequence[str]) -> None:
+    """
+    Raise RunError unless a JSON file can be written, and is not there yet or holds what is to be written.
+
+    Args:
+        kind: for the message.
+        keys: of the file, which tell the kind.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: --out is the JSON file to write.")
+    if not path.parent.is_dir():
+        raise RunError(f"There is no folder {path.parent} for --out.")
+    if path.exists():
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or any(key not in found for key in keys):
+            raise RunError(f"{path} is there already and holds no {kind}. Give another --out, or remove it.")
+    require_place(path.parent)
+
+
+def require_place(folder: Path) -> None:
+    """Raise RunError unless files can be written into a folder, or the folder be made; leaves nothing behind."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix=PARTIAL):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}. Give another --out.") from error
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ What is wrong with a checkpoint is a ModelError that names it. Code that comes w
 """
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .errors import LNFreeError, ModelError, SettingsError
+from .errors import LNFreeError, ModelError, SettingsError, listed
 from .files import read_json
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ TORCH_ERRORS = {
     "PytorchStreamReader": "its pytorch_model.bin is damaged. Copy or download it again.",
     "ignore_mismatched_sizes": "its weights have other shapes than its configuration says.",
 }
-SHOWN = 4  # names in an error
 LONGEST_REASON = 1000  # characters; transformers may list all of its classes
 
 
@@ -56,7 +55,7 @@ def load_config(
             place, trust_remote_code=trust_remote_code, revision=revision, return_unused_kwargs=True, **overrides
         )
     if unused:
-        raise SettingsError(f"The configuration of {name} ({type(config).__name__}) has no {', '.join(unused)}.")
+        raise SettingsError(f"The configuration of {name} ({type(config).__name__}) has no {listed(list(unused))}.")
     return config
 
 
@@ -110,12 +109,10 @@ def load_model(
             place, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     if wrong := sorted(found["mismatched_keys"]):
-        key, stored, wanted = wrong[0]
-        others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ModelError(
-            f"{name} cannot be loaded: {key} is {list(stored)} in its weights and {list(wanted)} by its configuration"
-            f"{others}."
-        )
+        shapes = [
+            f"{key} is {list(one)} in its weights and {list(other)} by its configuration" for key, one, other in wrong
+        ]
+        raise ModelError(f"{name} cannot be loaded: {listed(shapes)}.")
     if changed:
         tell_changes(name, found)
         found = {"missing_keys": (), "unexpected_keys": ()}
@@ -144,8 +141,8 @@ def require_whole(name: str | PathLike[str], model: PreTrainedModel, found: dict
     for keys, what in ((missing, "has no"), (unknown, "has unknown"), (spoilt, "has NaN or infinities in")):
         if keys:
             raise ModelError(
-                f"{name} cannot be used: it {what} {listed(keys)}. Its weights do not fit its configuration, or are "
-                "damaged."
+                f"{name} cannot be used: it {what} {listed(sorted(keys))}. Its weights do not fit its configuration, "
+                "or are damaged."
             )
 
 
@@ -153,13 +150,7 @@ def tell_changes(name: str | PathLike[str], found: dict[str, Any]) -> None:
     """Log which tensors a changed configuration begins anew, and which it leaves out."""
     for keys, what in ((found["missing_keys"], "begin anew"), (found["unexpected_keys"], "are left out")):
         if keys:
-            logger.info("%d tensors of %s %s: %s.", len(keys), name, what, listed(keys))
-
-
-def listed(names: Collection[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(sorted(names)[:SHOWN]) + more
+            logger.info("%d tensors of %s %s: %s.", len(keys), name, what, listed(sorted(keys)))
 
 
 def all_finite(parameter: torch.Tensor) -> bool:

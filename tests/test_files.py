@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lnfree.files import atomic_folder, json_line, read_json, sweep, write_json, write_text
+from hf_lnfree.errors import listed
+from hf_lnfree.files import atomic_folder, json_line, read_json, require_own, sweep, write_json, write_text
 from hf_lnfree.redaction import shareable
 
 WRITES = """
@@ -134,6 +135,17 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"half\.json is damaged"):
         read_json(tmp_path / "half.json")
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, ""), (1, "a"), (4, "a, b, c, d"), (5, "a, b, c, d and 1 more")])
+def test_long_lists_of_names_are_cut_and_counted(count, expected, tmp_path):
+    names = [*"abcde"][:count]
+    assert listed(names) == expected
+    for name in names:
+        (tmp_path / name).write_text("")
+    if names:
+        with pytest.raises(ValueError, match=f"holds no run: {expected}\\. Give another"):
+            require_own(tmp_path, "run", ["results.json"])
 
 
 def test_files_do_without_torch():

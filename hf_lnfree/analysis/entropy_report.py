@@ -1,5 +1,6 @@
 """`EntropyReport`: the entropies of a model's heads as one object that saves, loads, judges and prints itself."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
@@ -9,6 +10,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,16 @@ from .totals import BINS_PER_NAT
 Z_95 = NormalDist().inv_cdf(0.975)
 FEWEST_SEQUENCES = 10  # below, a bootstrap over sequences says too little of how they differ
 FEWEST_KEYS = 32  # below, random heads are near their maximum
+
+
+READING_ERRORS = (
+    FileNotFoundError,
+    KeyError,
+    AttributeError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    SafetensorError,
+)
 
 
 class HeadFlag(NamedTuple):
@@ -184,29 +196,38 @@ class EntropyReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (strict JSON, NaN as null, for people and other tools), and all of it beside as safetensors."""
-        path = Path(path)
+        """
+        Write `path` (strict JSON, NaN as null, for people and other tools) and all of it beside as safetensors.
+
+        Both have the name of `path` and a suffix of their own: "qwen-0.5B" and "qwen-0.5B.json" alike give
+        qwen-0.5B.json and qwen-0.5B.safetensors.
+        """
+        path, beside = report_files(path)
         everything = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {key: value.clone() for key, value in everything.items() if isinstance(value, Tensor)}
         about = {"name": self.name, "source": self.source, "metadata": json_line(self.metadata)}
-        save_file(tensors, path.with_suffix(".safetensors"), metadata=about)
+        save_file(tensors, beside, metadata=about)
         shown = {key: value for key, value in everything.items() if not isinstance(value, Tensor) or value.dim() == 2}
-        write_json(path, shown | {"summary": self.summary()})
+        write_json(path, shown | {"summary": self.summary(), "safetensors_sha256": file_hash(beside)})
 
     @classmethod
     def load(cls, path: str | Path) -> "EntropyReport":
         """
         Raises:
-            RunError: one of the two files is missing or something else.
+            RunError: one of the two files is missing or something else, or they are of two reports.
         """
-        path = Path(path)
+        path, beside = report_files(path)
         try:
-            values = json.loads(path.read_text()) | load_file(path.with_suffix(".safetensors"))
+            values = json.loads(path.read_text())
+            if values.get("safetensors_sha256", found := file_hash(beside)) != found:
+                raise RunError(
+                    f"{beside} is not the file that {path.name} was written with: another report, or damaged."
+                )
+            values |= load_file(beside)
             return cls(**{f.name: values[f.name] for f in fields(cls)})
-        except (FileNotFoundError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (*READING_ERRORS, SafetensorError) as error:
             raise RunError(
-                f"{path} and {path.with_suffix('.safetensors').name} beside it are no entropy report: "
-                f"{type(error).__name__} {error}."
+                f"{path} and {beside.name} beside it are no entropy report: {type(error).__name__} {error}."
             ) from error
 
     def table(self, maximum: Maximum | float = "causal") -> str:
@@ -249,6 +270,19 @@ class EntropyReport:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def report_files(path: str | Path) -> tuple[Path, Path]:
+    """The JSON file and the safetensors file of a report that is called `path`, with ".json" or without."""
+    path = Path(path)
+    stem = path.name.removesuffix(".json")
+    return path.with_name(f"{stem}.json"), path.with_name(f"{stem}.safetensors")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper_results.json").read_text())

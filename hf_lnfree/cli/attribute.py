@@ -10,6 +10,7 @@ from ..analysis.linearity import Attribution, attribute
 from ..choices import Precision
 from ..conversion import Checkpoint, load
 from ..errors import SettingsError
+from ..files import require_own
 from ..loading import find_device, load_tokenizer
 from ..pages.attribution import write_attribution
 
@@ -25,6 +26,8 @@ def attribute_command(
     access: dict[str, Any],
 ) -> tuple[Attribution, str]:
     """The attribution of the token after the prompt, and that token as text."""
+    if out is not None:
+        require_own(out, "attribution", ["attribution.json"])
     place = find_device(device)
     loaded, _ = load(Checkpoint(model, access["revision"]))
     tokenizer = load_tokenizer(model, **access)

@@ -15,8 +15,10 @@ from ..data.arguments import DataArguments
 from ..data.splits import load_validation
 from ..data.windows import window_batches
 from ..errors import SettingsError
+from ..files import require_own
 from ..loading import find_device, load_model, load_tokenizer
 from ..pages.entropy import comparable, write_entropy_page
+from ..redaction import shareable
 from ..tables import number
 
 
@@ -34,25 +36,30 @@ def entropy_command(
     access: dict[str, Any],
 ) -> list[EntropyReport]:
     """The reports of the models, written into the folder `out` if there is one."""
+    if out is not None:
+        require_own(out, "entropy report", ["entropy-*.json"])
     place = find_device(device)
     arguments = DataArguments(data=data, text_column=text_column, context_length=context_length)
-    reports = []
-    for name, shown in zip(models, display_names(models), strict=True):
+
+    def measure(name: str, shown: str) -> EntropyReport:
+        """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
         tokenizer = load_tokenizer(name, **access)
         held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
         batches = [model_inputs(model, ids) for ids in window_batches(held_out, max_windows, batch_size)]
         report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
         report.metadata |= {"data": data, "windows_sha256": held_out.sha256}
-        reports.append(report)
+        return report
+
+    reports = list(map(measure, models, display_names(models)))
     if out is not None:
         write_entropy_page(out, reports, maximum)
     return reports
 
 
 def display_names(models: Sequence[str]) -> list[str]:
-    """What tells several paths apart: without the folders that all of them begin and end with."""
-    parts = [PurePath(name).parts for name in models]
+    """What tells several paths apart: without the folders that all of them begin and end with, and the home folder."""
+    parts = [PurePath(shareable(name)).parts for name in models]
     if len(set(models)) < 2:
         return ["/".join(p[-2:]) for p in parts]
     while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:

@@ -1,8 +1,9 @@
 """`hf-lnfree lm-eval`: the harness's scores as a table."""
 
+import math
 from collections.abc import Mapping
 
-from ..tables import Table
+from ..tables import Table, number
 from .entropy import display_names
 
 
@@ -19,7 +20,6 @@ def table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
 def cell(metrics: Mapping[str, float]) -> str:
     """Accuracy and its standard error in percent, or another metric by its name."""
     if "acc" not in metrics:
-        name, value = next(iter(metrics.items()), ("", float("nan")))
-        return f"{name} {value:.4g}"
-    error = metrics.get("acc_stderr")
-    return f"{100 * metrics['acc']:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+        return next((f"{name} {number(value, '.4g')}" for name, value in metrics.items()), "")
+    error = metrics.get("acc_stderr", math.nan)
+    return number(100 * metrics["acc"], ".1f") + (f" ± {100 * error:.1f}" if math.isfinite(error) else "")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..errors import listed
 from ..loading import find, reading, shards_of
 
 # What makes a checkpoint usable beside its weights.
@@ -56,7 +57,7 @@ class Checkpoint:
             if (self.folder / index).is_file():
                 names = shards_of(self.folder / index)
                 if missing := [name for name in names if not (self.folder / name).is_file()]:
-                    raise OSError(f"{self.source}: {index} names shards that are not there: {', '.join(missing)}.")
+                    raise OSError(f"{self.source}: {index} names shards that are not there: {listed(missing)}.")
                 return names
             if (self.folder / single).is_file():
                 return [single]

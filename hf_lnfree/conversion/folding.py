@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
@@ -188,7 +188,7 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     kept = new.state_dict()
     lost = {name for name in set(state) - set(kept) if name.rpartition(".")[0] not in folding.norms}
     if lost:
-        raise ModelError(f"{type(model).__name__} has no place for {', '.join(sorted(lost))}, which folding made.")
+        raise ModelError(f"{type(model).__name__} has no place for {listed(sorted(lost))}, which folding made.")
     missing = {name: torch.zeros_like(kept[name]) for name in kept if name not in state and name.endswith(".bias")}
     state = {name: tensor.to(dtypes.get(name, model.dtype)) for name, tensor in state.items() if name in kept}
     new.load_state_dict(state | missing)

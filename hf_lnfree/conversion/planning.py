@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from ..loading import reading
 from .checkpoint import Checkpoint
 from .families import Family, family_of, set_block_norms, stack_of
@@ -16,7 +16,6 @@ from .norm_sites import DISABLING_EPS
 
 # Masks that old checkpoints hold and no class reads.
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
-SHOWN = 6  # names in an error
 
 
 @dataclass
@@ -58,15 +57,18 @@ def plan(checkpoint: Checkpoint) -> Plan:
             missing -= {tied}
     unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
     problems = [
-        f"{what} {len(names)} tensors: {', '.join(sorted(names)[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
+        f"{what} {len(names)} tensors: {listed(sorted(names))}"
         for what, names in (("lacks", missing), ("has unknown", unknown))
         if names
     ]
-    for stored, name in result.names.items():
-        if checkpoint.shapes[stored] != parameters[name]:
-            problems.append(f"has {stored} as {list(checkpoint.shapes[stored])} instead of {list(parameters[name])}")
+    if wrong := [
+        f"{stored} as {list(checkpoint.shapes[stored])} instead of {list(parameters[name])}"
+        for stored, name in result.names.items()
+        if checkpoint.shapes[stored] != parameters[name]
+    ]:
+        problems.append(f"has {listed(wrong)}")
     if problems:
-        raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems[:SHOWN])}.")
+        raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems)}.")
     if eps >= DISABLING_EPS:
         result.disabled = True
         result.notes.append(

@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from ..files import atomic_folder, content_key
 from ..loading import is_hub_name, reason
 from .arguments import STDLIB
@@ -177,7 +177,7 @@ def _read_files(paths: list[Path], root: Path) -> Iterator[str]:
     if undecodable:
         warnings.warn(
             f"{len(undecodable)} of {len(paths)} files in {root} are not UTF-8 and were left out: "
-            f"{', '.join(undecodable[:5])}{', ...' if len(undecodable) > 5 else ''}",
+            f"{listed(undecodable)}",
             stacklevel=2,
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import PartialState
 
 from ..errors import SettingsError
-from ..files import write_json
-from ..loading import find, find_device, load_config, load_tokenizer, reading
+from ..files import require_own_file, write_json
+from ..loading import find, find_device, load_config, load_model, load_tokenizer, reading
 from ..provenance import command, environment
 
 TASKS = ("code_next_line", "code_identifiers", "code_brackets")
@@ -46,7 +46,10 @@ def run_harness(
     Raises:
         SettingsError: the harness is not installed, or a task is not known.
         ModelError: a model that cannot be loaded.
+        RunError: `out` cannot be written, or holds something else.
     """
+    if out is not None:
+        require_own_file(out, "scores of lm-eval", ("scores", "limit"))
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -58,13 +61,21 @@ def run_harness(
         raise SettingsError(f"The harness has no task {', '.join(unknown)}; those over code are {', '.join(TASKS)}.")
     wanted = find_device(device)
     state = PartialState(cpu=wanted.type == "cpu")
-    scores = {}
-    for model in models:
-        load_config(model, trust_remote_code=trust_remote_code, revision=revision)
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, revision=revision)
-        with reading(model):
-            harness_model = HFLM(
-                pretrained=find(model),
+    access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+
+    class CheckedModel(HFLM):
+        """The harness's own, but for a checkpoint that is damaged: that is an error here and no warning."""
+
+        def _create_model(self, pretrained: str, **options: Any) -> None:
+            self._model = load_model(pretrained, self.AUTO_MODEL_CLASS, device=self._device, **access)
+
+    def score(name: str) -> dict[str, dict[str, float]]:
+        """Of one model, which is gone from memory after this."""
+        load_config(name, **access)
+        tokenizer = load_tokenizer(name, **access)
+        with reading(name):
+            model = CheckedModel(
+                pretrained=find(name),
                 tokenizer=tokenizer,
                 revision=revision or "main",
                 trust_remote_code=trust_remote_code,
@@ -72,9 +83,11 @@ def run_harness(
                 device=str(state.device if wanted.index is None else wanted),
             )
         found: Any = simple_evaluate(
-            model=harness_model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=BOOTSTRAP
+            model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=BOOTSTRAP
         )
-        scores[model] = {task: plain(metrics) for task, metrics in found["results"].items()}
+        return {task: plain(metrics) for task, metrics in found["results"].items()}
+
+    scores = {name: score(name) for name in dict.fromkeys(models)}
     if out is not None:
         record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
         write_json(out, record)
@@ -82,5 +95,9 @@ def run_harness(
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, float]:
-    """{"acc,none": x} as {"acc": x}, numbers only."""
-    return {name.partition(",")[0]: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    """{"acc,none": x} as {"acc": x}, numbers only; "none" is no filter, and other filters keep their names."""
+    return {
+        name.removesuffix(",none"): value
+        for name, value in metrics.items()
+        if "," in name and isinstance(value, (int, float))
+    }

@@ -77,13 +77,16 @@ def evaluate(
         raise SettingsError("A model that is no name needs its tokenizer as well.")
     context_length = window_length(model, context_length)
     first = opening_token(tokenizer) if first_token else None
-    mine = itertools.islice(texts, state.process_index, None, state.num_processes)
-    kept: list[str] = []
-    counted = Counted(mine, kept, attention_documents, progress and state.is_main_process)
+    mine = itertools.islice(enumerate(texts), state.process_index, None, state.num_processes)
+    counted = Counted(mine, attention_documents, progress and state.is_main_process)
     results: dict[str, Any] = {}
     likelihood = score(model, tokenizer, counted, context_length, stride, batch_size, first)
     if {"entropy", "sparsity"} & set(metrics):
-        results |= attention_and_activations(model, tokenizer, kept, context_length, batch_size, metrics)
+        kept = counted.kept
+        if dist.is_initialized():  # every process measures the same few documents
+            kept = sorted(gather_object(kept))[:attention_documents]
+        few = [text for _, text in kept]
+        results |= attention_and_activations(model, tokenizer, few, context_length, batch_size, metrics)
     if dist.is_initialized():
         likelihood = sum(gather_object([likelihood]), Likelihood())
         counted.documents = sum(gather_object([counted.documents]))
@@ -115,17 +118,18 @@ def evaluate(
 
 
 class Counted:
-    """A stream of texts that counts them and keeps the first."""
+    """A stream of numbered texts that counts them and keeps the first that are not empty, with their numbers."""
 
-    def __init__(self, texts: Iterable[str], kept: list[str], keep: int, progress: bool):
-        self.texts, self.kept, self.keep, self.progress = texts, kept, keep, progress
+    def __init__(self, texts: Iterable[tuple[int, str]], keep: int, progress: bool):
+        self.texts, self.keep, self.progress = texts, keep, progress
         self.documents = 0
+        self.kept: list[tuple[int, str]] = []
 
     def __iter__(self) -> Iterator[str]:
-        for text in tqdm(self.texts, desc="documents", unit="", disable=not self.progress):
+        for number, text in tqdm(self.texts, desc="documents", unit="", disable=not self.progress):
             self.documents += 1
             if len(self.kept) < self.keep and text.strip():
-                self.kept.append(text)
+                self.kept.append((number, text))
             yield text
 
 
@@ -164,7 +168,7 @@ def attention_and_activations(
     batch_size: int,
     metrics: Sequence[Metric],
 ) -> dict[str, Any]:
-    """On the first documents of this process, each cut after one window."""
+    """On a few documents, each cut after one window."""
     if not texts:
         return {}
     with record_layers(model) as layers:

@@ -23,16 +23,22 @@ class FirstPosition:
         self.mask: Tensor | None = None  # B or 1, T, 1
 
     def locate(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook: padding on the left and tokens that stand in a cache already are counted."""
+        """
+        A forward pre-hook: padding on the left and tokens that stand in a cache already are counted, and every
+        sequence that `position_ids` begin anew in a row has a first token of its own.
+        """
         tokens = args[0] if args else kwargs.get("input_ids")
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         length = tokens.shape[1]
         padding, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        begins = None if positions is None else positions == 0
         if padding is not None and padding.dim() == 2:
-            seen = (padding != 0).cumsum(-1)
-            self.mask = ((seen == 1) & (padding != 0))[:, -length:, None]
-        elif positions is not None:
-            self.mask = (positions == 0)[..., None]
+            there = padding != 0
+            first = (there & (there.cumsum(-1) == 1))[:, -length:]
+            first = first if begins is None else first | (begins & there[:, -length:])
+            self.mask = first[..., None]
+        elif begins is not None:
+            self.mask = begins[..., None]
         else:
             cache = kwargs.get("cache", kwargs.get("past_key_values"))
             before = 0 if cache is None else cache.get_seq_length()

@@ -102,8 +102,8 @@ class WeightNorm(NormedWeight):
 
 class SpectralNorm(NormedWeight):
     r"""
-    $W = V / \sigma(V)$ with the largest singular value $\sigma$ (arXiv 1802.05957): in training one step of power
-    iteration behind, out of it exact. What a gradient checkpoint computes again is no step.
+    $W = V / \sigma(V)$ with the largest singular value $\sigma$ (arXiv 1802.05957): exact, except in the forward passes
+    of training, each of which takes one step of power iteration. What a gradient checkpoint computes again is no step.
 
     Parameters: weight is $V$. Buffers: weight_u [O], the left singular vector; not saved, weight_v [I], the right one.
     """
@@ -115,6 +115,7 @@ class SpectralNorm(NormedWeight):
         self.register_buffer("weight_u", self.trained.new_empty(self.trained.shape[self.rows]))
         self.register_buffer("weight_v", self.trained.new_empty(self.trained.shape[1 - self.rows]), persistent=False)
         self.exact: tuple[Any, Tensor] | None = None
+        self.estimated = False  # while a forward pass of training reads the weight
         self.reset_norm()
 
     @torch.no_grad()
@@ -125,12 +126,25 @@ class SpectralNorm(NormedWeight):
         init.copy_(self.weight_u, (start / start.norm()).to(self.weight_u.dtype))
         init.zeros_(self.weight_v)
 
-    def normed(self, trained: Tensor) -> Tensor:
-        matrix = trained.T if self.rows else trained  # O I
+    def matrix(self, trained: Tensor) -> Tensor:
+        """[O, I]."""
+        return trained.T if self.rows else trained
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.training:
-            return trained / self.exact_sigma(matrix)
+            return super().forward(*args, **kwargs)
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            self.step(matrix)
+            self.step(self.matrix(self.trained))
+        self.estimated = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.estimated = False
+
+    def normed(self, trained: Tensor) -> Tensor:
+        matrix = self.matrix(trained)
+        if not self.estimated:
+            return trained / self.exact_sigma(matrix)
         # Copies: the next step changes the buffers, and a backward pass still needs these.
         return trained / torch.dot(self.weight_u.clone(), matrix @ self.weight_v.clone())
 

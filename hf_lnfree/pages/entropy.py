@@ -29,9 +29,11 @@ def bucket_table(reports: Sequence[EntropyReport], maximum: Maximum | float, not
 
 
 def file_names(reports: Sequence[EntropyReport]) -> list[str]:
-    """A file name for each report; a name that occurs twice gets its number."""
+    """A file name for each report; with their numbers where two are equal, or would be without upper and lower case."""
     stems = [re.sub(r"[^\w.+-]+", "-", report.name).strip("-.") or "model" for report in reports]
-    return [stem if stems.count(stem) == 1 else f"{stem}-{index}" for index, stem in enumerate(stems)]
+    if len({stem.lower() for stem in stems}) == len(stems):
+        return stems
+    return [f"{stem}-{index}" for index, stem in enumerate(stems)]
 
 
 def write_entropy_page(

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..files import write_text
+from ..redaction import redactor
 from ..tables import Table
 from .plots import to_svg
 
@@ -37,7 +38,13 @@ class Section:
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Render the page; styles and pictures are inline, nothing is fetched."""
-    environment = Environment(loader=PackageLoader("hf_lnfree.pages"), autoescape=True, undefined=StrictUndefined)
+    """Render the page; styles and pictures are inline, nothing is fetched, no text says a secret or the home folder."""
+    redact = redactor()  # before a text is escaped, which may change how a folder is spelt
+    environment = Environment(
+        loader=PackageLoader("hf_lnfree.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: redact(value) if type(value) is str else value,
+    )
     page = environment.get_template("report.html").render(title=title, lead=lead, sections=sections)
     write_text(Path(path), page)

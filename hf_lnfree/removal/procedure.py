@@ -19,7 +19,7 @@ from ..conversion.folding import fold
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import window_batches
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import AttachedTrainer, Procedure
 from .schedule import Removal, expand
@@ -68,9 +68,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
     Args:
         schedule: as `read_schedule` gives it.
         gate_steps: over how many steps a norm goes from sigma to its fixed scale; 0 and 1 are a switch.
-        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and tokens, where the
-            first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559, auxiliary
-            loss).
+        residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and over all tokens,
+            where the first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559,
+            auxiliary loss).
         windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
     """
 
@@ -114,9 +114,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         merged = super().finish(model)
         left = [name for name, norm in self.norms.items() if not norm.finished]
         if left:
-            logger.warning(
-                "%d norms are not removed to the end (%s, ...): the model is not folded.", len(left), left[0]
-            )
+            logger.warning("Norms that are not removed to the end: %s. The model is not folded.", listed(left))
             return merged
         folded, _ = fold(merged)
         return folded
@@ -231,6 +229,9 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:
-        r"""`residual_norm_weight` times the mean of $(\sigma / \sigma_0 - 1)^2$ in the last forward pass."""
+        r"""
+        `residual_norm_weight` times the mean of $(\sigma / \sigma_0 - 1)^2$ over norms and all tokens of the last
+        forward pass, where the first token of a sequence counts as 0.
+        """
         deviations = [norm.deviation for norm in self.norms.values() if norm.deviation is not None]
         return self.weight * torch.stack([deviation.square().mean() for deviation in deviations]).mean()

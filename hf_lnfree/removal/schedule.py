@@ -10,7 +10,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from ..conversion.norm_sites import norm_sites
-from ..errors import SettingsError
+from ..errors import SettingsError, listed
 from ..models.removal import RemovalNorm
 
 Part = Literal["all", "query_key", "value", "first"]
@@ -143,8 +143,8 @@ def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tupl
     found = groups.get(name, matching)
     if not found:
         raise SettingsError(
-            f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}, "
-            f"{', '.join(norms[:3])} ... {norms[-1] if norms else ''}."
+            f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}; by name "
+            f"{listed(norms) or 'none'}."
         )
     return found
 

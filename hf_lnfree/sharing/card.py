@@ -1,5 +1,7 @@
 """A model card out of what a run recorded; what is not known is left out."""
 
+import html
+import json
 import math
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -7,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..data.arguments import STDLIB
+from ..errors import RunError
 from ..files import read_json, write_text
 from ..removal.results import RemovalSummary
 from ..tables import number
@@ -29,30 +34,41 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         repo_id: what the example in the card loads; the folder by default.
 
     Raises:
-        RunError: no finished run there, or a file of it is damaged.
+        RunError: no finished run there, a file of it is damaged, or a repo id that is not allowed.
     """
+    try:
+        validate_repo_id(repo_id or "owner/name")
+    except HFValidationError as error:
+        raise RunError(str(error)) from error
     results = RunResults.load(run)
     config = optional(run / "config.json") or results.model  # a run that diverged may have saved no model
     title = f"{results.name}{' without LayerNorm' * (results.removal is not None)}, seed {results.seed}"
     events = results.nonfinite_events
+    architecture = (config.get("architectures") or [config.get("model_type")])[0]
+    activation = config.get("activation_function", config.get("hidden_act"))
     card = ModelCard.from_template(
         card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        title=title,
-        repo_id=repo_id or (run.resolve().name if run.is_absolute() else run.as_posix()),
-        architecture=(config.get("architectures") or [config.get("model_type")])[0],
-        norms=norms(config),
-        activation=config.get("activation_function", config.get("hidden_act")),
+        title=plain(title),
+        loaded=json.dumps(repo_id or (run.resolve().name if run.is_absolute() else run.as_posix())),
+        architecture=plain(architecture),
+        norms=plain(norms(config)),
+        activation=plain(activation),
         parameters=f"{results.parameters:,}",
         trainable_parameters=f"{results.trainable_parameters:,}",
-        measured=list(measured(run, results)),
+        measured=[tuple(map(plain, row)) for row in measured(run, results)],
         picture="entropy.svg" if (run / "entropy.svg").is_file() else None,
-        events=events[-1]["verdict"] if events else None,
-        made_from=list(made_from(results)),
+        events=plain(events[-1]["verdict"]) if events else None,
+        made_from=[tuple(map(plain, row)) for row in made_from(results)],
         entropy_file=(run / ENTROPY).is_file(),
     )
     write_text(run / CARD, str(card))
     return run / CARD
+
+
+def plain(text: Any) -> str | None:
+    """A text as Markdown that shows it, in one line: no tags, no cells of a table."""
+    return None if text is None else html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
 
 
 def optional(path: Path) -> dict[str, Any]:

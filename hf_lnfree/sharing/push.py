@@ -1,12 +1,15 @@
 """A finished run to the Hub: weights, code, tokenizer, settings, entropies and card, in one commit."""
 
+import json
 import logging
+import mmap
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import RunError
 from ..redaction import secrets
@@ -44,28 +47,23 @@ def push_run(
         The address of the commit.
 
     Raises:
-        RunError: no finished run, a repo id that is not allowed, or a file that holds a secret of the environment.
+        RunError: no finished run, a repo id that is not allowed, or a file that holds a secret of this process.
         OSError: the Hub refuses, or cannot be reached.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise RunError(str(error)) from error
     write_card(run, repo_id)
-    refuse_secrets(run)
+    names = shared_files(run)
+    refuse_secrets([run / name for name in names], [token or get_token()])
     api = HfApi(token=token)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its namespace
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=run,
-                revision=revision,
-                allow_patterns=SHARED,
-                ignore_patterns=KEPT_BACK,
+            commit = api.create_commit(
+                repo_id,
+                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=run / name) for name in names],
                 commit_message=message or f"Upload {run.resolve().name}",
+                revision=revision,
             )
             return str(commit.commit_url)
         except (TransportError, HfHubHTTPError, LocalTokenNotFoundError) as error:
@@ -93,11 +91,20 @@ def advice(error: Exception) -> str:
     return f"{error}"
 
 
-def refuse_secrets(run: Path) -> None:
-    """Raise RunError for a text file that holds a secret of this process's environment."""
-    known = [secret.encode() for secret in secrets()]
-    for path in sorted(run.iterdir()):
-        if path.suffix in (".json", ".jsonl", ".md", ".py", ".html", ".svg") and known:
-            content = path.read_bytes()
-            if any(secret in content for secret in known):
-                raise RunError(f"{path} holds a secret of the environment (a token, key or password): take it out.")
+def shared_files(run: Path) -> list[str]:
+    """What is pushed of a run, by its path inside: what is checked for secrets is this list, and so is the commit."""
+    inside = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    return list(filter_repo_objects(inside, allow_patterns=SHARED, ignore_patterns=KEPT_BACK))
+
+
+def refuse_secrets(files: Iterable[Path], tokens: Sequence[str | None] = ()) -> None:
+    """Raise RunError for a file of any kind that holds one of these tokens, or a secret of this process."""
+    known = {*secrets(), *filter(None, tokens)}
+    spellings = {text.encode() for secret in known for text in (secret, json.dumps(secret)[1:-1])}
+    for path in files:
+        with open(path, "rb") as file:
+            if not spellings or not path.stat().st_size:  # what is empty cannot be mapped
+                continue
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if any(content.find(spelling) >= 0 for spelling in spellings):
+                    raise RunError(f"{path} holds a secret of yours (a token, key or password): take it out.")

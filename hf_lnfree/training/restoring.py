@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..errors import RunError
+from ..errors import RunError, listed
 from ..loading import all_finite
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -50,10 +50,9 @@ def compare(stored: dict[str, Tensor], wanted: dict[str, Tensor], checkpoint: Pa
     }
     for what, names in wrong.items():
         if names:
-            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise RunError(
-                f"{checkpoint} cannot be gone on with: {len(names)} of its tensors {what} ({few}). Remove it to go on "
-                "from the one before, or give another --out."
+                f"{checkpoint} cannot be gone on with: {len(names)} of its tensors {what} ({listed(names)}). Remove it "
+                "to go on from the one before, or give another --out."
             )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import fields
 
 import datasets
@@ -438,3 +439,22 @@ def test_report_round_trip_and_table(model, input_ids, tmp_path):
     (tmp_path / "r.safetensors").unlink()
     with pytest.raises(ValueError, match=r"r\.safetensors beside it are no entropy report"):
         EntropyReport.load(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("suffix", ["", ".json"])
+def test_reports_with_dots_in_their_names_are_two_reports(model, input_ids, tmp_path, suffix):
+    saved = {}
+    for size, ids in (("0.5B", input_ids), ("0.6B", input_ids + 1)):
+        saved[size] = AttentionEntropyAnalyzer(model).run([ids], name=size)
+        saved[size].save(tmp_path / f"qwen-{size}{suffix}")
+    assert not torch.equal(*(report.entropy for report in saved.values()))
+    for size, report in saved.items():
+        assert torch.equal(EntropyReport.load(tmp_path / f"qwen-{size}{suffix}").entropy, report.entropy)
+    assert {p.name for p in tmp_path.iterdir()} == {f"qwen-{n}.{s}" for n in saved for s in ("json", "safetensors")}
+    shutil.copy(tmp_path / "qwen-0.5B.safetensors", tmp_path / "qwen-0.6B.safetensors")
+    with pytest.raises(ValueError, match=r"6B\.safetensors is not the file that qwen-0\.6B\.json was written with"):
+        EntropyReport.load(tmp_path / f"qwen-0.6B{suffix}")
+    for damaged in ("[]", "{", "{}"):
+        (tmp_path / "qwen-0.5B.json").write_text(damaged)
+        with pytest.raises(ValueError, match="are no entropy report"):
+            EntropyReport.load(tmp_path / "qwen-0.5B.json")

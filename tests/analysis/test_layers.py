@@ -38,6 +38,21 @@ def test_statistics_equal_those_by_hand(family, input_ids):
         assert 0 < layers.sparsity[i] < 1
 
 
+def test_the_largest_logit_is_that_of_all_batches(family, input_ids):
+    model = family.model(norm="none")
+    batches = [input_ids, input_ids[:1, :3], input_ids.flip(1)]
+
+    def recorded(*batches):
+        with record_layers(model) as layers, torch.no_grad():
+            for batch in batches:
+                model(batch)
+        return layers.largest_logit
+
+    alone = list(map(recorded, batches))
+    assert len({tuple(found) for found in alone}) == 3
+    assert recorded(*batches) == recorded(*batches[::-1]) == [max(found) for found in zip(*alone, strict=True)]
+
+
 def test_largest_logit_leaves_out_hidden_keys_and_keeps_nan():
     g = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 4, 9, 8, generator=g), torch.randn(2, 2, 9, 8, generator=g)

@@ -1,9 +1,12 @@
 """Checkpoints that are not there or not whole: one line and exit code 1 in every command that loads one."""
 
+import html
 import json
+import math
 import shutil
 import subprocess
 import sys
+import weakref
 from types import ModuleType
 
 import pytest
@@ -83,9 +86,20 @@ def harness(monkeypatch):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     class HFLM:
+        AUTO_MODEL_CLASS = AutoModelForCausalLM
+
         def __init__(self, pretrained, tokenizer, revision, trust_remote_code, batch_size, device):
-            for auto in (AutoConfig, AutoModelForCausalLM):
-                auto.from_pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+            self._device = torch.device(device)
+            AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+            self._create_model(pretrained=pretrained, revision=revision, trust_remote_code=trust_remote_code)
+
+        def _create_model(self, pretrained, **options):
+            self._model = self.AUTO_MODEL_CLASS.from_pretrained(pretrained, **options)
+
+    def simple_evaluate(model, bootstrap_iters, **options):
+        error = 0.25 if bootstrap_iters else "N/A"  # as the harness: none of any metric without bootstrap
+        found = {"alias": "code", "sample_len": 4, "acc,none": 0.5, "acc_stderr,none": error, "acc,first": 0.25}
+        return {"results": {"code_next_line": found, "other": {"sample_len": 4, "perplexity,none": math.nan}}}
 
     class TaskManager:
         all_tasks = ("code_next_line", "code_identifiers", "code_brackets")
@@ -95,10 +109,22 @@ def harness(monkeypatch):
     root, tasks, models, huggingface = (
         ModuleType(name) for name in ("lm_eval", "lm_eval.tasks", "lm_eval.models", "lm_eval.models.huggingface")
     )
-    root.simple_evaluate = lambda **options: {"results": {"code_next_line": {"acc,none": 0.5}}}
+    root.simple_evaluate = simple_evaluate
     tasks.TaskManager, huggingface.HFLM = TaskManager, HFLM
     for module in (root, tasks, models, huggingface):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_the_harness_gives_standard_errors(good, tmp_path, monkeypatch, capsys):
+    harness(monkeypatch)
+    out = tmp_path / "scores.json"
+    assert main(["lm-eval", str(good), "--device", "cpu", "--out", str(out)]) == 0
+    (scores,) = json.loads(out.read_text())["scores"].values()
+    assert scores["code_next_line"] == {"acc": 0.5, "acc_stderr": 0.25, "acc,first": 0.25}
+    assert scores["other"] == {"perplexity": None}
+    shown = capsys.readouterr().out
+    assert "50.0 ± 25.0" in shown
+    assert "perplexity not finite" in shown
 
 
 def refused(found, *words):
@@ -153,8 +179,7 @@ def test_damaged_weights(command, cut, run, good, tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shapes_that_do_not_fit(command, run, good, tmp_path):
     folder = changed(good, tmp_path, n_positions=128)
-    said = ("shapes",) if command == "lm-eval" else ("wpe.weight is [64, 32] in its weights and [128, 32] by",)
-    refused(run(command, str(folder)), folder, *said)
+    refused(run(command, str(folder)), folder, "wpe.weight is [64, 32] in its weights and [128, 32] by")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -247,7 +272,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("study", "lm-eval")])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_tensors_that_do_not_fit(command, spoil, run, good, tmp_path):
     """transformers draws what is missing at random and leaves out what it does not know."""
     folder = tmp_path / "wrong"
@@ -279,3 +304,131 @@ def test_a_changed_configuration_may_begin_tensors_anew(good, caplog):
         model = load_model(good, config=config, changed=True)
     assert "begin anew: transformer.h.0.ln_1.alpha" in caplog.text
     assert type(model.transformer.h[0].ln_1).__name__ == "DynamicTanh"
+
+
+TEXT = ["--context-length", "16", "--device", "cpu"]
+OUT = {
+    "entropy": ["--max-windows", "2", *TEXT],
+    "evaluate": ["--max-documents", "1", *TEXT],
+    "attribute": ["--prompt", "def function", "--device", "cpu"],
+    "lm-eval": ["--limit", "1", "--device", "cpu"],
+}
+FILES = ("evaluate", "lm-eval")
+
+
+def measured(command, good, corpus, out):
+    data = ["--data", str(corpus)] if command in ("entropy", "evaluate") else []
+    return main([command, str(good), *OUT[command], *data, "--out", str(out)])
+
+
+@pytest.fixture
+def unworked(monkeypatch):
+    """Fails where work begins."""
+    harness(monkeypatch)
+    for place in ("cli.entropy.find_device", "cli.attribute.find_device", "cli.evaluate.evaluate"):
+        monkeypatch.setattr(f"hf_lnfree.{place}", lambda *args, **options: pytest.fail("it was begun"))
+    monkeypatch.setattr("hf_lnfree.evaluation.harness.find_device", lambda name: pytest.fail("it was begun"))
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_an_output_of_another_kind_is_left_as_it_is(command, good, corpus, tmp_path, unworked, capsys):
+    run, results = tmp_path / "run", tmp_path / "run" / "results.json"
+    shutil.copytree(good, run)
+    results.write_text('{"row": "SM+R", "eval_loss": 1.0}')
+    wrong = [results, run / "model.safetensors", run] if command in FILES else [run, results]
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    for out in wrong:
+        assert measured(command, good, corpus, out) == 1
+        said = capsys.readouterr().err
+        assert str(out) in said
+        assert "holds no" in said or "is a" in said
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_a_place_is_tried_before_the_work(command, good, corpus, tmp_path, unworked, capsys):
+    (tmp_path / "file").write_text("")
+    places = ["/proc/out", tmp_path / "file" / "out"]
+    for out in places:
+        assert measured(command, good, corpus, out) == 1
+        assert str(out.parent if command in FILES and out != places[0] else "out") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", OUT)
+def test_an_output_of_its_own_kind_is_replaced(command, good, corpus, tmp_path, monkeypatch):
+    harness(monkeypatch)
+    assert measured(command, good, corpus, tmp_path / "out") == 0
+    assert measured(command, good, corpus, tmp_path / "out") == 0
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_several_models_are_measured_one_at_a_time(good, corpus, tmp_path, monkeypatch):
+    """When a model is loaded, the one before is gone."""
+    harness(monkeypatch)
+    living = []
+
+    def watched(*args, load_model=load_model, **options):
+        assert not [model for model in living if model() is not None]
+        model = load_model(*args, **options)
+        living.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("hf_lnfree.cli.entropy.load_model", watched)
+    monkeypatch.setattr("hf_lnfree.evaluation.harness.load_model", watched)
+    models = [str(good), str(good), str(good)]
+    assert main(["entropy", *models, "--data", str(corpus), *OUT["entropy"]]) == 0
+    assert main(["lm-eval", *models, *OUT["lm-eval"]]) == 0
+    assert len(living) == 4
+
+
+@pytest.mark.parametrize("command", ["entropy", "attribute"])
+def test_no_page_says_where_its_author_lives(command, good, corpus, tmp_path, monkeypatch):
+    """However HTML and SVG spell the folder."""
+    home = tmp_path / "o'me & <co>"
+    monkeypatch.setenv("HOME", str(home))
+    models = [shutil.copytree(good, folder) for folder in (home / "my" / "model", tmp_path / "another")]
+    out = tmp_path / "out"
+    if command == "entropy":
+        data = shutil.copytree(corpus, home / "text")
+        assert main(["entropy", *map(str, models), "--data", str(data), *OUT["entropy"], "--out", str(out)]) == 0
+    else:
+        assert main(["attribute", str(models[0]), *OUT["attribute"], "--out", str(out)]) == 0
+    told = 0
+    for file in out.iterdir():
+        if file.suffix in (".html", ".svg", ".json"):
+            text = html.unescape(file.read_text())
+            told += "~/my/model" in text
+            assert "o'me" not in text, file
+    assert told
+
+
+OWN_TOKENIZER = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+
+Path({mark!r}).touch()
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "convert"])
+def test_code_of_a_tokenizer_runs_when_asked_for_and_only_then(command, run, good, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks at a prompt"))
+    folder, mark = changed(good, tmp_path), tmp_path / "it-was-run"
+    (folder / "own_tokenization.py").write_text(OWN_TOKENIZER.format(mark=str(mark)))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own_tokenization.OwnTokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    refused(run(command, str(folder)), folder, "--trust-remote-code")
+    assert not mark.exists()
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    flag = ["--set", "trust_remote_code=true"] if command == "study" else ["--trust-remote-code"]
+    code, said = run(command, str(folder), *flag)
+    assert code == 0, said
+    assert mark.exists()

@@ -18,7 +18,7 @@ from hf_lnfree.data.arguments import DataArguments
 from hf_lnfree.data.corpus import Corpus, load_corpus, split_by_hash
 from hf_lnfree.data.splits import load_data
 from hf_lnfree.data.tokenization import train_bpe
-from hf_lnfree.data.windows import TokenWindows, build_windows, cut
+from hf_lnfree.data.windows import TokenWindows, build_windows, cut, window_batches
 from hf_lnfree.errors import DataError, SettingsError
 from tests.hub import Hub
 
@@ -362,3 +362,10 @@ def test_a_pipe_is_no_corpus(tmp_path):
 def test_fields_are_checked_before_anything_is_read(fields):
     with pytest.raises(SettingsError, match=next(iter(fields))):
         DataArguments(**fields)
+
+
+def test_batches_are_spread_over_a_split():
+    windows = [{"input_ids": torch.tensor([number])} for number in range(101)]
+    few = window_batches(windows, 5, batch_size=2)
+    assert [batch.flatten().tolist() for batch in few] == [[0, 25], [50, 75], [100]]
+    assert torch.cat(window_batches(windows, 1000)).flatten().tolist() == list(range(101))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import evaluate as hf_evaluate
 import pytest
@@ -15,6 +16,7 @@ from hf_lnfree.data.splits import load_splits
 from hf_lnfree.data.tokenization import tokenizer_for
 from hf_lnfree.data.windows import cache_folder
 from hf_lnfree.evaluation.run import evaluate
+from hf_lnfree.files import write_json
 from hf_lnfree.metrics import METRICS, metric_path
 
 from ..conftest import run_in_two
@@ -81,7 +83,8 @@ def test_entropy_and_sparsity(model_folder, texts):
 
 
 def test_two_processes_give_what_one_gives(model_folder, corpus, tmp_path, capsys):
-    command = ["evaluate", model_folder, "--data", str(corpus), "--context-length", "32", "--out"]
+    command = ["evaluate", model_folder, "--data", str(corpus), "--context-length", "32"]
+    command += ["--metrics", "perplexity,bits_per_byte,entropy,sparsity", "--out"]
     files = [tmp_path / name for name in ("two.json", "one.json")]
     done = run_in_two("-m", "hf_lnfree.cli.main", *command, str(files[0]))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -93,6 +96,31 @@ def test_two_processes_give_what_one_gives(model_folder, corpus, tmp_path, capsy
     assert two["perplexity"]["loss"] == pytest.approx(one["perplexity"]["loss"], rel=1e-5)
     assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-5)
     assert two["environment"]["processes"] == 2
+    assert (two["entropy"], two["sparsity"]) == (one["entropy"], one["sparsity"])  # all shares, not the first one's
+
+
+def test_entropy_is_that_of_the_first_documents_of_all_processes(model_folder, texts, tmp_path):
+    """Also where a share begins with empty documents, and the documents wanted are fewer than there are."""
+    given = ["", "", texts[0], "", *texts[1:]]
+    options = {"metrics": ["entropy", "sparsity"], "context_length": 32, "attention_documents": 4}
+    (tmp_path / "work.json").write_text(json.dumps([model_folder, given, options]))
+    program = (
+        "import json, pathlib, sys, torch.distributed as dist; from hf_lnfree.evaluation.run import evaluate; "
+        "from hf_lnfree.files import write_json; folder = pathlib.Path(sys.argv[1]); "
+        "model, texts, options = json.loads((folder / 'work.json').read_text()); "
+        "found = evaluate(model, texts, device='cpu', **options); "
+        "write_json(folder / f'{dist.get_rank()}.json', found['entropy'])"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = run_in_two(str(tmp_path / "program.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    write_json(tmp_path / "one.json", evaluate(model_folder, given, **options)["entropy"])
+    one, *two = ((tmp_path / f"{name}.json").read_text() for name in ("one", 0, 1))
+    assert two == [one] * 2
+    write_json(
+        tmp_path / "more.json", evaluate(model_folder, given, **{**options, "attention_documents": 5})["entropy"]
+    )
+    assert (tmp_path / "more.json").read_text() != one
 
 
 def evaluated(model_folder, file, capsys, *more):
@@ -122,6 +150,35 @@ def test_files_of_every_kind(model_folder, texts, tmp_path, capsys):
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     with pytest.warns(UserWarning, match="not UTF-8"):
         assert evaluated(model_folder, tmp_path / "latin.txt", capsys)[0] == 1
+
+
+def test_one_document_has_no_interval(model_folder, texts, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text(texts[0])
+    metrics = ["--metrics", "perplexity,bits_per_byte,entropy,sparsity", "--out", str(tmp_path / "found.json")]
+    code, shown = evaluated(model_folder, tmp_path / "one.txt", capsys, *metrics)
+    assert code == 0
+    assert not re.search(r"\bnan\b|not finite|±", shown.out)
+    assert "1 documents" in shown.out
+    assert "no intervals: two documents are needed" in shown.out
+    found = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
+    assert found["perplexity"]["interval_95"] == [None, None]
+    assert found["perplexity"]["half_width_95"] is found["bits_per_byte"]["half_width_95"] is None
+
+
+def test_a_perplexity_that_overflows_is_infinite_in_words_and_in_the_file(model_folder, texts, tmp_path, capsys):
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    model.save_pretrained(tmp_path / "sharp")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "sharp")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts[:2]))
+    code, shown = evaluated(str(tmp_path / "sharp"), tmp_path / "rows.jsonl", capsys, "--out", str(tmp_path / "f.json"))
+    assert code == 0
+    assert "perplexity not finite" in shown.out
+    found = json.loads((tmp_path / "f.json").read_text(), parse_constant=pytest.fail)
+    assert found["perplexity"]["perplexity"] is None
+    assert found["infinite"]["/perplexity/perplexity"] == "inf"
+    assert math.isfinite(found["perplexity"]["loss"])
 
 
 def test_a_document_that_no_tokenizer_should_take(model_folder, monkeypatch):

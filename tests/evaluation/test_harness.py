@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.evaluation.harness import TASKS, tasks_path
@@ -71,7 +74,19 @@ def test_in_the_harness(corpus, cache_dir, tmp_path, capsys):
     assert "code_brackets" in capsys.readouterr().out
     ours = json.loads((tmp_path / "out.json").read_text())["scores"][str(folder)]
     assert set(ours) == set(TASKS)
+    for scores in ours.values():
+        share = scores["acc"]
+        assert scores["acc_stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 7))  # of eight right or wrong
+    assert main(["lm-eval", str(folder), "--limit", "1", "--tasks", TASKS[0]]) == 0  # of which no error is known
+    assert "nan" not in capsys.readouterr().out
     assert main(["lm-eval", str(folder), "--tasks", "nothing"]) == 1
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["transformer.h.0.mlp.c_fc.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    assert main(["lm-eval", str(broken), "--limit", "1"]) == 1
+    assert "has no transformer.h.0.mlp.c_fc.weight" in capsys.readouterr().err
     # and as the harness's own command, in a process without this package
     program = "import sys; sys.modules['hf_lnfree'] = None; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
     command = [
@@ -93,4 +108,5 @@ def test_in_the_harness(corpus, cache_dir, tmp_path, capsys):
     assert done.returncode == 0, done.stderr[-3000:]
     plain = json.loads(next((tmp_path / "plain").rglob("results*.json")).read_text())["results"]
     for task in TASKS:
-        assert plain[task]["acc,none"] == ours[task]["acc"]
+        for name in ("acc", "acc_stderr"):
+            assert plain[task][f"{name},none"] == ours[task][name]

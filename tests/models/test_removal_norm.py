@@ -105,6 +105,34 @@ def test_first_positions_are_found_with_padding_and_caches(family, gate, input_i
     assert torch.equal(generated, step)
 
 
+@pytest.mark.parametrize("padded", [None, 0, 2], ids=["no mask", "ones", "padding"])
+def test_every_sequence_of_a_packed_row_has_a_first_position(family, padded, input_ids):
+    """Two sequences in a row, as a collator that flattens gives them, with a mask of ones or without."""
+    model = removal(family)
+    for norm in norms(model):
+        norm.gate.fill_(1.0)
+        norm.sigma.copy_(torch.tensor([4.0, 0.5]))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
+    expected = {0, 5}
+    mask = None if padded is None else torch.ones(1, 12 + padded, dtype=torch.long)
+    ids = input_ids[:1]
+    if padded:
+        ids = nn.functional.pad(ids, (padded, 0))
+        positions = nn.functional.pad(positions, (padded, 0))  # zeros, where nothing begins
+        mask[:, :padded] = 0
+        expected = {first + padded for first in expected}
+    found = {}
+    norms(model)[0].register_forward_hook(lambda norm, inputs, output: found.update(x=inputs[0], y=output))
+    with torch.no_grad():
+        model(ids, position_ids=positions, attention_mask=mask)
+    norm = norms(model)[0]
+    centred = found["x"] - found["x"].mean(-1, keepdim=True)
+    for place in range(padded or 0, 12 + (padded or 0)):
+        sigma = 4.0 if place in expected else 0.5
+        wanted = norm.weight * centred[0, place] / sigma + norm.bias
+        torch.testing.assert_close(found["y"][0, place], wanted)
+
+
 def split(model):
     """Query and key on a fixed scale, values still on sigma."""
     for norm in norms(model):

@@ -140,15 +140,39 @@ def test_normed_weights_are_their_formulas(family):
 
 def test_power_iteration_finds_the_largest_singular_value(family, input_ids):
     model = moved(family.model(norm="layernorm", weight_norm="spectral")).train()
-    model(input_ids)
     module = next(iter(projections(model).values()))
+    seen = []
+    module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     for _ in range(60):
-        assert module.weight.requires_grad  # each reading is a step
+        model(input_ids)
+    largest = torch.linalg.svdvals(module.trained)[0]
     with torch.no_grad():
-        assert torch.linalg.matrix_norm(torch.Tensor(module.weight), 2).item() == pytest.approx(1, rel=1e-3)
+        for (x, output), tolerance in ((seen[0], None), (seen[-1], 1e-3)):  # one step is not there yet
+            plain = module.plain.forward(SimpleNamespace(weight=module.trained, **sizes(module)), x)
+            sigma = (plain - module.bias).norm() / (output - module.bias).norm()
+            assert (sigma.item() == pytest.approx(largest.item(), rel=tolerance or 1e-3)) == (tolerance is not None)
         before = module.weight_u.clone()
         model.eval()(input_ids)
     assert torch.equal(module.weight_u, before)  # evaluation changes nothing
+
+
+def sizes(module):
+    """What else the forward of a plain projection reads."""
+    return {name: getattr(module, name) for name in ("bias", "nf") if hasattr(module, name)}
+
+
+def test_reading_a_weight_in_training_changes_nothing(family, input_ids):
+    """Printed, compared or folded between two steps: the next one is what it would have been."""
+    losses = []
+    for reads in (False, True):
+        model = moved(family.model(norm="layernorm", weight_norm="spectral", weight_norm_scope="block")).train()
+        for _ in range(2):
+            for module in projections(model).values() if reads else ():
+                assert torch.linalg.matrix_norm(torch.Tensor(module.weight), 2).item() == pytest.approx(1, rel=1e-4)
+                assert "nan" not in str(module.weight)
+            losses.append(model(input_ids, labels=input_ids).loss.item())
+        losses.append([buffer.tolist() for module in projections(model).values() for buffer in module.buffers()])
+    assert losses[:3] == losses[3:]
 
 
 def test_checkpointing_is_no_step_of_power_iteration(family, input_ids):

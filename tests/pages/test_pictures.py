@@ -107,6 +107,9 @@ def test_the_page_stands_alone(reports, tmp_path):
             assert flag.reason.split(",")[0] in page.replace("&#43;", "+")
     assert file_names(reports) == ["model-0", "model-1"]
     assert file_names([reports[0], reports[0]]) == ["model-0-0", "model-0-1"]
+    for names in (["x", "x", "x-1"], ["Model", "model"], ["a b", "a/b"], ["", "."]):
+        files = [name.lower() for name in file_names([replace(reports[0], name=name) for name in names])]
+        assert len(set(files)) == len(names)
 
 
 @pytest.mark.parametrize("name", ["cost of $$", r"a $\foo$ model", "$x", "100 % _ ^ {"])

@@ -1,7 +1,9 @@
 """Cards and pushes: what a run recorded, nothing else, to a Hub of the tests and out of it again."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,9 +16,11 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.sharing import push
 from hf_lnfree.sharing.card import write_card
 
+from ..fences import fenced
 from ..hub import Hub, run_commands
 
 TINY = "{n_layer: 2, n_embd: 32, n_head: 2, n_positions: 32}"
+NEOX = "{num_hidden_layers: 1, hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
 LOADS = """
 import sys
 sys.modules["hf_lnfree"] = None
@@ -95,6 +99,93 @@ def test_secrets_and_homes_stay_here(run, tmp_path, monkeypatch):
     assert main(["push", str(tmp_path), "--repo-id", "me/tiny"]) == 1
 
 
+@pytest.mark.parametrize("secret", ["s3cr3t-value", 's3cr3t-"quoted"-value'])
+@pytest.mark.parametrize(
+    "name", ["merges.txt", "chat_template.jinja", "assets/table.json", "model.safetensors", "LICENSE", "deep/log.jsonl"]
+)
+def test_what_is_checked_for_secrets_is_what_is_pushed(run, tmp_path, monkeypatch, capsys, name, secret):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    monkeypatch.setenv("SERVICE_TOKEN", secret)
+    (folder / name).parent.mkdir(exist_ok=True)
+    with open(folder / name, "a") as file:
+        file.write(json.dumps({"key": secret}))
+    assert name in push.shared_files(folder)
+    monkeypatch.setattr(push, "HfApi", lambda **_: pytest.fail("it was pushed"))
+    assert main(["push", str(folder), "--repo-id", "me/tiny"]) == 1
+    assert f"{folder / name} holds a secret" in capsys.readouterr().err
+
+
+def test_a_token_that_is_logged_in_is_a_secret_too(run, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("hf_of_the_login")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "notes.json").write_text('{"by": "hf_of_the_login"}')
+    with pytest.raises(ValueError, match=r"notes\.json holds a secret"):
+        push.push_run(folder, "me/tiny")
+    (folder / "notes.json").write_text('{"by": "hf_given_here"}')
+    with pytest.raises(ValueError, match=r"notes\.json holds a secret"):
+        push.push_run(folder, "me/tiny", token="hf_given_here")
+
+
+def test_names_are_text_in_a_card(run, tmp_path, capsys):
+    for name in ('a"); import os; os.system("true', "a/b/c", "me/<script>"):
+        assert main(["card", str(run), "--repo-id", name]) == 1
+        assert "Repo id must" in capsys.readouterr().err
+    folder = tmp_path / 'it\'s "); 1 / 0; ("'
+    shutil.copytree(run, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["row"] = results["name"] = "<script>alert(1)</script> | a\n# b"
+    results["environment"]["device"] = "<img src=x>"
+    (folder / "results.json").write_text(json.dumps(results))
+    text = ModelCard.load(write_card(folder)).text
+    assert "<" not in text
+    assert "&lt;img src=x&gt;" in text
+    assert not [line for line in text.splitlines() if line.startswith("# b")]
+    loading = ast.parse(fenced(folder / "README.md", "python")[0])
+    names = [call.args[0].value for call in ast.walk(loading) if isinstance(call, ast.Call)]
+    assert names == [folder.name] * 2
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_a_colleague_without_the_package_runs_the_example_of_a_card(run, corpus, cache_dir, tmp_path, name):
+    """transformers asks "[y/N]" on the terminal where a tokenizer's class follows from code that it may not run."""
+    folder = run
+    if name == "gpt_neox":
+        folder = tmp_path / "tiny"
+        train = [
+            "train",
+            "--family",
+            "gpt_neox",
+            "--row",
+            "SM+G",
+            "--config-overrides",
+            NEOX,
+            "--data",
+            str(corpus),
+            "--vocab-size",
+            "300",
+        ]
+        train += ["--context-length", "32", "--max-steps", "1", "--probe-steps", "0", "--device", "cpu"]
+        train += ["--cache-dir", cache_dir, "--out", str(folder), "--disable-tqdm", "true"]
+        assert main(train) == 0
+    (example,) = fenced(write_card(folder.resolve()), "python")
+    assert example.count("trust_remote_code=True") == 2
+    example += 'assert model(**tokenizer("def function(", return_tensors="pt")).logits.isfinite().all()'
+    program = "import sys; sys.modules['hf_lnfree'] = None; exec(sys.argv[1])"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, example],
+        **{"cwd": folder.parent, "env": environment, "stdin": subprocess.DEVNULL, "timeout": 120},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "[y/N]" not in done.stdout
+
+
 def test_push_and_load_elsewhere(run, hub, tmp_path):
     hub.cut = ["create", "commit", "commit"]  # the connection breaks before the commit and in the middle of it
     command = ["push", str(run), "--repo-id", "me/tiny", "--private", "--revision", "first"]
@@ -109,6 +200,7 @@ def test_push_and_load_elsewhere(run, hub, tmp_path):
     wanted = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
     wanted |= {"results.json", "entropy.json", "entropy.svg", "modeling_lnfree_gpt2.py", "normfree.py", "removal.py"}
     assert wanted <= pushed
+    assert pushed == set(push.shared_files(run))
     assert not [name for name in pushed if "checkpoint" in name or name.endswith(".bin") or name.startswith(".")]
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     start = [sys.executable, "-W", "ignore", "-c", LOADS, "me/tiny", str(tmp_path)]

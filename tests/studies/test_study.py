@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
+from hf_lnfree.analysis.entropy_report import published_reports
 from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.pages.study import unfinished, write_study_report
@@ -22,7 +24,7 @@ from hf_lnfree.studies.comparison import compare_studies
 from hf_lnfree.studies.running import run_study
 from hf_lnfree.studies.search import rule
 from hf_lnfree.studies.study import Study
-from hf_lnfree.studies.summary import by_row, summary_table
+from hf_lnfree.studies.summary import by_row, share, summary_table
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
 
@@ -431,6 +433,45 @@ def test_a_search_stays_within_its_budget(layers, tmp_path, monkeypatch):
     search.search_layers(Study("", {"SM+G": fields}), ["relu", "gelu"], 1000, [0], tmp_path, announce=lambda text: None)
     steps = sum(int(cell.name.rpartition("-")[2]) for cell in set(spent))  # what rung 0 begins with is trained once
     assert 500 < steps <= 1000
+
+
+def test_a_search_begins_with_the_layers_that_are_overloaded(tmp_path, monkeypatch):
+    """By the model of the second activation, whose heads are nearest to the maximum in layers 2, 0, 3, 1."""
+    shares = {"gelu:0-3": [0.6, 0.1, 0.9, 0.4], "relu:0-3": [0.1, 0.2, 0.3, 0.4]}
+    rungs = []
+
+    def told(study, seeds, folder, rows, announce, finish, **local):
+        rungs.append(list(rows))
+        for row in rows:
+            entropy = 5.0 * torch.tensor(shares.get(row, [0.5] * 4))[:, None]
+            report = SimpleNamespace(entropy=entropy, bound=torch.full((4, 1), 5.0))
+            results = SimpleNamespace(eval_loss=float(len(row)))
+            yield SimpleNamespace(row=row, results=results, entropy=report, folder=folder)
+
+    monkeypatch.setattr(search, "run_study", lambda *args, **options: list(told(*args, **options)))
+    fields = {"row": "SM+G", "config_overrides": {"n_layer": 4, "n_embd": 32, "n_head": 2}, "use_cpu": True}
+    study = Study("", {"SM+G": fields})
+    found = search.search_layers(study, ["relu", "gelu"], 1000, [0], tmp_path, announce=lambda text: None)
+    assert found["order"] == [2, 0, 3, 1]
+    expected = [
+        "gelu:0-3",
+        "gelu:0-1,relu:2,gelu:3",
+        "relu:0,gelu:1,relu:2,gelu:3",
+        "relu:0,gelu:1,relu:2-3",
+        "relu:0-3",
+    ]
+    assert rungs[1] == expected
+
+
+def test_shares_of_a_table_are_of_the_bound_on_the_data():
+    """Where no head is near it, none is overloaded, though one is always the largest that was observed."""
+    report = published_reports()["SM+LN+G"]
+    low = replace(report, entropy=report.bound * torch.linspace(0.3, 0.7, 12).expand(12, 12))
+    assert low.overloaded("observed") > 0.3
+    cells = [SimpleNamespace(entropy=low)]
+    assert (share(cells, "overloaded"), share(cells, "collapsed")) == ("0 %", "0 %")
+    high = [SimpleNamespace(entropy=replace(report, entropy=report.bound * 0.8))]
+    assert share(high, "overloaded") == "100 %"
 
 
 def expand(text):

@@ -53,9 +53,36 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_here(tmp_path):
     RunResults.of(**WRITTEN | gone).save(tmp_path)
     assert [read(tmp_path)[key] for key in ("eval_loss", "eval_perplexity", "overloaded_heads")] == [None] * 3
     results = RunResults.load(tmp_path)
-    assert all(math.isnan(x) for x in (results.eval_loss, results.eval_perplexity, results.overloaded_heads))
+    assert all(math.isnan(x) for x in (results.eval_loss, results.overloaded_heads))
+    assert results.eval_perplexity == math.inf
     assert results.collapsed_heads is None  # was not measured
     assert (results.diverged, results.base_model) == (True, None)
+
+
+def test_infinities_anywhere_are_told_from_nan(tmp_path):
+    curves = {"removal": [(0, 3.0), (10, math.inf)], "plain": [(0, math.nan), (10, -math.inf)]}
+    events = [{"a/b~c": math.inf, "loss": math.nan}]
+    summary = RemovalSummary.of(
+        **REMOVAL | {"curves": curves, "events": events, "gap": -math.inf, "loss_plain": math.nan}
+    )
+    summary.save(tmp_path)
+    assert read(tmp_path, RemovalSummary)["curves"] == {
+        "removal": [[0, 3.0], [10, None]],
+        "plain": [[0, None], [10, None]],
+    }
+    found = RemovalSummary.load(tmp_path)
+    assert (found.gap, found.curves["removal"], found.curves["plain"][1]) == (
+        -math.inf,
+        curves["removal"],
+        curves["plain"][1],
+    )
+    assert math.isnan(found.loss_plain)
+    assert math.isnan(found.curves["plain"][0][1])
+    assert found.events == [{"a/b~c": math.inf, "loss": None}]
+    assert found.more == {}
+    write(tmp_path, REMOVAL | {"infinite": {"/nowhere/3": "inf"}}, RemovalSummary)
+    with pytest.raises(ValueError, match=r"removal\.json is damaged: its key 'infinite'"):
+        RemovalSummary.load(tmp_path)
 
 
 def test_files_with_nan_of_earlier_versions_are_read(tmp_path):

@@ -78,16 +78,20 @@ def test_probe_reaches_log_history_and_jsonl_beside_the_losses(arguments, tmp_pa
     assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8, 10, 12]
 
 
-def test_no_step_materialises_attention_maps(arguments, monkeypatch):
+def test_no_step_materialises_attention_maps(arguments, monkeypatch, tmp_path):
     import transformers.models.gpt2.modeling_gpt2 as gpt2
 
     def eager(*args, **kwargs):
         raise AssertionError("neither training nor the probe nor the report looks at a map")
 
     monkeypatch.setattr(gpt2, "eager_attention_forward", eager)
-    results = train(*arguments())
+    wide = {**TINY, "initializer_range": 0.3}  # heads that differ
+    results = train(*arguments(row="SM+LN+G", overrides=wide))
     assert results.steps == 12
-    assert 0 <= results.overloaded_heads <= 1
+    report = json.loads((tmp_path / "run" / "entropy.json").read_text())
+    shares = torch.tensor(report["entropy"]) / torch.tensor(report["bound"])
+    assert results.overloaded_heads == (shares > 0.75).double().mean().item()
+    assert results.collapsed_heads == (shares <= 0.25).double().mean().item()
 
 
 @pytest.mark.parametrize("row", ["SM+LearnableR-global", "SM+LN+G"])
