@@ -5,9 +5,11 @@ they are defined (`hf_lnfree.models`). So one entry a family is enough here: loo
 """
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-from wrapt import register_post_import_hook
+from wrapt import register_post_import_hook, wrap_function_wrapper
 
 # model_type -> its configuration, and the stock family whose modules have the same names
 MODEL_TYPES = {"lnfree_gpt2": ("LNFreeGPT2Config", "gpt2"), "lnfree_gpt_neox": ("LNFreeGPTNeoXConfig", "gpt_neox")}
@@ -17,6 +19,7 @@ def announce_models() -> None:
     """Tell the two libraries, as soon as somebody imports them."""
     register_post_import_hook(add_configurations, "transformers.models.auto.configuration_auto")
     register_post_import_hook(add_peft_targets, "peft.utils.constants")
+    register_post_import_hook(choose_norms, "peft.tuners.ln_tuning.model")
 
 
 def add_configurations(configuration_auto: ModuleType) -> None:
@@ -34,3 +37,21 @@ def add_peft_targets(constants: ModuleType) -> None:
             for model_type, (_, stock) in MODEL_TYPES.items():
                 if stock in mapping:
                     mapping.setdefault(model_type, mapping[stock])
+
+
+def choose_norms(ln_tuning: ModuleType) -> None:
+    """LNTuning takes every module with the name of a norm; a model of ours says which of them can be trained."""
+    wrap_function_wrapper(ln_tuning, "LNTuningModel._prepare_adapter_config", prepare_norms)
+
+
+def prepare_norms(prepare: Callable[..., Any], tuner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What stands for LNTuning's choice of target modules; of other models it is LNTuning's own."""
+    choose = getattr(tuner.model, "norms_to_tune", None)
+    if choose is None:
+        return prepare(*args, **kwargs)
+    asked = args[0] if args else kwargs["peft_config"]
+    chosen = choose(asked)
+    for name, known in tuner.peft_config.items():
+        if known is asked:
+            tuner.peft_config[name] = chosen
+    return chosen

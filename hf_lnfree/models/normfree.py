@@ -17,6 +17,7 @@ from .activations import FUSED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
+from .host import norms_to_tune
 from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
 from .sites import AttentionBranch, Branch, Projection, StackSites
@@ -268,6 +269,10 @@ class LNFreeMixin(Base):
                     stacklevel=2,
                 )
         super().__setattr__(name, value)
+
+    def norms_to_tune(self, asked: Any) -> Any:
+        """PEFT's `LNTuningConfig` without the norms that have nothing to train, see `host.norms_to_tune`."""
+        return norms_to_tune(self, self.stacks, asked)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """As in transformers; `only_trainable` leaves out the frozen part of a query/key-only bias as well."""
