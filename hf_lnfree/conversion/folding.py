@@ -101,7 +101,7 @@ def check(sites: Sequence[NormSite]) -> None:
                     f"{site.name} is half removed (gates {gates}) and cannot be folded. Finish its schedule, with the "
                     "first position."
                 )
-        elif scale is not None and isinstance(norm, nn.LayerNorm):
+        elif scale is not None and isinstance(norm, nn.LayerNorm) and not isinstance(norm, FixedScale):
             largest = norm.weight.abs().max().item()
             if not largest > 1e-3 * scale:
                 raise ModelError(

@@ -144,5 +144,5 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
                 require_finite(stored, tensor)
                 tensors[result.names[stored]] = tensor
     model = blank(result.model_class, result.config, next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors, strict=False)  # a tied head is not there, and norms that are none
+    model.load_state_dict(tensors | result.values, strict=False)  # a tied head is not there, and norms that are none
     return model.eval(), result.notes
