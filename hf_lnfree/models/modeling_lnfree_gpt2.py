@@ -22,6 +22,7 @@ class LNFreeGPT2Mixin(LNFreeMixin):
     stacks = (
         StackSites(
             embeddings=("wte", "wpe"),
+            embedding_dropout="drop",
             blocks="h",
             attention=AttentionBranch(
                 norm="ln_1",

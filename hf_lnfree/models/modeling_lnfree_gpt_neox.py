@@ -23,6 +23,7 @@ class LNFreeGPTNeoXMixin(LNFreeMixin):
     stacks = (
         StackSites(
             embeddings=("embed_in",),
+            embedding_dropout="emb_dropout",
             blocks="layers",
             attention=AttentionBranch(
                 norm="input_layernorm",

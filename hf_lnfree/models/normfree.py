@@ -22,7 +22,7 @@ from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
 from .sites import AttentionBranch, Branch, Projection, StackSites
 from .softcap import cap_logits
-from .stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from .stabilizers import EmbeddingScale, QueryKeyControl, ResidualGain, ScaledMLP
 from .weight_norms import NormedWeight, norm_weight
 
 
@@ -46,6 +46,10 @@ def rewire(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
         if stack.final_norm is not None:
             final = model.get_submodule(stack.final_norm)
             model.set_submodule(stack.final_norm, build_norm(config.final_norm, final, config, "final"))
+        if config.embedding_scale:
+            assert stack.embedding_dropout is not None
+            dropout = cast(nn.Dropout, model.get_submodule(stack.embedding_dropout))
+            model.set_submodule(stack.embedding_dropout, EmbeddingScale(dropout.p, config.hidden_size))
     connect_removal(model, stacks)
 
 
@@ -147,6 +151,7 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     return dict.fromkeys(tied, source)
 
 
+STABILIZERS = (ScaledMLP, ResidualGain, QueryKeyControl, EmbeddingScale)
 # Arguments of from_pretrained that say where a checkpoint lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -237,7 +242,7 @@ class LNFreeMixin(Base):
             fresh = build_activation(*cast("tuple[str, int, float]", module.built))
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
-        elif hasattr(module, "norm_name") or isinstance(module, (ScaledMLP, ResidualGain, QueryKeyControl)):
+        elif hasattr(module, "norm_name") or isinstance(module, STABILIZERS):
             if (reset := getattr(module, "reset_parameters", None)) is not None:
                 reset()
         else:
