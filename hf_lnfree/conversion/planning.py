@@ -101,11 +101,9 @@ def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedCon
         raise ModelError(f"{checkpoint.source} is a model of this package already.")
     if "quantization_config" in stored:
         raise ModelError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
-    architecture = (stored.get("architectures") or [f"{family.stock}Model"])[0]
-    if architecture not in family.classes:
-        raise ModelError(f"There is no class of ours for {architecture}, only for {', '.join(family.classes)}.")
+    model_class = family.class_of(stored.get("architectures"), checkpoint.shapes)
     config = our_config(family, stored)
-    return family.classes[architecture], config, getattr(config, family.eps_field)
+    return model_class, config, getattr(config, family.eps_field)
 
 
 def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
