@@ -6,21 +6,31 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 from .errors import ConfigurationError
 from .removal import RemovalNorm
 from .sites import StackSites
 
+# End of a head's name -> the names of the classes that do the same.
+TASK_TABLES: dict[str, dict[str, Any]] = {
+    "ForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "ForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "ForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "ForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+}
 
-def is_causal_lm(head: type) -> type:
-    """
-    A class decorator: under `label_smoothing_factor`, Trainer shifts labels for the class names that this table holds.
 
-    The table's keys are model types of transformers; the name itself is none, so nothing else finds the entry.
+def name_task(head: type) -> None:
     """
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[head.__name__] = head.__name__
-    return head
+    Enter a class into the table of its task: there Trainer finds whether labels are shifted under
+    `label_smoothing_factor`, a pipeline whether it knows the model, and a model card what the model is for.
+
+    The keys of these tables are model types of transformers; the name itself is none, so nothing else finds the entry.
+    """
+    for end, table in TASK_TABLES.items():
+        if head.__name__.endswith(end):
+            table[head.__name__] = head.__name__
 
 
 def norms_of(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> dict[str, nn.Module]:

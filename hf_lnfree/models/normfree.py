@@ -17,7 +17,7 @@ from .activations import FUSED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
-from .host import norms_to_tune
+from .host import name_task, norms_to_tune
 from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
 from .sites import AttentionBranch, Branch, Projection, StackSites
@@ -167,6 +167,10 @@ class LNFreeMixin(Base):
 
     stacks: ClassVar[tuple[StackSites, ...]]
     """Where the family keeps what is swapped: one stack of blocks for a decoder, two for an encoder-decoder."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name_task(cls)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
