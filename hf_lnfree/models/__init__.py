@@ -41,8 +41,6 @@ for _auto, _classes in AUTO_CLASSES.items():
     for _model in _classes:
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
-        # There `transformers serve`, TRL and pipelines look up what a configuration calls its architecture.
-        setattr(transformers, _model.__name__, _model)
 # As of the stock families: GPT-2 has an entry, GPT-NeoX has none.
 transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
 
