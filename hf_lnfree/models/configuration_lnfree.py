@@ -25,6 +25,7 @@ OTHER_NAMES = {
     "softcap": "attention_softcap",
     "qk_norm": "query_key_norm",
 }
+LONGEST_SLIP = 2  # characters that a near miss is longer or shorter by
 # An activation of the other family's name, or of none.
 ACTIVATION_NAMES = ("act", "activation", "activation_fn", "activation_function", "hidden_act", "hidden_activation")
 
@@ -260,7 +261,9 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
     study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
     others = OTHER_NAMES | dict.fromkeys(ACTIVATION_NAMES, config_class.activation_field)
     for name in kwargs:
-        for near in get_close_matches(name, [*study, *others], n=1, cutoff=0.85):
+        for near in get_close_matches(name, [*study, *others], n=1, cutoff=0.88):
+            if abs(len(near) - len(name)) > LONGEST_SLIP:  # another library's layer_norm_eps is no layer_norms
+                continue
             meant = others.get(near, near)
             raise ConfigurationError(
                 f"{name!r} is not a field of {config_class.__name__}. Did you mean {meant!r}? The study's fields are: "
