@@ -36,6 +36,8 @@ TORCH_ERRORS = {
     "PytorchStreamReader": "its pytorch_model.bin is damaged. Copy or download it again.",
     "ignore_mismatched_sizes": "its weights have other shapes than its configuration says.",
 }
+FIXED_DEVIATION = "average_std_buffer"
+"""What norms have in training checkpoints of published removals; `conversion.published_removal` reads them."""
 LONGEST_REASON = 1000  # characters; transformers may list all of its classes
 
 
@@ -139,6 +141,11 @@ def require_whole(name: str | PathLike[str], model: PreTrainedModel, found: dict
         key for key, p in model.named_parameters() if not p.is_meta and p.is_floating_point() and not all_finite(p)
     }
     for keys, what in ((missing, "has no"), (unknown, "has unknown"), (spoilt, "has NaN or infinities in")):
+        if any(key.endswith(FIXED_DEVIATION) for key in keys):
+            raise ModelError(
+                f"{name} is a training checkpoint of a removal of LayerNorms (arXiv 2507.02559): `hf-lnfree convert` "
+                "reads it once the removal is finished. Load what that writes."
+            )
         if keys:
             raise ModelError(
                 f"{name} cannot be used: it {what} {listed(sorted(keys))}. Its weights do not fit its configuration, "

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
-from .modes import evaluation
+from .modes import evaluation, execution_device
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
@@ -117,7 +117,7 @@ class AttentionEntropyAnalyzer:
         )
 
     def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        device = next(self.model.parameters()).device
+        device = execution_device(self.model)
         return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
     def _no_cache(self) -> dict[str, Any]:

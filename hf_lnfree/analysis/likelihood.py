@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import SettingsError
-from .modes import evaluation
+from .modes import evaluation, execution_device
 
 BLOCK = 16  # batches of windows that are sorted by length at a time
 NORMAL_975 = 1.96
@@ -151,11 +151,11 @@ def document_likelihoods(
 
 def window_nats(model: PreTrainedModel, batch: list[Window]) -> list[float]:
     """The negative log-likelihood of what a window predicts, for each of them, padded on the right."""
-    longest = max(len(ids) for _, ids, _ in batch)
-    padded = torch.stack([F.pad(ids, (0, longest - len(ids))) for _, ids, _ in batch]).to(model.device)
-    lengths = torch.tensor([len(ids) for _, ids, _ in batch], device=model.device)
-    given = torch.tensor([count for _, _, count in batch], device=model.device)
-    places = torch.arange(longest, device=model.device)
+    longest, device = max(len(ids) for _, ids, _ in batch), execution_device(model)
+    padded = torch.stack([F.pad(ids, (0, longest - len(ids))) for _, ids, _ in batch]).to(device)
+    lengths = torch.tensor([len(ids) for _, ids, _ in batch], device=device)
+    given = torch.tensor([count for _, _, count in batch], device=device)
+    places = torch.arange(longest, device=device)
     mask = (places < lengths[:, None]).long()
     logits = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     nats = F.cross_entropy(logits.transpose(1, 2), padded[:, 1:], reduction="none")  # B T-1

@@ -21,6 +21,7 @@ from ..models import LNFreeMixin
 from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
+from ..models.stabilizers import EmbeddingScale
 from .modes import evaluation
 
 
@@ -164,17 +165,19 @@ def component_hooks(model: PreTrainedModel, components: Components) -> Iterator[
     """Every module that writes into the stream, and the forward hook that keeps what it writes."""
     base, heads = model.base_model, model.config.num_attention_heads
     (stack,) = cast(LNFreeMixin, base).stacks
+    scaled = None if stack.embedding_dropout is None else base.get_submodule(stack.embedding_dropout)
+    scale = scaled.scale if isinstance(scaled, EmbeddingScale) else None
     for name in stack.embeddings:
-        yield base.get_submodule(name), embedded(name, components)
+        yield base.get_submodule(name), embedded(name, components, scale)
     for layer, block in enumerate(stack.block_list(base)):
         for name, branch in stack.branches(block).items():
             by_head = heads if name == "attention" else None
             yield branch.writer_module(block), written(f"layer {layer} {name}", layer, by_head, components)
 
 
-def embedded(name: str, components: Components) -> Callable:
-    """Keeps what an embedding adds."""
-    return lambda module, args, output: components.add(name, output)
+def embedded(name: str, components: Components, scale: Tensor | None) -> Callable:
+    """Keeps what an embedding adds, times the learned scale of all of them."""
+    return lambda module, args, output: components.add(name, output if scale is None else scale * output)
 
 
 def written(name: str, layer: int, heads: int | None, components: Components) -> Callable:

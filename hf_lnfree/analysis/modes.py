@@ -1,8 +1,9 @@
-"""A model looked at in eval mode, and left as it was."""
+"""A model looked at in eval mode where it computes, and left as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """Where a model computes: where its parameters are, or where accelerate brings those that it offloaded."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(model.parameters()).device

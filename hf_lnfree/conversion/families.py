@@ -1,5 +1,6 @@
 """Which class of ours stands for which class of transformers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,11 +61,39 @@ class Family:
             "rotary_emb_base": rope.get("rope_theta", 10000.0),
         }
 
+    def class_of(self, architectures: list[str] | None, names: Iterable[str]) -> type[PreTrainedModel]:
+        """
+        The class of ours for a checkpoint, by what its configuration calls it, or else by the names of its tensors.
+
+        Raises:
+            ModelError: there is none for what the configuration names.
+        """
+        base: type[PreTrainedModel] = getattr(models, f"{self.ours}Model")
+        if not architectures:
+            firsts = {name.split(".")[0] for name in names}
+            heads = [head for first, head in HEAD_TENSORS.items() if first in firsts]
+            # A head that shares the weights of the embedding has no tensor; a backbone alone has no prefix.
+            head = heads[0] if heads else "ForCausalLM" if base.base_model_prefix in firsts else "Model"
+            return getattr(models, self.ours + head)
+        known = self.classes | {own.__name__: own for own in self.classes.values()}
+        if architectures[0] not in known:
+            raise ModelError(f"There is no class of ours for {architectures[0]}, only for {', '.join(self.classes)}.")
+        return known[architectures[0]]
+
     @property
     def stacks(self) -> tuple[StackSites, ...]:
         """Where the family keeps its norms and projections."""
         return getattr(models, f"{self.ours}Model").stacks
 
+
+# What a head's tensors are called -> the head.
+HEAD_TENSORS = {
+    "lm_head": "ForCausalLM",
+    "embed_out": "ForCausalLM",
+    "score": "ForSequenceClassification",
+    "classifier": "ForTokenClassification",
+    "qa_outputs": "ForQuestionAnswering",
+}
 
 # model_type of the stock configuration -> family
 FAMILIES = {

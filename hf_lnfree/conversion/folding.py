@@ -21,7 +21,7 @@ from ..models.removal import RemovalNorm
 from ..models.sites import Projection
 from .families import blank, family_of, placed, require_no_adapters, set_block_norms, stack_of
 from .norm_sites import LEFT, NormSite, as_linear, norm_sites
-from .stabilizers import fold_stabilizers, fuse_identities
+from .stabilizers import fold_stabilizers, fuse_identities, head_is_tied, untie_head
 
 
 @dataclass
@@ -49,8 +49,8 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
       part of the model reads the residual stream without a norm, so that its mean must stay.
     - A LayerNorm disabled by its epsilon, a [`RemovalNorm`] whose removal is finished, "fixed_scale", "scale" and
       "affine" leave nothing; "rmsnorm" leaves "rmspre".
-    - Normed weights become plain ones; residual gains, scales of MLPs and temperatures of heads go into the weights, a
-      temperature behind a query-key norm stays.
+    - Normed weights become plain ones; the scale of embeddings, residual gains, scales of MLPs and temperatures of
+      heads go into the weights, a temperature behind a query-key norm stays.
 
     Args:
         model: of this package, any head. It stays as it is.
@@ -65,6 +65,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
     """
     require_no_adapters(model)
     work = placed(copy.deepcopy(model), torch.float64).eval()
+    tied = head_is_tied(work)
     fold_stabilizers(work)
     if fuse_identity:
         fuse_identities(work)
@@ -79,9 +80,9 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             f"{len(live)} norms still centre: the residual stream is read as it is at {len(reads_mean)} places, the "
             f"first of them {reads_mean[0]}."
         )
-    head = work.get_output_embeddings()
-    if head is not None and head.weight is work.get_input_embeddings().weight and (centre or sites[-1].foldable):
-        head.weight = nn.Parameter(head.weight.clone())
+    if centre or sites[-1].foldable:
+        untie_head(work)
+    if tied and not head_is_tied(work):
         folding.untied = True
         folding.notes.append("The head has weights of its own now; they were those of the token embedding.")
     left = [fold_site(site, centre, folding) for site in sites]
@@ -101,7 +102,7 @@ def check(sites: Sequence[NormSite]) -> None:
                     f"{site.name} is half removed (gates {gates}) and cannot be folded. Finish its schedule, with the "
                     "first position."
                 )
-        elif scale is not None and isinstance(norm, nn.LayerNorm):
+        elif scale is not None and isinstance(norm, nn.LayerNorm) and not isinstance(norm, FixedScale):
             largest = norm.weight.abs().max().item()
             if not largest > 1e-3 * scale:
                 raise ModelError(
@@ -173,8 +174,6 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     if ("disabled layernorm", "none") in folding.norms.values() and "layernorm" not in left:
         eps_field = family_of(config.model_type).eps_field
         setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for whoever adds some
-    if folding.untied:
-        config.tie_word_embeddings = False
     state = work.state_dict()
     config.lm_head_bias = "lm_head.bias" in state
     biases = {name for name in state if name.endswith(".bias")} - {name for name, _ in model.named_parameters()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelError, listed
@@ -13,6 +14,7 @@ from ..loading import reading
 from .checkpoint import Checkpoint
 from .families import Family, family_of, set_block_norms, stack_of
 from .norm_sites import DISABLING_EPS
+from .published_removal import fixed_deviations, is_state
 
 # Masks that old checkpoints hold and no class reads.
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
@@ -26,8 +28,10 @@ class Plan:
     config: PreTrainedConfig
     names: dict[str, str]
     """Name in the files -> name in the model; what is left out is not here."""
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """What the model has beside the stored tensors: the deviations that its norms are fixed to."""
     disabled: bool = False
-    """Whether its LayerNorms are disabled by their epsilon and have to be folded."""
+    """Whether its LayerNorms are disabled, by their epsilon or a fixed deviation, and have to be folded."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -36,19 +40,26 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Compare a stock checkpoint with the class of ours that has its parameters.
 
     LayerNorms that the checkpoint has no parameters for are taken to be identities ("none"), and an epsilon from 1e6 on
-    to disable those that are there: the two forms in which GPT-2 without LayerNorm is published.
+    to disable those that are there: the two forms in which GPT-2 without LayerNorm is published. Of the third, the
+    training checkpoint of a finished removal, norms have "fixed_scale".
 
     Raises:
-        ModelError: another architecture, missing or unknown tensors, shapes that do not fit the configuration.
+        ModelError: another architecture, missing or unknown tensors, shapes that do not fit the configuration; a
+            removal that is not finished.
     """
     with reading(checkpoint.source):
         model_class, config, eps = target(checkpoint)
+        if deviations := fixed_deviations(checkpoint):
+            config.norm = config.final_norm = "fixed_scale"
         with torch.device("meta"):
             model = model_class(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: find_name(name, model.base_model_prefix, parameters) for name in checkpoint.shapes}
     result = Plan(model_class, config, {stored: name for stored, name in found.items() if name is not None})
-    missing = set(parameters) - set(result.names.values())
+    for norm, deviation in deviations.items():
+        if (name := find_name(f"{norm}sigma", model.base_model_prefix, parameters)) is not None:
+            result.values[name] = deviation
+    missing = set(parameters) - set(result.names.values()) - set(result.values)
     missing -= absent_norms(model, missing, config)
     for tied, source in model.all_tied_weights_keys.items():
         if {tied, source} <= set(result.names.values()):
@@ -56,6 +67,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         else:
             missing -= {tied}
     unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
+    unknown = {stored for stored in unknown if not is_state(stored, deviations)}
     problems = [
         f"{what} {len(names)} tensors: {listed(sorted(names))}"
         for what, names in (("lacks", missing), ("has unknown", unknown))
@@ -69,7 +81,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
         problems.append(f"has {listed(wrong)}")
     if problems:
         raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems)}.")
-    if eps >= DISABLING_EPS:
+    if deviations:
+        result.disabled = True
+        result.notes.append(
+            f"The removal of its {len(deviations)} LayerNorms is finished (arXiv 2507.02559): each divides by the "
+            "deviation that it was fixed to."
+        )
+    elif eps >= DISABLING_EPS:
         result.disabled = True
         result.notes.append(
             f"An epsilon of {eps:g} disables its LayerNorms: x / sqrt(var + eps) is taken as x / sqrt(eps)."
@@ -85,11 +103,9 @@ def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedCon
         raise ModelError(f"{checkpoint.source} is a model of this package already.")
     if "quantization_config" in stored:
         raise ModelError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
-    architecture = (stored.get("architectures") or [f"{family.stock}Model"])[0]
-    if architecture not in family.classes:
-        raise ModelError(f"There is no class of ours for {architecture}, only for {', '.join(family.classes)}.")
+    model_class = family.class_of(stored.get("architectures"), checkpoint.shapes)
     config = our_config(family, stored)
-    return family.classes[architecture], config, getattr(config, family.eps_field)
+    return model_class, config, getattr(config, family.eps_field)
 
 
 def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
@@ -111,13 +127,13 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
     stack = stack_of(model)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent: set[str] = set()
-    kinds = []
+    kinds, there = [], config.block_norms
     for index, block in enumerate(stack.block_list(model.base_model)):
         norms = [branch.norm for branch in stack.branches(block).values()]
         wanted = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
         gone = wanted <= missing
         absent |= wanted if gone else set()
-        kinds.append("none" if gone else "layernorm")
+        kinds.append("none" if gone else there[index])
     set_block_norms(config, kinds)
     final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")}
     if final <= missing and kinds[-1] == "none":

@@ -1,11 +1,13 @@
 """Everything linear that is neither a norm of activations nor a bias, folded into the weights."""
 
+from typing import cast
+
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.activations import FUSED
 from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
-from ..models.stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from ..models.stabilizers import EmbeddingScale, QueryKeyControl, ResidualGain, ScaledMLP
 from ..models.weight_norms import NormedWeight, plain_weight
 from .families import stack_of
 from .norm_sites import as_linear
@@ -14,11 +16,12 @@ from .norm_sites import as_linear
 def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
     """Whether `fold_stabilizers` finds something."""
     temperature = config.attention_temperature and not config.query_key_norm
-    return config.weight_norm != "none" or config.residual_gain != "none" or config.ffn_scale or temperature
+    gains = config.residual_gain != "none" or config.ffn_scale or config.embedding_scale
+    return config.weight_norm != "none" or gains or temperature
 
 
 def fold_stabilizers(model: PreTrainedModel) -> None:
-    """Normed weights, residual gains, scales of MLPs and temperatures of heads, in place."""
+    """Normed weights, the scale of embeddings, residual gains, scales of MLPs and temperatures of heads, in place."""
     stack, config = stack_of(model), model.config
     for module in list(model.modules()):
         if isinstance(module, NormedWeight):
@@ -28,8 +31,36 @@ def fold_stabilizers(model: PreTrainedModel) -> None:
         fold_gains(block, stack)
         for attention in stack.attentions(block):
             fold_temperatures(block, attention)
+    fold_embedding_scale(model, stack)
     config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
     config.attention_temperature = config.attention_temperature and config.query_key_norm
+
+
+def head_is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head has the weights of the token embedding."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give a head that has the weights of the token embedding some of its own, in place."""
+    if head_is_tied(model):
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.clone())
+        model.config.tie_word_embeddings = False
+
+
+def fold_embedding_scale(model: PreTrainedModel, stack: StackSites) -> None:
+    """The learned scalar of the embeddings, into each of them; a head that shares their weights keeps its own."""
+    base, path = model.base_model, stack.embedding_dropout
+    scaled = None if path is None else base.get_submodule(path)
+    if not isinstance(scaled, EmbeddingScale):
+        return
+    untie_head(model)
+    for name in stack.embeddings:
+        cast(nn.Embedding, base.get_submodule(name)).weight.mul_(scaled.scale)
+    base.set_submodule(str(path), nn.Dropout(scaled.p))
+    model.config.embedding_scale = False
 
 
 def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:

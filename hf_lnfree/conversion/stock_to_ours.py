@@ -14,7 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .. import models
 from ..errors import ModelError
 from ..files import atomic_folder
 from ..loading import load_model
@@ -134,8 +133,9 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
         ModelError: as `convert_checkpoint`.
     """
     if is_ours(checkpoint):
-        architecture = checkpoint.config["architectures"][0]
-        return load_model(checkpoint.folder, getattr(models, architecture)), []
+        family = family_of(checkpoint.config["model_type"])
+        model_class = family.class_of(checkpoint.config.get("architectures"), checkpoint.shapes)
+        return load_model(checkpoint.folder, model_class), []
     result = plan(checkpoint)
     tensors = {}
     for file in checkpoint.files:
@@ -144,5 +144,5 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
                 require_finite(stored, tensor)
                 tensors[result.names[stored]] = tensor
     model = blank(result.model_class, result.config, next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors, strict=False)  # a tied head is not there, and norms that are none
+    model.load_state_dict(tensors | result.values, strict=False)  # a tied head is not there, and norms that are none
     return model.eval(), result.notes

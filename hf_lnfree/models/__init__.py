@@ -41,6 +41,8 @@ for _auto, _classes in AUTO_CLASSES.items():
     for _model in _classes:
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
+# As of the stock families: GPT-2 has an entry, GPT-NeoX has none.
+transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
 
 __all__ = [
     "AttentionBranch",

@@ -6,6 +6,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
@@ -24,6 +25,7 @@ OTHER_NAMES = {
     "softcap": "attention_softcap",
     "qk_norm": "query_key_norm",
 }
+LONGEST_SLIP = 2  # characters that a near miss is longer or shorter by
 # An activation of the other family's name, or of none.
 ACTIVATION_NAMES = ("act", "activation", "activation_fn", "activation_function", "hidden_act", "hidden_activation")
 
@@ -78,8 +80,11 @@ class LNFreeConfigMixin(Base):
             Whether the language-model head has a bias. A final norm's bias, folded into the head, becomes one.
         norm_alpha (`float`, defaults to 0.5):
             Where the learned alpha of `"dyt"` and `"derf"` starts.
-        norm_alpha_attention (`float`, *optional*):
-            The same for norms that feed attention; `norm_alpha` by default.
+        norm_alpha_attention, norm_alpha_mlp, norm_alpha_final (`float`, *optional*):
+            The same for norms that feed attention, those that feed MLPs, and the final one; `norm_alpha` by default.
+            The paper trains LLaMA 7B with 0.8, 0.2 and 0.2.
+        embedding_scale (`bool`, defaults to `False`):
+            A learned scalar on the sum of the embeddings ([`EmbeddingScale`]), as language models with DyT have it.
         weight_norm (`"none"`, `"weight"` or `"spectral"`, defaults to `"none"`):
             A bound on the matrices instead of the activations ([`WeightNorm`], [`SpectralNorm`]).
         weight_norm_scope (`"mlp"` or `"block"`, defaults to `"mlp"`):
@@ -117,6 +122,9 @@ class LNFreeConfigMixin(Base):
     lm_head_bias: bool = False
     norm_alpha: float | int = 0.5
     norm_alpha_attention: float | int | None = None
+    norm_alpha_mlp: float | int | None = None
+    norm_alpha_final: float | int | None = None
+    embedding_scale: bool = False
     weight_norm: Literal["none", "weight", "spectral"] = "none"
     weight_norm_scope: Literal["mlp", "block"] = "mlp"
     residual_gain: Literal["none", "rezero", "skipinit", "fixed"] = "none"
@@ -157,6 +165,13 @@ class LNFreeConfigMixin(Base):
                 "attention_softcap and reorder_and_upcast_attn are two eager attentions: choose one."
             )
         _ = self.block_norms, self.block_activations  # a wrong list length fails here, not in the model
+        for name, norms in ALPHAS.items():
+            if getattr(self, name) is not None and not set(WITH_ALPHA) & set(norms(self)):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} is where the alpha of {' or '.join(map(repr, WITH_ALPHA))} "
+                    f"starts, and no norm there has one: {', '.join(map(repr, sorted(set(norms(self)))))}. Leave it at "
+                    "None."
+                )
 
     @property
     def block_norms(self) -> list[str]:
@@ -183,7 +198,14 @@ class LNFreeConfigMixin(Base):
 
 ALLOWED_VALUES = {f.name: get_args(f.type) for f in fields(LNFreeConfigMixin) if get_origin(f.type) is Literal}
 SWITCHES = [f.name for f in fields(LNFreeConfigMixin) if f.type is bool]
-OPTIONAL_NUMBERS = ("norm_alpha_attention", "attention_softcap")
+WITH_ALPHA = ("dyt", "derf")
+# Field -> the norms whose alpha starts there. What feeds the MLPs follows a norm of the same layer.
+ALPHAS: dict[str, Callable[[LNFreeConfigMixin], list[str]]] = {
+    "norm_alpha_attention": lambda config: config.block_norms,
+    "norm_alpha_mlp": lambda config: config.block_norms,
+    "norm_alpha_final": lambda config: [config.final_norm],
+}
+OPTIONAL_NUMBERS = (*ALPHAS, "attention_softcap")
 NUMBERS = ("negative_slope", "norm_alpha", *OPTIONAL_NUMBERS)
 
 
@@ -239,7 +261,9 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
     study = [f.name for f in fields(LNFreeConfigMixin)] + [config_class.activation_field]
     others = OTHER_NAMES | dict.fromkeys(ACTIVATION_NAMES, config_class.activation_field)
     for name in kwargs:
-        for near in get_close_matches(name, [*study, *others], n=1, cutoff=0.85):
+        for near in get_close_matches(name, [*study, *others], n=1, cutoff=0.88):
+            if abs(len(near) - len(name)) > LONGEST_SLIP:  # another library's layer_norm_eps is no layer_norms
+                continue
             meant = others.get(near, near)
             raise ConfigurationError(
                 f"{name!r} is not a field of {config_class.__name__}. Did you mean {meant!r}? The study's fields are: "

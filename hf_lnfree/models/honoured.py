@@ -70,6 +70,8 @@ def obstacles(model: PreTrainedModel, stack: StackSites) -> Iterator[tuple[str, 
                     yield name, f"the {kind.replace('_', '-')} of {stack.blocks}.{index} {why}"
     if stack.final_norm is None and model.config.final_norm != "none":
         yield "final_norm", f"nothing stands after {stack.blocks}"
+    if stack.embedding_dropout is None and model.config.embedding_scale:
+        yield "embedding_scale", f"it has no module between the embeddings and {stack.blocks}"
 
 
 def refuse_unhonoured(model: PreTrainedModel, stacks: Sequence[StackSites]) -> None:

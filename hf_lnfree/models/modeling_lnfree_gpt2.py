@@ -10,7 +10,6 @@ from transformers import (
 
 from .configuration_lnfree import LNFreeGPT2Config
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
-from .host import is_causal_lm
 from .normfree import LNFreeMixin
 from .sites import AttentionBranch, MLPBranch, StackSites
 
@@ -22,6 +21,7 @@ class LNFreeGPT2Mixin(LNFreeMixin):
     stacks = (
         StackSites(
             embeddings=("wte", "wpe"),
+            embedding_dropout="drop",
             blocks="h",
             attention=AttentionBranch(
                 norm="ln_1",
@@ -51,7 +51,6 @@ class LNFreeGPT2Model(LNFreeGPT2Mixin, GPT2Model):
     """[`GPT2Model`] with the norms and activations of an [`LNFreeGPT2Config`]."""
 
 
-@is_causal_lm
 class LNFreeGPT2ForCausalLM(CausalLMHead, LNFreeGPT2Mixin, GPT2LMHeadModel):
     """
     [`GPT2LMHeadModel`] on an [`LNFreeGPT2Model`].

@@ -11,7 +11,6 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from .configuration_lnfree import LNFreeGPTNeoXConfig
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
-from .host import is_causal_lm
 from .normfree import LNFreeMixin
 from .sites import AttentionBranch, MLPBranch, StackSites
 
@@ -23,6 +22,7 @@ class LNFreeGPTNeoXMixin(LNFreeMixin):
     stacks = (
         StackSites(
             embeddings=("embed_in",),
+            embedding_dropout="emb_dropout",
             blocks="layers",
             attention=AttentionBranch(
                 norm="input_layernorm",
@@ -48,7 +48,6 @@ class LNFreeGPTNeoXModel(LNFreeGPTNeoXMixin, GPTNeoXModel):
     """[`GPTNeoXModel`] with the norms and activations of an [`LNFreeGPTNeoXConfig`]."""
 
 
-@is_causal_lm
 class LNFreeGPTNeoXForCausalLM(CausalLMHead, LNFreeGPTNeoXMixin, GPTNeoXForCausalLM):
     """[`GPTNeoXForCausalLM`] on an [`LNFreeGPTNeoXModel`]."""
 

@@ -133,7 +133,7 @@ class FixedScale(nn.LayerNorm):
 
 def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
     """Where the alpha of a norm starts, by what reads the norm."""
-    own = config.norm_alpha_attention if feeds == "attention" else None
+    own = getattr(config, f"norm_alpha_{feeds}")
     return config.norm_alpha if own is None else own
 
 

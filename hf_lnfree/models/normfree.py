@@ -17,11 +17,12 @@ from .activations import FUSED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
+from .host import name_task, norms_to_tune
 from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
 from .sites import AttentionBranch, Branch, Projection, StackSites
 from .softcap import cap_logits
-from .stabilizers import QueryKeyControl, ResidualGain, ScaledMLP
+from .stabilizers import EmbeddingScale, QueryKeyControl, ResidualGain, ScaledMLP
 from .weight_norms import NormedWeight, norm_weight
 
 
@@ -45,6 +46,10 @@ def rewire(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
         if stack.final_norm is not None:
             final = model.get_submodule(stack.final_norm)
             model.set_submodule(stack.final_norm, build_norm(config.final_norm, final, config, "final"))
+        if config.embedding_scale:
+            assert stack.embedding_dropout is not None
+            dropout = cast(nn.Dropout, model.get_submodule(stack.embedding_dropout))
+            model.set_submodule(stack.embedding_dropout, EmbeddingScale(dropout.p, config.hidden_size))
     connect_removal(model, stacks)
 
 
@@ -146,6 +151,7 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     return dict.fromkeys(tied, source)
 
 
+STABILIZERS = (ScaledMLP, ResidualGain, QueryKeyControl, EmbeddingScale)
 # Arguments of from_pretrained that say where a checkpoint lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -161,6 +167,10 @@ class LNFreeMixin(Base):
 
     stacks: ClassVar[tuple[StackSites, ...]]
     """Where the family keeps what is swapped: one stack of blocks for a decoder, two for an encoder-decoder."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name_task(cls)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -236,7 +246,7 @@ class LNFreeMixin(Base):
             fresh = build_activation(*cast("tuple[str, int, float]", module.built))
             for name, value in fresh.state_dict(keep_vars=True).items():
                 init.copy_(getattr(module, name), value)
-        elif hasattr(module, "norm_name") or isinstance(module, (ScaledMLP, ResidualGain, QueryKeyControl)):
+        elif hasattr(module, "norm_name") or isinstance(module, STABILIZERS):
             if (reset := getattr(module, "reset_parameters", None)) is not None:
                 reset()
         else:
@@ -268,6 +278,10 @@ class LNFreeMixin(Base):
                     stacklevel=2,
                 )
         super().__setattr__(name, value)
+
+    def norms_to_tune(self, asked: Any) -> Any:
+        """PEFT's `LNTuningConfig` without the norms that have nothing to train, see `host.norms_to_tune`."""
+        return norms_to_tune(self, self.stacks, asked)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """As in transformers; `only_trainable` leaves out the frozen part of a query/key-only bias as well."""

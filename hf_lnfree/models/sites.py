@@ -132,6 +132,7 @@ class StackSites:
         attention, cross_attention, mlp: their branches, in the order in which they are computed.
         final_norm: stands after the last block; None where there is none, as in models with norms behind branches.
         embeddings: what the residual stream begins with.
+        embedding_dropout: the module between their sum and the first block; None where there is none.
     """
 
     blocks: str
@@ -140,6 +141,7 @@ class StackSites:
     cross_attention: AttentionBranch | None = None
     final_norm: str | None = None
     embeddings: tuple[str, ...] = ()
+    embedding_dropout: str | None = None
 
     @property
     def named_branches(self) -> dict[str, Branch]:

@@ -53,6 +53,32 @@ class ResidualGain(nn.Dropout):
         return f"p={self.p}, {self.kind}"
 
 
+class EmbeddingScale(nn.Dropout):
+    r"""
+    $a\,(e_1 + e_2 + \dots)$: the sum of the embeddings times a learned scalar $a$, in the place of the dropout behind
+    it. It starts at $\sqrt D$, with which language models with DyT are trained (arXiv 2503.10622).
+
+    Args:
+        p: of the dropout that stood there.
+        width: D.
+    """
+
+    def __init__(self, p: float, width: int):
+        super().__init__(p)
+        self.width = width
+        self.scale = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.scale, math.sqrt(self.width))
+
+    def forward(self, x: Tensor) -> Tensor:  # B T D
+        return self.scale * super().forward(x)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, scale={'meta' if self.scale.is_meta else format(self.scale.item(), '.4g')}"
+
+
 class ScaledMLP(nn.Module):
     r"""
     $W_2\,\beta f(\alpha W_1 x)$ with two learned scalars a layer, from 1 on; in the place of the activation $f$,

@@ -88,7 +88,8 @@ def test_grid_and_ranking_hold_the_same_numbers(family, input_ids):
 
 def test_variants_add_up_or_are_told_to_be_folded(family, input_ids):
     fused = {"layer_activations": "identity_fused:0,relu:1-2", "ffn_scale": True}
-    for fields in ({"weight_norm": "spectral", "weight_norm_scope": "block"}, {"attention_softcap": 2.0, **fused}):
+    spectral = {"weight_norm": "spectral", "weight_norm_scope": "block"}
+    for fields in (spectral, {"attention_softcap": 2.0, **fused}, {"embedding_scale": True}):
         assert attribute(trained(family.model(norm="scale", **fields)).double(), input_ids).largest_error <= 1e-9
     for fields in ({"residual_gain": "fixed"}, {"final_norm": "dyt"}):
         with pytest.raises(ValueError, match="no sum of what these components write"):

@@ -120,6 +120,34 @@ def test_a_stored_head_that_differs_from_the_embedding_is_kept(family, input_ids
     assert torch.equal(logits(converted, input_ids), logits(model, input_ids))
 
 
+def forget_architecture(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "architectures"}))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_configuration_that_names_no_class_has_the_one_that_its_tensors_fit(family, head, tmp_path):
+    """Of a stock checkpoint and of one of ours; GPT-2's head has no tensor of its own."""
+    for place, model in (("stock", family.stock_model(head=head)), ("ours", family.model(head=head))):
+        model.save_pretrained(tmp_path / place)
+        forget_architecture(tmp_path / place)
+        assert type(load(Checkpoint(tmp_path / place))[0]) is family.head(head)
+
+
+def test_a_backbone_that_names_no_class_stays_one(family, tmp_path):
+    for place, model in (("stock", family.stock_model()), ("ours", family.model())):
+        model.base_model.save_pretrained(tmp_path / place)
+        forget_architecture(tmp_path / place)
+        assert type(load(Checkpoint(tmp_path / place))[0]) is type(family.model().base_model)
+
+
+def test_a_class_that_is_not_ours_is_refused_by_name(family, tmp_path):
+    family.model().save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=["LNFreeLlamaForCausalLM"])
+    with pytest.raises(ValueError, match=r"no class of ours for LNFreeLlamaForCausalLM, only for"):
+        load(Checkpoint(tmp_path))
+
+
 def damage_missing(folder):
     edit_weights(folder, lambda t: [t.pop(name) for name in list(t) if "mlp" in name and name.endswith("bias")])
 

@@ -1,10 +1,12 @@
 """What a configuration refuses, and that it says what is allowed."""
 
 import json
+from dataclasses import fields, is_dataclass
 
 import pytest
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
+from hf_lnfree.models.configuration_lnfree import ACTIVATION_NAMES, OTHER_NAMES, reject_study_typos
 from hf_lnfree.models.errors import ConfigurationError
 
 
@@ -66,6 +68,15 @@ def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family, field,
     config = family.config(**{field: 3})
     config.save_pretrained(tmp_path)
     assert getattr(AutoConfig.from_pretrained(tmp_path), field) == 3
+
+
+def test_no_field_of_another_model_is_taken_for_a_slip(family):
+    """Of every configuration of transformers; what is refused means one of ours, by a list."""
+    own = type(family.config())
+    names = {field.name for config in CONFIG_MAPPING.values() if is_dataclass(config) for field in fields(config)}
+    names -= {field.name for field in fields(own)} | {*OTHER_NAMES, *ACTIVATION_NAMES}
+    assert len(names) > 1000
+    reject_study_typos(dict.fromkeys(names), own)
 
 
 def test_what_becomes_of_the_norms_of_a_stock_checkpoint_must_be_said(family, tmp_path):

@@ -1,21 +1,36 @@
 """What transformers and PEFT decide by the name of a class or by model_type is the same for ours as for stock."""
 
 import copy
+import inspect
 import json
+import re
+from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, Trainer, TrainingArguments
+import transformers
+from peft import LNTuningConfig, LoraConfig, get_peft_model
+from peft.utils import constants as peft_constants
+from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments, modelcard
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.integrations import awq
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto import modeling_auto, tokenization_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils.generic import find_labels
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_lnfree import LNFreeTrainer, LNFreeTrainingArguments
+from hf_lnfree import LNFreeTrainer, LNFreeTrainingArguments, models
 from hf_lnfree.conversion import convert
+from hf_lnfree.conversion.families import FAMILIES
 from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
+
+from ..conftest import GPT2, GPT_NEOX
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -138,3 +153,189 @@ def test_no_trainer_with_the_mixin_decays_what_is_no_matrix(family, fields, tmp_
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.dim() > 1), name
+
+
+def stock_of():
+    """Every class of ours -> the stock class with its parameters."""
+    return {own: getattr(transformers, name) for family in FAMILIES.values() for name, own in family.classes.items()}
+
+
+class Pair:
+    """A class of ours with LayerNorms in every place, and the stock class: models of both."""
+
+    def __init__(self, own):
+        self.family = GPT2 if own.config_class is models.LNFreeGPT2Config else GPT_NEOX
+        self.own, self.stock = own, stock_of()[own]
+        self.ours = own(self.family.config(norm="layernorm", final_norm="layernorm"))
+        self.theirs = self.stock(self.family.stock_config())
+        self.names = self.own.__name__, self.stock.__name__
+        self.types = self.ours.config.model_type, self.theirs.config.model_type
+
+    def same(self, decide):
+        ours, theirs = decide(self.ours), decide(self.theirs)
+        assert ours == theirs
+
+    def same_by(self, keys, table):
+        """What a table has for two keys; a table without one has None for both."""
+        assert repr(table.get(keys[0])) == repr(table.get(keys[1]))
+
+
+def smoothed(pair):
+    listed = list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    assert (pair.names[0] in listed) == (pair.names[1] in listed)
+
+
+def tasks(pair):
+    tables = [table for name, table in vars(modelcard).items() if name.endswith("_MAPPING_NAMES")]
+    found = [[name in table.values() for name in pair.names] for table in tables]
+    assert all(own == stock for own, stock in found)
+    assert any(own for own, _ in found) == (not pair.names[0].endswith("Model"))
+
+
+def losses(pair):
+    expected = pair.theirs.loss_type or {"GPT2LMHeadModel": "ForCausalLM"}.get(pair.names[1])
+    assert pair.ours.loss_type == expected
+
+
+def decay(pair):
+    pair.same(lambda model: Trainer.get_decay_parameter_names(None, model))
+
+
+def auto_classes(pair):
+    found = 0
+    for name in dir(modeling_auto):
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        stock = None if mapping is None else mapping.get(pair.stock.config_class, None)
+        if stock is pair.stock:
+            found += 1
+            assert mapping[pair.own.config_class] is pair.own, name
+    assert found
+
+
+def architectures(pair):
+    """Only the stock export has a class there, which the page says; once ours are found, it should say that."""
+    assert getattr(transformers, pair.names[1]) is pair.stock
+    assert not hasattr(transformers, pair.names[0])
+
+
+def tokenizers(pair):
+    assert pair.ours.config.tokenizer_class == tokenization_auto.TOKENIZER_MAPPING_NAMES[pair.types[1]]
+
+
+def tensor_names(pair):
+    for own, stock in (pair.names, pair.types):
+        assert repr(get_checkpoint_conversion_mapping(own)) == repr(get_checkpoint_conversion_mapping(stock))
+
+
+def peft_targets(pair):
+    for name, mapping in vars(peft_constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and not (name.count("LNTUNING") and pair.family is GPT_NEOX):
+            pair.same_by(pair.types, mapping)
+
+
+def norms(pair):
+    asked = pair.ours.norms_to_tune(LNTuningConfig())
+    found = {name for name, _ in pair.theirs.named_modules() if name.rpartition(".")[2] in asked.target_modules}
+    assert found == {name for name, m in pair.theirs.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert asked.exclude_modules is None
+
+
+def projections(pair):
+    pair.same(lambda model: {name: type(m) for name, m in model.named_modules() if hasattr(m, "weight")})
+
+
+def scaled_activations(pair):
+    pair.same_by(pair.types, awq.AWQ_SCALES_MAPPINGS)
+
+
+def whole_modules(pair):
+    pair.same(lambda model: set(model._no_split_modules))
+    assert set(pair.ours._no_split_modules) <= {type(module).__name__ for module in pair.ours.modules()}
+
+
+def checkpointed(pair):
+    pair.same(lambda model: [n for n, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)])
+    pair.same(lambda model: model.supports_gradient_checkpointing)
+
+
+ABILITIES = re.compile(r"_supports_\w+|_can_\w+|_is_\w+|_keys_to_ignore\w+|_keep_in_\w+|_skip_keys\w+|_no_split\w+")
+
+
+def abilities(pair):
+    methods = (property, classmethod, staticmethod, FunctionType)
+    found = {name: inspect.getattr_static(pair.stock, name) for name in dir(pair.stock) if ABILITIES.fullmatch(name)}
+    names = {name for name, value in found.items() if not isinstance(value, methods)}
+    assert len(names) > 8
+    for name in names:
+        assert getattr(pair.own, name) == getattr(pair.stock, name), name
+    pair.same(lambda model: model._tied_weights_keys or {})
+
+
+def plans(pair):
+    pair.same(lambda model: (model.tp_plan, model.pp_plan))
+    pair.same(lambda model: (model.config.base_model_tp_plan, model.config.base_model_pp_plan))
+
+
+def generates(pair):
+    pair.same(lambda model: (model.can_generate(), model.main_input_name, model.base_model_prefix))
+
+
+# Who decides what, as docs/host.md says it -> what must be so for a class of ours.
+CHECKS = {
+    "whether labels are shifted under `label_smoothing_factor`": smoothed,
+    "what a model is for": tasks,
+    "which loss a head computes": losses,
+    "which inputs are labels": lambda pair: pair.same(lambda model: find_labels(type(model))),
+    "what weight decay leaves out": decay,
+    "configuration and model of a checkpoint": auto_classes,
+    "the class of a checkpoint": architectures,
+    "the class of a tokenizer in a folder that names none": tokenizers,
+    "names of tensors in a file (GPT-NeoX's head is `embed_out` there)": tensor_names,
+    "default target modules": peft_targets,
+    "what a norm is": norms,
+    "which projections are exchanged": projections,
+    "which activation is scaled": scaled_activations,
+    "which modules stay whole on a device, or are wrapped": whole_modules,
+    "which modules are checkpointed, and whether": checkpointed,
+    "which attention, cache and compilation a model can do, which outputs are recorded, which tensors may be missing": (
+        abilities
+    ),
+    "how a model is split over devices": plans,
+    "whether and how a model generates": generates,
+}
+OURS = {name: found for name in models.__all__ if isinstance(found := getattr(models, name), type)}
+OURS = {name: found for name, found in OURS.items() if issubclass(found, PreTrainedModel)}
+
+
+def test_the_page_and_the_checks_are_one_list_and_every_class_has_a_stock_one():
+    page = (Path(__file__).parents[2] / "docs" / "host.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row[1] for row in rows[1:]] == list(CHECKS)
+    assert set(OURS.values()) == set(stock_of())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_decision_by_a_name_is_that_of_the_stock_class(name):
+    pair = Pair(OURS[name])
+    for decision, check in CHECKS.items():
+        try:
+            check(pair)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {decision}") from error
+
+
+def test_serve_loads_the_stock_export_and_nothing_else(family, input_ids, tmp_path):
+    """What `transformers serve` does to a model, without its server."""
+    bpe = train_bpe(["some text of a few words"] * 4, 300)
+    model = family.model(vocab_size=300, norm="none", final_norm="none")
+    model.save_pretrained(tmp_path / "ours")
+    bpe.save_pretrained(tmp_path / "ours")
+    convert(str(tmp_path / "ours"), tmp_path / "stock", to="stock")
+    manager = ModelManager(device="cpu", model_timeout=-1)
+    served, tokenizer = manager.load_model_and_processor(manager.process_model_name(str(tmp_path / "stock")))
+    assert type(served) is family.stock_head("CausalLM")
+    assert tokenizer("some text")["input_ids"] == bpe("some text")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(served(input_ids).logits, model(input_ids).logits, rtol=1e-3, atol=1e-3)
+    with pytest.raises(AttributeError, match="has no attribute LNFree"):
+        manager.load_model_and_processor(str(tmp_path / "ours"))

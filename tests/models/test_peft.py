@@ -7,10 +7,20 @@ import sys
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, TaskType, VeraConfig, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from hf_lnfree.conversion import fold, to_stock
+from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.removal.procedure import removable
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 
@@ -151,3 +161,71 @@ def test_an_adapter_of_other_weights_is_not_put_on_silently(family, tmp_path):
         PeftModel.from_pretrained(without, tmp_path / "adapter")
     own = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert own.get_base_model().config.norm == "layernorm"
+
+
+def trained_norms(peft):
+    """The norms with a copy that is trained, by their names in the model without adapters."""
+    names = [name for name, p in peft.named_parameters() if p.requires_grad and "ln_tuning_layers" in name]
+    return {name.removeprefix("base_model.model.").split(".ln_tuning_layers")[0] for name in names}
+
+
+def with_parameters(model):
+    """The same by hand, from the names that the families have."""
+    ends = ("ln_1", "ln_2", "ln_f", "input_layernorm", "post_attention_layernorm", "final_layer_norm")
+    return {n for n, m in model.named_modules() if n.endswith(ends) and sum(p.numel() for p in m.parameters())}
+
+
+SOME_NORMS = [
+    {"norm": "none", "final_norm": "layernorm"},
+    {"norm": "layernorm", "final_norm": "none"},
+    {"layer_norms": ["none", "layernorm", "rmspre"], "final_norm": "dyt"},
+    {"norm": "rmsnorm", "final_norm": "rmspre"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+@pytest.mark.parametrize("fields", SOME_NORMS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_ln_tuning_trains_the_norms_that_are_there(family, fields, input_ids, tmp_path):
+    model = trained(family.model(**fields))
+    model.save_pretrained(tmp_path / "base")
+    wanted = with_parameters(model)
+    asked = LNTuningConfig(task_type="CAUSAL_LM")
+    peft = get_peft_model(model, asked)
+    assert trained_norms(peft) == wanted
+    whole = family.model(norm="layernorm", final_norm="layernorm")
+    full = with_parameters(whole)
+    assert trained_norms(get_peft_model(whole, asked)) == full  # one request, two models
+    optimizer = torch.optim.SGD([p for p in peft.parameters() if p.requires_grad], lr=0.1)
+    peft.train()(input_ids, labels=input_ids).loss.backward()
+    optimizer.step()
+    (expected,) = outputs(peft.eval(), input_ids)[:1]
+    peft.save_pretrained(tmp_path / "adapter")
+    base = family.head("CausalLM").from_pretrained(tmp_path / "base").eval()
+    assert not torch.equal(outputs(base, input_ids)[0], expected)
+    reloaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert torch.equal(outputs(reloaded, input_ids)[0], expected)
+    assert torch.equal(outputs(peft.merge_and_unload(), input_ids)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+def test_ln_tuning_takes_the_names_that_it_is_given(family):
+    final = "ln_f" if family.name == "gpt2" else "final_layer_norm"
+    model = family.model(norm="layernorm", final_norm="layernorm")
+    (found,) = trained_norms(get_peft_model(model, LNTuningConfig(target_modules=[final])))
+    assert found.endswith(f".{final}")
+    model = family.model(layer_norms=["none", "layernorm", "layernorm"], final_norm="layernorm")
+    asked = LNTuningConfig(target_modules=r".*(ln_1|ln_f|input_layernorm)", exclude_modules=r".*\.1\..*")
+    assert {name.split(".")[2] for name in trained_norms(get_peft_model(model, asked)) if final not in name} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "words"),
+    [
+        ({"norm": "none", "final_norm": "none"}, {}, r"none of .*(ln_f|final_layer_norm).* has parameters .*LoRA"),
+        ({"norm": "none"}, {"target_modules": ["ln_1", "input_layernorm"]}, "none of .* has parameters"),
+        ({"norm": "removal"}, {}, "is being removed .*Finish the removal"),
+    ],
+)
+def test_ln_tuning_without_a_norm_to_train_is_refused_by_name(family, fields, asked, words):
+    with pytest.raises(ConfigurationError, match=words):
+        get_peft_model(family.model(**fields), LNTuningConfig(**asked))

@@ -324,6 +324,7 @@ def test_residual_init_reaches_every_writer(name):
         ("OPT", {"linear_bias": "query_key"}, "linear_bias='query_key'.*no fused projection"),
         ("Llama", {"hidden_act": "identity_fused"}, r"hidden_act='identity_fused'.*the mlp of layers\.0 is gated"),
         ("Llama", {"layer_activations": ["relu", "identity_fused"]}, "layer_activations=.*is gated"),
+        ("Llama", {"embedding_scale": True}, r"embedding_scale=True.*no module between the embeddings and layers"),
         ("BERT", {"final_norm": "layernorm"}, r"final_norm='layernorm'.*nothing stands after encoder\.layer"),
     ],
 )

@@ -41,6 +41,7 @@ OPTIONS = [
     {"layer_activations": "identity_fused:0-1,relu:2", "ffn_scale": True, "linear_bias": "query_key"},
     {"activation": "identity_fused", "weight_norm": "weight"},
     {"layer_activations": "relu:0-1,gelu:2", "layer_norms": "dyt:0,none:1,scale:2"},
+    {"embedding_scale": True, "final_norm": "derf", "norm_alpha_final": 0.2},
 ]
 # Every norm once, every option once, and each option with another norm.
 COMBINATIONS = [{"norm": norm, "final_norm": norm} for norm in NORMS] + [
@@ -94,6 +95,36 @@ def test_alphas_have_starts_of_their_own(family):
     assert model.base_model.get_submodule(stack.final_norm).alpha.item() == pytest.approx(0.2)
     plain = family.block_list(family.model(norm="dyt", norm_alpha=0.3))[0]
     assert stack.attention.norm_module(plain).alpha.item() == pytest.approx(0.3)
+    llama = family.model(
+        norm="dyt", final_norm="dyt", norm_alpha_attention=0.8, norm_alpha_mlp=0.2, norm_alpha_final=0.3
+    )
+    for block in family.block_list(llama):
+        norms = [branch.norm_module(block) for branch in stack.branches(block).values()]
+        assert [norm.alpha.item() for norm in norms] == pytest.approx([0.8, 0.2])
+    assert llama.base_model.get_submodule(stack.final_norm).alpha.item() == pytest.approx(0.3)
+
+
+def test_the_scale_of_embeddings_is_its_formula(family, input_ids, tmp_path):
+    """In float64, for tokens and for embeddings that are given; it starts at the root of the width."""
+    model = family.model(norm="dyt", embedding_scale=True)
+    (name,) = [name for name, _ in model.named_parameters() if name.endswith(("drop.scale", "emb_dropout.scale"))]
+    assert model.get_parameter(name).item() == pytest.approx(math.sqrt(model.config.hidden_size))
+    model = moved(model).double()
+    tokens = model.get_input_embeddings().weight[input_ids]
+    positions = model.base_model.wpe.weight[: input_ids.shape[1]] if family.name == "gpt2" else 0
+    for given in ({"input_ids": input_ids}, {"inputs_embeds": tokens}):
+        found = model(**given, output_hidden_states=True).hidden_states[0]
+        torch.testing.assert_close(found, model.get_parameter(name) * (tokens + positions), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_scale_of_embeddings_goes_into_their_weights(family, tied, input_ids):
+    """A head that shares the weights of the embedding keeps those that it had."""
+    model = moved(family.model(norm="none", final_norm="none", embedding_scale=True, tie_word_embeddings=tied)).double()
+    folded, told = fold(model)
+    assert told.untied == tied
+    for found in (folded, to_stock(model)):
+        torch.testing.assert_close(logits(found, input_ids), logits(model, input_ids), rtol=1e-9, atol=1e-9)
 
 
 ACTIVATIONS = {
@@ -292,6 +323,7 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
     torch.testing.assert_close(logits(folded, input_ids), logits(copy.deepcopy(model).double(), input_ids))
     left = folded.config
     assert (left.weight_norm, left.residual_gain, left.ffn_scale) == ("none", "none", False)
+    assert not left.embedding_scale
     assert not left.attention_temperature or left.query_key_norm
     assert not set(left.block_norms) & {"scale", "affine", "fixed_scale", "rmsnorm"}
 
@@ -404,6 +436,12 @@ def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, t
         ({"norm_alpha": float("nan")}, "must be a finite number"),
         ({"attention_softcap": 0}, "must be greater than 0"),
         ({"attention_softcap": "30"}, "must be a finite number"),
+        ({"embedding_scale": "sqrt"}, "must be true or false"),
+        ({"norm": "dyt", "norm_alpha_mlp": "0.2"}, "must be a finite number"),
+        ({"norm": "layernorm", "norm_alpha_attention": 0.8}, r"norm_alpha_attention=0.8 .* 'layernorm'.*Leave it"),
+        ({"norm": "affine", "norm_alpha_mlp": 0.2}, "no norm there has one: 'affine'"),
+        ({"norm": "dyt", "norm_alpha_final": 0.2}, "no norm there has one: 'layernorm'"),
+        ({"norm": "dyt", "alpha_mlp": 0.2, "norm_alpha_mpl": 0.2}, "Did you mean 'norm_alpha_mlp'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(family, fields, message):
