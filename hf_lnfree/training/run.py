@@ -27,6 +27,7 @@ from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
 from .lock import LOCK, only_run
 from .log import LOG
+from .possible import require_possible
 from .procedure import Procedure
 from .recorder import RECORD
 from .results import ENTROPY, RESULTS, RunResults
@@ -77,7 +78,7 @@ def train(
     if (finished := finished_run(folder, begun, args.resume_from_checkpoint)) is not None:
         return finished
     checkpoint_of(folder, begun, args.resume_from_checkpoint)
-    model_args.config(data_args.context_length)
+    require_possible(model_args, data_args, args)
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args, **model_args.access(data_args.tokenizer))
     begun.content = content_of(data)
