@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..pages.finish import finish_run
 from ..tables import number
+from ..training.checkpoints import has_weights
 from ..training.results import RESULTS
 from ..training.run import train
 from ..training.settings import parse_settings, read_settings
@@ -44,7 +45,8 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
     event = results.nonfinite_events[-1]
     console.print(
         f"The run diverged at step {results.diverged_at}: {event['verdict']}. First: {event['first']}. "
-        f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json",
+        f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json."
+        + ("" if has_weights(folder) else " No model was saved: no state of the run was finite."),
         style="bold red",
         highlight=False,
         markup=False,

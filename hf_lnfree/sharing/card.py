@@ -12,6 +12,7 @@ from ..data.arguments import STDLIB
 from ..files import read_json, write_text
 from ..removal.results import RemovalSummary
 from ..tables import number
+from ..training.checkpoints import has_weights
 from ..training.results import ENTROPY, RunResults
 
 TEMPLATE = files("hf_lnfree") / "sharing" / "templates" / "model_card.md"
@@ -39,6 +40,7 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title,
+        saved=has_weights(run),
         repo_id=repo_id or (run.resolve().name if run.is_absolute() else run.as_posix()),
         architecture=(config.get("architectures") or [config.get("model_type")])[0],
         norms=norms(config),

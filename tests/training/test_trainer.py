@@ -22,6 +22,8 @@ from hf_lnfree.training.beginning import Beginning
 from hf_lnfree.training.log import read_log
 from hf_lnfree.training.restoring import load_weights
 
+from ..conftest import GPT2
+
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
 NEOX = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL = {"gpt2": TINY, "gpt_neox": {**NEOX, "max_position_embeddings": 32, "initializer_range": 0.1}}
@@ -431,6 +433,36 @@ def test_every_trial_of_a_search_has_a_log_of_its_own(family, tmp_path, monkeypa
         assert [entry["step"] for entry in logged] == [1, 2]
         assert logged[0]["learning_rate"] == rate
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_every_trial_of_a_search_has_guard_and_recorder_of_its_own(tmp_path, monkeypatch):
+    """One that diverges leaves its record and its last good state in its folder, and the next one begins anew."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    windows = torch.randint(3, 99, (8, 16), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": ids, "labels": ids} for ids in windows]
+    args = LNFreeTrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, save_strategy="no", logging_steps=1)
+    trainer = LNFreeTrainer(model_init=lambda: GPT2.model(), args=args, train_dataset=examples)
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
+    trainer.hp_space = lambda trial: trial.params
+    step = LNFreeTrainer.training_step
+
+    def spoilt(self, model, inputs, count=None):
+        loss = step(self, model, inputs, count)
+        if self.trial.number == 0 and self.state.global_step == 1:
+            model.transformer.wte.weight.grad.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(LNFreeTrainer, "training_step", spoilt)
+    for number in (0, 1):
+        trainer.train(trial=SimpleNamespace(number=number, params={"learning_rate": 1e-3}))
+        assert trainer.guard.diverged_at == (2 if number == 0 else None)
+    assert sorted(path.name for path in (tmp_path / "run-0").iterdir()) == [
+        "checkpoint-1",
+        "flight_recorder.json",
+        "log.jsonl",
+    ]
+    assert [entry["step"] for entry in read_log(tmp_path / "run-1") if "loss" in entry] == [1, 2, 3]
+    assert not {"checkpoint-1", "flight_recorder.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):
