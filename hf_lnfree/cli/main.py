@@ -1,8 +1,13 @@
 """`hf-lnfree`: one command, and what its exit code says."""
 
 import logging
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,6 +18,7 @@ from . import measuring, sharing, training  # noqa: F401  (they add their comman
 from .app import app
 from .help import TRACEBACK
 
+INTERRUPTED, TERMINATED = 130, 143
 errors = Console(stderr=True)
 
 
@@ -22,22 +28,55 @@ def user_errors() -> tuple[type[Exception], ...]:
     return LNFreeError, OSError, *([models.ConfigurationError] if models else ())
 
 
+class Terminated(BaseException):
+    """SIGTERM, which ends a command as Ctrl-C does: what is half-written goes, and so do its processes."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM inside raises Terminated."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # signals are those of the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The console script. Exit codes: 0 done, 1 wrong input, 2 wrong usage, 3 a run diverged, 130 interrupted."""
+    """
+    The console script.
+
+    Returns:
+        The exit code: 0 done, 1 wrong input, 2 wrong usage, 3 a run diverged, 130 interrupted, 143 terminated.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     left = [argument for argument in given if argument != TRACEBACK[0]]
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_lnfree").setLevel(logging.INFO)
     try:
-        return app(args=left, prog_name="hf-lnfree", standalone_mode=False) or 0
+        with terminable():
+            code = app(args=left, prog_name="hf-lnfree", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer has caught it
+            errors.print("Interrupted.")
+        return code
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
-        return 130
+        return INTERRUPTED
+    except Terminated:
+        errors.print("Terminated.")
+        return TERMINATED
     except KeyboardInterrupt:
         errors.print("Interrupted.")
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             error.show()  # type: ignore[attr-defined]
