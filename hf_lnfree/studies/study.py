@@ -24,7 +24,7 @@ from ..training.settings import RunArguments, merge, parse_settings, read_settin
 STUDY = "study.json"
 OF_A_STUDY: dict[str, Any] = {
     **{"title": str | None, "about": str | None, "published": str | None},
-    **{"rows": dict[str, str | dict] | None, "factors": dict[str, list] | None},
+    **{"rows": dict[str, str | dict] | None, "factors": dict[str, Any] | None},
     **{"scales": dict[str, dict | None] | None, "compare": list[list[str]] | None},
 }
 """The fields of a study file that are not those of its rows, and what they hold."""
