@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from ..pages.finish import finish_run
-from ..tables import number
+from ..tables import duration, number
 from ..training.checkpoints import has_weights
 from ..training.results import RESULTS
 from ..training.run import train
@@ -35,8 +35,8 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
     if args.push_to_hub or not (finished and (folder / "README.md").is_file()):
         finish_run(folder, args)
     console.print(
-        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens. "
-        f"Everything is in {args.output_dir}",
+        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens "
+        f"and {duration(results.train_seconds)}. Everything is in {args.output_dir}",
         highlight=False,
         markup=False,
     )

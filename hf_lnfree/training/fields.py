@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ALIASES = {"out": "output_dir", "device": "use_cpu"}
 """Names of this package, in files and as flags, beside those of `TrainingArguments`, which mean the same."""
 
+FROM_SCRATCH = 1e-3
+"""The learning rate of a new model where files and flags give none, as in the paper; 5e-5 suits a checkpoint."""
+
 OF_A_ROW = (
     *("norm", "final_norm", "layer_norms", "activation", "activation_function", "hidden_act"),
     *("layer_activations", "slope_scope", "negative_slope"),

@@ -37,7 +37,9 @@ class HostFields:
         STEPS, None, "last: go on with the run in --out; auto: that, or begin; or the folder of a checkpoint."
     )
 
-    learning_rate: float = said(OPTIMISER, 5e-5, "Learning rate after warm-up.")
+    learning_rate: float = said(
+        OPTIMISER, 5e-5, "Learning rate after warm-up; 1e-3 for a new model where none is given."
+    )
     lr_scheduler_type: str = said(
         OPTIMISER, "linear", "Course of the learning rate: linear, cosine, constant_with_warmup, ..."
     )

@@ -16,7 +16,7 @@ from ..data.arguments import DataArguments
 from ..errors import SettingsError
 from ..loading import find_device, reason
 from .arguments import LNFreeTrainingArguments
-from .fields import ALIASES, ModelArguments, as_mapping
+from .fields import ALIASES, FROM_SCRATCH, ModelArguments, as_mapping
 from .possible import require_row
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
@@ -93,7 +93,8 @@ def parse_settings(
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
 
     Flags are written with dashes or underscores. `out` and `device` ("cpu", or the kind of accelerator that there is)
-    are names of `output_dir` and `use_cpu`.
+    are names of `output_dir` and `use_cpu`. A new model has a learning rate of 1e-3 where none is given, a checkpoint
+    that of transformers, which is one for fine-tuning.
 
     Args:
         source: where `values` are from.
@@ -142,6 +143,8 @@ def parse_settings(
             require_row(*settings, data.context_length)
         except SettingsError as error:
             raise SettingsError(spelt(str(error), source, names)) from error
+        if "learning_rate" not in {*values, *names}:
+            of_kind[LNFreeTrainingArguments].learning_rate = FROM_SCRATCH
     return tuple(parsed)
 
 

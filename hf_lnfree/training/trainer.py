@@ -23,7 +23,7 @@ from .checkpoints import PARTIAL, WholeCheckpoints
 from .divergence import DivergenceGuard
 from .lock import only_run
 from .log import JsonlLog
-from .progress import ReadableProgress
+from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
 from .results import RESULTS
 from .steps import StepRecord
@@ -96,6 +96,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
+        self.add_callback(Forecast())
 
     @property
     def trial(self) -> Any:

@@ -238,6 +238,29 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
 
 
+def test_a_run_says_first_what_it_is_going_to_be(arguments, tmp_path, caplog, monkeypatch):
+    """Size, data, steps, tokens, rate and folder, before the first step; then how long it is going to take."""
+    seconds = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("hf_lnfree.training.progress.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    with caplog.at_level("INFO", logger="hf_lnfree"):
+        results = train(*arguments(row="SM+R", max_steps=6))
+    said = [record.getMessage() for record in caplog.records]
+    model, data, training, folder = (next(x for x in said if x.startswith(f"{w}: ")) for w in WORDS)
+    assert model == f"Model: a new gpt2, row SM+R, {results.parameters / 1e6:.2f} million parameters."
+    windows = results.data["train"]["windows"]
+    assert f"{windows:,} windows of 32 tokens; {results.data['validation']['used']:,} held out." in data
+    assert f"6 steps of 4 windows, {results.tokens:,} tokens" in training
+    assert training.endswith("learning rate 0.01, on cpu.")
+    assert folder == f"Folder: {tmp_path / 'run'}"
+    forecast = [x for x in said if x.startswith("About ")]
+    assert len(forecast) == 1
+    assert "2 steps of " in forecast[0]
+    assert said.index(folder) < said.index(forecast[0])
+
+
+WORDS = ("Model", "Data", "Training", "Folder")
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_a_warning(arguments, tmp_path, caplog):
     train(*arguments())
     for name in ("results.json", "run.json"):
