@@ -1,10 +1,12 @@
 """Fields of dataclasses held to their types, choices and ranges, before anything is read."""
 
 import enum
+import json
 import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import SettingsError
@@ -57,6 +59,21 @@ class Filled:
 
 
 FILLED = Filled()
+
+
+class MappingOrFile:
+    """A mapping, JSON text of one, or the name of a file that holds it."""
+
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return isinstance(value, Mapping)
+        try:
+            return isinstance(json.loads(value), dict)
+        except ValueError:
+            return value in FILLED and Path(value).is_file()
+
+    def __str__(self) -> str:
+        return "a mapping, its JSON, or a file that holds it"
 
 
 def require_fields(arguments: Any, allowed: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..checks import require_fields
 from ..errors import SettingsError
@@ -33,6 +34,11 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
         require_fields(self, HOST_RANGES | RANGES)
         if self.max_steps == 0:
             raise SettingsError("max_steps must be at least 1, or -1 for num_train_epochs, got 0.")
+        if isinstance(self.accelerator_config, dict):
+            try:
+                AcceleratorConfig(**self.accelerator_config)
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"accelerator_config={self.accelerator_config!r}: {error}") from error
         super().__post_init__()
         here = get_available_reporting_integrations()
         if missing := sorted(set(self.report_to or ()) - {*here, *UNCHECKED}):

@@ -6,7 +6,7 @@ A run takes all of its fields; `--help-all` asks the class itself, and a test ho
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..checks import FILLED, Range, above, at_least
+from ..checks import FILLED, MappingOrFile, Range, above, at_least
 
 
 def said(group: str, default: Any, text: str) -> Any:
@@ -88,5 +88,9 @@ HOST_RANGES: dict[str, Any] = {
     **dict.fromkeys(("seed", "data_seed"), SEED),
     "max_steps": at_least(-1),
     "local_rank": at_least(-1),
+    **dict.fromkeys(("lr_scheduler_kwargs", "activation_checkpointing_kwargs"), MappingOrFile()),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "accelerator_config", "fsdp_config", "deepspeed"), MappingOrFile()
+    ),
     **dict.fromkeys(("output_dir", "resume_from_checkpoint", "hub_model_id", "hub_revision", "run_name"), FILLED),
 }

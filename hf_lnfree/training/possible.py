@@ -28,10 +28,19 @@ REFUSALS = (ValueError, TypeError, KeyError, ImportError, RuntimeError, Assertio
 def require_possible(model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrainingArguments) -> None:
     """
     Raises:
-        SettingsError: as `require_model`; or the optimiser or its schedule cannot be made, or there is no such metric.
+        SettingsError: as `require_model`; or the optimiser or its schedule cannot be made, or there is no such metric,
+            compiler or mode of it.
         ModelError: as `require_model`.
     """
     require_optimiser(args, require_model(model_args, data_args))
+    if args.torch_compile:
+        try:
+            torch.compile(nn.Identity(), backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+        except REFUSALS as error:
+            fields = (
+                f"torch_compile_backend={args.torch_compile_backend!r}, torch_compile_mode={args.torch_compile_mode!r}"
+            )
+            raise SettingsError(f"{fields}: {reason(error)}") from error
     metric = str(args.metric_for_best_model or METRICS[0]).removeprefix("eval_")
     if metric not in METRICS:
         raise SettingsError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")

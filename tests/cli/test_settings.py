@@ -144,8 +144,14 @@ def test_renamed_options_are_refused_with_their_new_name(arguments, said, capsys
         ({"optim": "adamm"}, "optim must be one of 'adamw_torch'"),
         ({"eval_strategy": "sometimes"}, "eval_strategy must be one of 'no', 'steps', 'epoch', got 'sometimes'"),
         ({"warmup_steps": -1}, "warmup_steps"),
-        ({"accelerator_config": {"x": 1}}, "unexpected keyword argument 'x'"),
-        ({"accelerator_config": "nowhere.json"}, "No such file or directory: 'nowhere.json'"),
+        (
+            {"accelerator_config": {"x": 1}},
+            "accelerator_config={'x': 1}: AcceleratorConfig.__init__()",
+        ),
+        (
+            {"accelerator_config": "nowhere.json"},
+            "accelerator_config must be a mapping, its JSON, or a file",
+        ),
         ({"report_to": "nobody"}, "report_to=nobody is not installed or not known"),
         ({"lerning_rate": 1}, "unknown fields: lerning_rate. Did you mean learning_rate?"),
         ({"zzz": 1}, "unknown fields: zzz. `hf-lnfree train --help-all` lists all."),
