@@ -1,11 +1,12 @@
 """`hf-lnfree`: one command, and what its exit code says."""
 
 import logging
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,13 +84,28 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if left != list(given) or not isinstance(error, user_errors()):
             raise
-        errors.print(f"[bold red]error:[/] {escape(one_line(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(spoken(one_line(error), given))}", highlight=False, soft_wrap=True)
         return 1
 
 
 def one_line(error: Exception) -> str:
     """The message of an error without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def spoken(message: str, arguments: Sequence[str]) -> str:
+    """A message in the words of the command: `study` and `demo` take the fields of a run by --set."""
+    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    command = commands.get(next((argument for argument in arguments if not argument.startswith("-")), ""))
+    known = {name for param in command.params for name in param.opts} if command is not None else set()
+    if "--set" not in known:
+        return message
+
+    def set_field(found: re.Match[str]) -> str:
+        flag, value = found[1], found[2] or "..."
+        return found[0] if flag.replace("_", "-") in known else f"--set {flag[2:].replace('-', '_')}={value}"
+
+    return re.sub(r"(?<![\w-])(--[a-z][\w-]*\w)(?: (\d+|no|auto)\b)?", set_field, message)
 
 
 def leave_process_group() -> None:

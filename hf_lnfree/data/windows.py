@@ -111,7 +111,8 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
         if not count:
             raise DataError(
                 f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
-                f"{dropped} tokens). Shorten --context-length, use --packing packed, or give more text."
+                f"{dropped} tokens). Shorten --context-length, or give more text; a training may also pack documents "
+                "(packing=packed)."
             )
         meta = {
             "sha256": contents.hexdigest(),

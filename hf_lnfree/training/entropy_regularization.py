@@ -73,7 +73,7 @@ class EntropyRegularization(Procedure):
     def attach(self, trainer: Any, steps: int) -> None:
         if trainer.args.torch_compile:
             raise SettingsError(
-                "Entropies are taken out of attention calls, which --torch-compile hides: leave one out."
+                "Entropies are taken out of attention calls, which torch_compile hides: leave it or entropy_weight out."
             )
         trainer.penalties.append(self.penalty)
 
