@@ -3,6 +3,7 @@
 What is wrong with a checkpoint is a ModelError that names it. Code that comes with one runs only when asked for.
 """
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ TORCH_ERRORS = {
     "PytorchStreamReader": "its pytorch_model.bin is damaged. Copy or download it again.",
     "ignore_mismatched_sizes": "its weights have other shapes than its configuration says.",
 }
+SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 SHOWN = 4  # names in an error
 LONGEST_REASON = 1000  # characters; transformers may list all of its classes
 
@@ -168,6 +170,19 @@ def all_finite(parameter: torch.Tensor) -> bool:
     return bool(total.isfinite()) or bool(parameter.detach().isfinite().all())
 
 
+def require_mappings(folder: Path) -> None:
+    """Raise ModelError for a file of settings in which there is no JSON mapping: transformers takes it for one."""
+    for path in (folder / name for name in SETTINGS_FILES):
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is damaged: {error}. Copy or download it again.") from error
+        if not isinstance(found, dict):
+            raise ModelError(f"{path} is damaged: it holds no mapping. Copy or download it again.")
+
+
 def require_own_files(folder: Path) -> None:
     """Raise ModelError for an index of shards that names files elsewhere, or that are not there."""
     for index in sorted(folder.glob("*.index.json")):
@@ -194,10 +209,11 @@ def find(name: str | PathLike[str]) -> str:
     A folder, or a name to be looked up on the Hub, as transformers takes it.
 
     Raises:
-        ModelError: a path where there is no folder.
+        ModelError: a path where there is no folder, or one whose settings are damaged.
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        require_mappings(path)
         return str(path)
     if path.exists():
         raise ModelError(

@@ -18,7 +18,7 @@ from .rollback import GoodState, scale_learning_rate
 
 ROLLBACK_FACTOR, MOST_ROLLBACKS = 0.5, 8
 SCALER_PATIENCE = 40  # steps in a row that a loss scaler may skip before its gradients count as diverged
-SCALED_IN_VAIN = {
+SCALED_IN_VAIN: dict[str, Any] = {
     "verdict": "overflow",
     "figures": "",
     "first": "gradients, at every loss scale that was tried",

@@ -1,11 +1,13 @@
 """What cannot be made of settings is found before the corpus is read: model, attention, optimiser and schedule."""
 
 from functools import lru_cache
+from typing import Any
 
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Trainer, get_scheduler
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, SchedulerType, Trainer, get_scheduler
+from transformers.training_args import OptimizerNames
 
 from ..checks import at_least
 from ..data.arguments import DataArguments
@@ -122,13 +124,13 @@ def require_optimiser(args: LNFreeTrainingArguments, model: PreTrainedModel) -> 
         weights = [nn.Parameter(torch.zeros(1, 1))]
         optimiser = torch.optim.SGD(weights) if whole else kind(weights, **options)
     except REFUSALS as error:
-        raise SettingsError(
-            f"optim={args.optim.value!r} with optim_args={args.optim_args!r}: {reason(error)}"
-        ) from error
+        given = f"optim={OptimizerNames(args.optim).value!r} with optim_args={args.optim_args!r}"
+        raise SettingsError(f"{given}: {reason(error)}") from error
+    schedule: Any = args.lr_scheduler_kwargs  # text became a mapping, if it is one
     try:
-        get_scheduler(args.lr_scheduler_type, optimiser, 1, 2, args.lr_scheduler_kwargs)
+        get_scheduler(args.lr_scheduler_type, optimiser, 1, 2, schedule)
     except REFUSALS as error:
-        kind = args.lr_scheduler_type.value
-        raise SettingsError(
-            f"lr_scheduler_type={kind!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}: {reason(error)}"
-        ) from error
+        given = (
+            f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value!r} with lr_scheduler_kwargs={schedule!r}"
+        )
+        raise SettingsError(f"{given}: {reason(error)}") from error

@@ -135,7 +135,7 @@ def parse_settings(
         raise SettingsError(f"{source}{reason(error)}") from error
     if left:
         raise SettingsError(f"Unknown flags: {' '.join(left)}.{advice(left[0], [flag(name) for name in known])}")
-    of_kind = {type(part): part for part in parsed}
+    of_kind: dict[type, Any] = {type(part): part for part in parsed}
     model, data = of_kind.get(ModelArguments), of_kind.get(DataArguments)
     if model is not None and data is not None and model.model_name_or_path is None:
         try:

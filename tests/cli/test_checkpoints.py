@@ -150,6 +150,15 @@ def test_damaged_weights(command, cut, run, good, tmp_path):
     refused(run(command, str(folder)), weights, "damaged", "again")
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "lm-eval"])
+def test_settings_that_are_no_mapping(command, file, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    for content in ("[]", "3", "null", '"x"', '{"model_type": "gpt', ""):
+        (folder / file).write_text(content)
+        refused(run(command, str(folder)), folder / file, "damaged")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shapes_that_do_not_fit(command, run, good, tmp_path):
     folder = changed(good, tmp_path, n_positions=128)
