@@ -73,7 +73,12 @@ def load_tokenizer(
     """
     place = find(name)
     with reading(name, "its tokenizer ", Exception):  # the tokenizers library has no class of its own
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ModelError(
+            f"{name}: its tokenizer has model_max_length={tokenizer.model_max_length!r}, which is no number."
+        )
+    return tokenizer
 
 
 def load_model(

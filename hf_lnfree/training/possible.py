@@ -57,14 +57,15 @@ def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTr
             than this machine; or its attention cannot be had.
         ModelError: the configuration of a checkpoint cannot be read.
     """
+    source = model_args.model_name_or_path or "config_overrides"
     try:
         config = model_args.config(data_args.context_length)
     except ConfigurationError as error:
-        raise SettingsError(f"config_overrides: {error}") from error
+        raise SettingsError(f"{source}: {error}") from error
     for name, allowed in SIZES.items():
         value = getattr(config, name, None)
         if value is not None and value not in allowed:
-            raise SettingsError(f"config_overrides: {name} must be {allowed}, got {value!r}.")
+            raise SettingsError(f"{source}: {name} must be {allowed}, got {value!r}.")
     positions = getattr(config, "max_position_embeddings", None) or data_args.context_length
     if positions < data_args.context_length:
         raise SettingsError(

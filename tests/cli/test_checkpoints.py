@@ -159,6 +159,14 @@ def test_settings_that_are_no_mapping(command, file, run, good, tmp_path):
         refused(run(command, str(folder)), folder / file, "damaged")
 
 
+@pytest.mark.parametrize("command", ["train", "entropy", "evaluate", "attribute"])
+def test_a_tokenizer_whose_length_is_no_number(command, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "long"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    refused(run(command, str(folder)), folder)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shapes_that_do_not_fit(command, run, good, tmp_path):
     folder = changed(good, tmp_path, n_positions=128)
