@@ -28,7 +28,7 @@ class EntropyTargets(nn.Module):
     def __init__(self, layers: int, heads: int, start: float):
         super().__init__()
         # A vector a layer: weight decay is for matrices.
-        self.shares = nn.ParameterList(torch.full((heads,), start) for _ in range(layers))
+        self.shares = nn.ParameterList(torch.full((heads,), float(start)) for _ in range(layers))
 
 
 class EntropyRegularization(Procedure):

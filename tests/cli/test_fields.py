@@ -161,3 +161,10 @@ def test_yaml_takes_no_for_false(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("save_strategy: no\n")
     assert parse_arguments([str(path)])[2].save_strategy.value == "no"
+
+
+def test_a_schedule_without_stages_is_not_the_automatic_one(tmp_path, capsys):
+    path = tmp_path / "removal.yaml"
+    path.write_text("schedule: []\n")
+    assert main(["remove-norms", "./nowhere", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "A schedule is a list of stages" in capsys.readouterr().err
