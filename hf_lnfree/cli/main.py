@@ -100,12 +100,15 @@ def spoken(message: str, arguments: Sequence[str]) -> str:
     known = {name for param in command.params for name in param.opts} if command is not None else set()
     if "--set" not in known:
         return message
+    known |= {argument.partition("=")[0] for argument in arguments}  # what was typed is quoted
 
     def set_field(found: re.Match[str]) -> str:
         flag, value = found[1], found[2] or "..."
-        return found[0] if flag.replace("_", "-") in known else f"--set {flag[2:].replace('-', '_')}={value}"
+        if flag is None or flag.replace("_", "-") in known:  # None: a whole command line, of whichever command
+            return found[0]
+        return f"--set {flag[2:].replace('-', '_')}={value}"
 
-    return re.sub(r"(?<![\w-])(--[a-z][\w-]*\w)(?: (\d+|no|auto)\b)?", set_field, message)
+    return re.sub(r"hf-lnfree [^`;.]*|(?<![\w-])(--[a-z][\w-]*\w)(?: (\d+|no|auto)\b)?", set_field, message)
 
 
 def leave_process_group() -> None:

@@ -186,7 +186,8 @@ def test_code_of_its_own_is_not_run_and_not_asked_for(command, run, good, tmp_pa
     folder = changed(good, tmp_path, model_type="banana")
     for file in folder.glob("*.py"):
         file.write_text("raise SystemExit('it was run')\n")
-    refused(run(command, str(folder)), *(["--trust-remote-code"] if command not in ("attribute", "convert") else []))
+    hint = "--set trust_remote_code=" if command == "study" else "--trust-remote-code"
+    refused(run(command, str(folder)), *([hint] if command not in ("attribute", "convert") else []))
 
 
 def test_code_of_its_own_runs_when_asked_for(run, good, tmp_path, corpus, cache_dir):

@@ -115,6 +115,8 @@ def test_a_study_takes_by_set_what_a_run_takes_by_a_flag(tmp_path, capsys):
     assert spoken("fewer than --context-length 64.", ["demo"]) == "fewer than --set context_length=64."
     assert spoken("Give another --out.", ["study"]) == "Give another --out."
     assert spoken("Name one with --text-column.", ["train"]) == "Name one with --text-column."
+    for text in ("`hf-lnfree train --help-all` lists all.", "fold first: hf-lnfree convert --to folded."):
+        assert spoken(text, ["study"]) == text
     table = tmp_path / "table.jsonl"
     table.write_text('{"words": "text"}\n')
     study = tmp_path / "study.yaml"
