@@ -31,7 +31,7 @@ def require_possible(model_args: ModelArguments, data_args: DataArguments, args:
     """
     Raises:
         SettingsError: as `require_model`; or the optimiser or its schedule cannot be made, or there is no such metric,
-            compiler or mode of it.
+            compiler or mode of it, or windows without the labels that are named.
         ModelError: as `require_model`.
     """
     require_optimiser(args, require_model(model_args, data_args))
@@ -43,6 +43,8 @@ def require_possible(model_args: ModelArguments, data_args: DataArguments, args:
                 f"torch_compile_backend={args.torch_compile_backend!r}, torch_compile_mode={args.torch_compile_mode!r}"
             )
             raise SettingsError(f"{fields}: {reason(error)}") from error
+    if args.label_names is not None and "labels" not in args.label_names:
+        raise SettingsError(f"label_names must be null or name 'labels', which windows have, got {args.label_names!r}.")
     metric = str(args.metric_for_best_model or METRICS[0]).removeprefix("eval_")
     if metric not in METRICS:
         raise SettingsError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")

@@ -144,6 +144,7 @@ def test_fields_of_a_study_are_refused_before_a_row_is_trained(text, said, tmp_p
     [
         ({"lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_type='linear' with lr_scheduler_kwargs={'a': 1}"),
         ({"optim_args": "a"}, "optim='adamw_torch_fused' with optim_args='a'"),
+        ({"label_names": []}, "label_names must be null or name 'labels'"),
         ({"torch_compile_mode": "zzz"}, "torch_compile_mode='zzz'"),
         ({"torch_compile_backend": "zzz"}, "torch_compile_backend='zzz'"),
         ({"metric_for_best_model": "rouge"}, "metric_for_best_model must be one of loss, perplexity, got 'rouge'"),
