@@ -49,6 +49,7 @@ def test_nothing_is_left(sent, code, to_all, corpus, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    workers = []
     try:
         us = psutil.Process(run.pid)
         workers = until(lambda: us.children(recursive=True) if len(us.children(recursive=True)) >= 3 else None)
@@ -59,8 +60,9 @@ def test_nothing_is_left(sent, code, to_all, corpus, tmp_path):
         assert run.returncode == code, said[-2000:]
         assert until(lambda: not any(worker.is_running() for worker in workers))
     finally:
-        for process in [run, *psutil.Process(run.pid).children(recursive=True)] if run.poll() is None else []:
+        for process in [worker for worker in workers or () if worker.is_running()]:
             process.kill()
+        run.kill()
     if code > 0:
         assert "Traceback" not in said
         assert said.splitlines()[-1] in ("Interrupted.", "Terminated.")
