@@ -81,7 +81,7 @@ def outcome(study: dict) -> Figure:
 def drawn_by_layer(ax: Axes, cells: list[dict], key: str, **style: Any) -> None:
     found = [cell["layers"][key] for cell in cells if cell["diverged_at"] is None]
     values = torch.tensor(found).mean(0).tolist() if found else []
-    ax.plot(range(1, len(values) + 1), values, **style)
+    ax.plot(values, **style)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 What is wrong with a checkpoint is a ModelError that names it. Code that comes with one runs only when asked for.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ TORCH_ERRORS = {
 }
 FIXED_DEVIATION = "average_std_buffer"
 """What norms have in training checkpoints of published removals; `conversion.published_removal` reads them."""
+SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 LONGEST_REASON = 1000  # characters; transformers may list all of its classes
 
 
@@ -72,7 +74,12 @@ def load_tokenizer(
     """
     place = find(name)
     with reading(name, "its tokenizer ", Exception):  # the tokenizers library has no class of its own
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ModelError(
+            f"{name}: its tokenizer has model_max_length={tokenizer.model_max_length!r}, which is no number."
+        )
+    return tokenizer
 
 
 def load_model(
@@ -166,6 +173,19 @@ def all_finite(parameter: torch.Tensor) -> bool:
     return bool(total.isfinite()) or bool(parameter.detach().isfinite().all())
 
 
+def require_mappings(folder: Path) -> None:
+    """Raise ModelError for a file of settings in which there is no JSON mapping: transformers takes it for one."""
+    for path in (folder / name for name in SETTINGS_FILES):
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is damaged: {error}. Copy or download it again.") from error
+        if not isinstance(found, dict):
+            raise ModelError(f"{path} is damaged: it holds no mapping. Copy or download it again.")
+
+
 def require_own_files(folder: Path) -> None:
     """Raise ModelError for an index of shards that names files elsewhere, or that are not there."""
     for index in sorted(folder.glob("*.index.json")):
@@ -192,10 +212,11 @@ def find(name: str | PathLike[str]) -> str:
     A folder, or a name to be looked up on the Hub, as transformers takes it.
 
     Raises:
-        ModelError: a path where there is no folder.
+        ModelError: a path where there is no folder, or one whose settings are damaged.
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        require_mappings(path)
         return str(path)
     if path.exists():
         raise ModelError(

@@ -40,3 +40,10 @@ def latex(table: Table) -> str:
     columns = "l" + "r" * (len(table.header) - 1)
     body = "\n".join([r"\toprule", line(table.header), r"\midrule", *map(line, table.rows), r"\bottomrule"])
     return f"{note}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"

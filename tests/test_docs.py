@@ -101,6 +101,19 @@ def test_findings_show_what_their_results_hold(page):
     assert names
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "findings").glob("*.md")), ids=lambda page: page.stem)
+def test_findings_count_layers_as_reports_do_and_say_in_words_what_is_not_finite(page):
+    text = page.read_text()
+    assert not re.search(r"\bnan\b", text, flags=re.I)
+    for name in re.findall(r"`benchmarks/results/([\w-]+).json`", text):
+        content = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
+        json.loads(content, parse_constant=lambda word, name=name: pytest.fail(f"{name} holds {word}"))
+    for header in re.findall(r"^\| row \| mean of the layers \| (.*) \|$", text, flags=re.M):
+        assert header.split(" | ") == [str(layer) for layer in range(8)]
+    for first, last in re.findall(r"layers (\d+) to (\d+)", text):
+        assert int(first) < int(last) < 8
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "findings").glob("*.yaml")), ids=lambda path: path.stem)
 def test_studies_of_the_findings_can_be_run(path):
     for scale in yaml.safe_load(path.read_text())["scales"]:

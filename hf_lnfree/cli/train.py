@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from ..pages.finish import finish_run
-from ..tables import number
+from ..tables import duration, number
+from ..training.checkpoints import has_weights
 from ..training.results import RESULTS
 from ..training.run import train
 from ..training.settings import parse_settings, read_settings
@@ -34,8 +35,8 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
     if args.push_to_hub or not (finished and (folder / "README.md").is_file()):
         finish_run(folder, args)
     console.print(
-        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens. "
-        f"Everything is in {args.output_dir}",
+        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens "
+        f"and {duration(results.train_seconds)}. Everything is in {args.output_dir}",
         highlight=False,
         markup=False,
     )
@@ -44,7 +45,8 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
     event = results.nonfinite_events[-1]
     console.print(
         f"The run diverged at step {results.diverged_at}: {event['verdict']}. First: {event['first']}. "
-        f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json",
+        f"Last good state: {event['last_good_state']}. See {args.output_dir}/flight_recorder.json."
+        + ("" if has_weights(folder) else " No model was saved: no state of the run was finite."),
         style="bold red",
         highlight=False,
         markup=False,

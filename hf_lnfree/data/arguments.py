@@ -1,13 +1,25 @@
 """Which text, which tokenizer, which windows. Nothing heavy is imported here: `hf-lnfree train --help` reads it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from ..checks import require_at_least, require_choices
+from ..checks import FILLED, SHARE, Range, at_least, require_fields
 from ..errors import SettingsError
 
 STDLIB = "stdlib"
 """The name of the corpus that needs no network: Python's standard library."""
+SMALLEST_VOCABULARY = 258  # all bytes, the end of a text and padding
+BETWEEN = Range(0, 1, open="both")
+RANGES: dict[str, Any] = {
+    "context_length": at_least(2),  # one prediction
+    "vocab_size": Range(SMALLEST_VOCABULARY, 10_000_000),  # the tokenizers library reserves memory for as many
+    "validation_fraction": SHARE,
+    "data_shuffle_seed": at_least(0),
+    **dict.fromkeys(("tokenizing_processes", "max_documents", "max_validation_documents"), at_least(1)),
+    "max_validation_windows": at_least(1),
+    **dict.fromkeys(("data", "validation_data", "text_column", "tokenizer", "cache_dir"), FILLED),
+}
+"""What numbers and texts may be."""
 
 
 @dataclass
@@ -67,16 +79,6 @@ class DataArguments:
     _argument_group_name = "Data"
 
     def __post_init__(self) -> None:
-        require_choices(self)
-        require_at_least(
-            self,
-            context_length=2,  # one prediction
-            vocab_size=1,
-            **dict.fromkeys(("tokenizing_processes", "max_documents", "max_validation_documents"), 1),
-            max_validation_windows=1,
-        )
-        for name in ("data", "validation_data"):
-            if (value := getattr(self, name)) is not None and not value.strip():
-                raise SettingsError(f"{name} is empty. Give 'stdlib', a file, a folder, or a dataset of the Hub.")
-        if self.validation_data is None and not 0 < self.validation_fraction < 1:
-            raise SettingsError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
+        require_fields(self, RANGES)
+        if self.validation_data is None and self.validation_fraction not in BETWEEN:
+            raise SettingsError(f"validation_fraction must be {BETWEEN}, got {self.validation_fraction}.")

@@ -146,8 +146,8 @@ def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, C
         if next(part.texts, None) is None:
             raise DataError(
                 f"The {side} split of {corpus.name!r} is empty: {len(corpus.rows)} documents, "
-                f"validation_fraction={validation_fraction}. Give more documents, another fraction, or a dataset for "
-                "validation (--validation-data)."
+                f"validation_fraction={validation_fraction}. Give more documents, or held-out text of its own: "
+                "validation_data for a training, a file for a measurement."
             )
         sides.append(part)
     return sides[0], sides[1]

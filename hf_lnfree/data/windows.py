@@ -21,6 +21,7 @@ from ..errors import DataError
 from ..files import atomic_folder, content_key, write_json
 from .arguments import DataArguments
 from .corpus import Corpus, document_hash
+from .processes import ending_with_us
 from .tokenization import tokenizer_hash
 
 BATCH = 256  # documents tokenised at a time
@@ -110,7 +111,8 @@ def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: Data
         if not count:
             raise DataError(
                 f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
-                f"{dropped} tokens). Shorten --context-length, use --packing packed, or give more text."
+                f"{dropped} tokens). Shorten --context-length, or give more text; a training may also pack documents "
+                "(packing=packed)."
             )
         meta = {
             "sha256": contents.hexdigest(),
@@ -200,18 +202,19 @@ def tokenised(
 
     if processes is None:
         processes = min(usable_cores(), len(corpus.rows) // DOCUMENTS_A_PROCESS)
-    rows = corpus.rows.map(
-        encode,
-        batched=True,
-        batch_size=BATCH,
-        remove_columns=corpus.rows.column_names,
-        features=Features({"sha256": Value("binary"), "ids": List(Value(dtype.name))}),
-        num_proc=processes if processes > 1 else None,
-        cache_file_name=str(scratch / "ids.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint=corpus.key[:32],
-        desc=f"tokenising {split}",
-    )
+    with ending_with_us():
+        rows = corpus.rows.map(
+            encode,
+            batched=True,
+            batch_size=BATCH,
+            remove_columns=corpus.rows.column_names,
+            features=Features({"sha256": Value("binary"), "ids": List(Value(dtype.name))}),
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(scratch / "ids.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=corpus.key[:32],
+            desc=f"tokenising {split}",
+        )
     for table in rows.with_format("arrow").iter(1000):
         column = table["ids"].combine_chunks()
         ids, ends = column.values.to_numpy(), column.offsets.to_numpy()

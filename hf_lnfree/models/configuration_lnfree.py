@@ -149,9 +149,14 @@ class LNFreeConfigMixin(Base):
             raise ConfigurationError(f"{name} must be a finite number, got {value!r}.")
         elif name == "attention_softcap" and value is not None and value <= 0:
             raise ConfigurationError(f"attention_softcap must be greater than 0, or None for no cap, got {value!r}.")
+        elif isinstance(value, int) and value > MOST_LAYERS and self._is_depth(name):
+            raise ConfigurationError(f"{name} must be at most {MOST_LAYERS}, got {value!r}.")
         elif name in SWITCHES and not isinstance(value, bool):
             raise ConfigurationError(f"{name} must be true or false, got {value!r}.")
         super().__setattr__(name, value)
+
+    def _is_depth(self, name: str) -> bool:
+        return name in self.depth_fields or name in (self.attribute_map.get(field) for field in self.depth_fields)
 
     def __post_init__(self, **kwargs: Any) -> None:
         reject_study_typos(kwargs, type(self))
@@ -207,6 +212,7 @@ ALPHAS: dict[str, Callable[[LNFreeConfigMixin], list[str]]] = {
 }
 OPTIONAL_NUMBERS = (*ALPHAS, "attention_softcap")
 NUMBERS = ("negative_slope", "norm_alpha", *OPTIONAL_NUMBERS)
+MOST_LAYERS = 10_000  # beyond any model, and far below what fills the memory with lists of layers
 
 
 def expand_rule(field_name: str, rule: str, layers: int) -> list[str]:

@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from ..analysis.comparison import EntropyComparison
 from ..analysis.entropy import MAXIMA
@@ -37,6 +38,7 @@ STYLE: Any = {
 }
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
 LARGEST_ANNOTATED = 16  # heads in a row
+SHOWN_LAYERS = 3  # in a legend
 
 
 def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -178,7 +180,8 @@ def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
 
 
 def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
-    """Mean entropy of each layer by position in the sequence, early layers dark, late ones light; dotted, the bound."""
+    """Mean entropy of each layer by position in the sequence, early layers dark, late ones light; dotted, the bound of
+    each kind of layer: one with a window has a lower one."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(reports), columns, 3.6, 2.7, sharex=True, sharey=True)
         for report, ax in zip(reports, axes, strict=True):
@@ -188,13 +191,31 @@ def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figur
                 values = report.strata_entropy[layer, heads][:, rows].mean(0).tolist()
                 ax.plot(middles, values, "o-", markersize=2.5, **layer_style(layer, len(report.modules)))
             if middles:
-                bound = report.strata_bound[report.heads][:, rows].nanmean(0).tolist()
-                ax.plot(middles, bound, color="grey", linewidth=0.9, linestyle=":", label="maximum")
+                kinds = bounds_by_position(report, rows)
+                for bound, layers in kinds.items():
+                    label = "maximum" if len(kinds) == 1 else f"maximum, {listed(layers)}"
+                    ax.plot(middles, bound, color="grey", linewidth=0.9, linestyle=":", label=label)
                 ax.set_xscale("log", base=2)
                 ax.legend(frameon=False, fontsize=7)
             ax.set(xlabel="position (tokens)", ylabel="mean entropy (nats)")
             ax.set_title(title(report), fontsize=10)
         return figure
+
+
+def bounds_by_position(report: EntropyReport, rows: Tensor) -> dict[tuple[float, ...], list[int]]:
+    """The largest mean entropies at the positions that have `rows`, with the layers that have them."""
+    kinds: dict[tuple[float, ...], list[int]] = {}
+    for layer, heads in enumerate(report.heads):
+        if heads.any():
+            bound = report.strata_bound[layer, heads][:, rows].nanmean(0)
+            kinds.setdefault(tuple(round(value, 4) for value in bound.tolist()), []).append(layer)
+    return kinds
+
+
+def listed(layers: Sequence[int]) -> str:
+    """ "layer 2", "layers 0, 3" or "layers 1, 2, 4, ..."."""
+    shown = ", ".join(map(str, layers[:SHOWN_LAYERS])) + (", ..." if len(layers) > SHOWN_LAYERS else "")
+    return f"layer{'s' * (len(layers) > 1)} {shown}"
 
 
 def layer_style(layer: int, layers: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from ..checks import require_at_least
+from ..checks import at_least, require_fields
 
 
 @dataclass
@@ -35,6 +35,9 @@ class RemovalArguments:
     _argument_group_name = "Removal"
 
     def __post_init__(self) -> None:
+        if self.schedule is None:
+            self.schedule = "auto"
         if not isinstance(self.schedule, str):  # a YAML file gives a list; its text is what a result file records
-            self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip() if self.schedule else "auto"
-        require_at_least(self, gate_steps=0, residual_norm_weight=0, removal_windows=1, lora_rank=1)
+            self.schedule = yaml.safe_dump(self.schedule, default_flow_style=True).strip()
+        none = dict.fromkeys(("gate_steps", "residual_norm_weight"), at_least(0))
+        require_fields(self, none | dict.fromkeys(("removal_windows", "lora_rank", "lora_alpha"), at_least(1)))

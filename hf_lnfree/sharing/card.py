@@ -17,6 +17,7 @@ from ..errors import RunError
 from ..files import read_json, write_text
 from ..removal.results import RemovalSummary
 from ..tables import number
+from ..training.checkpoints import has_weights
 from ..training.results import ENTROPY, RunResults
 
 TEMPLATE = files("hf_lnfree") / "sharing" / "templates" / "model_card.md"
@@ -50,6 +51,7 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(title),
+        saved=has_weights(run),
         loaded=json.dumps(repo_id or (run.resolve().name if run.is_absolute() else run.as_posix())),
         architecture=plain(architecture),
         norms=plain(norms(config)),

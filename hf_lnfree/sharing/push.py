@@ -87,7 +87,7 @@ def advice(error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "no token, or one that is not valid. Set HF_TOKEN, or run `hf auth login`."
     if status == 403:
-        return "the token may not write there. Use one with write access, or another --repo-id."
+        return "the token may not write there. Use one with write access, or another repository."
     return f"{error}"
 
 

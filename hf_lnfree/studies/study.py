@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..analysis.entropy_report import PAPER_RESULTS
+from ..checks import described, fits
 from ..errors import SettingsError
 from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
+
+OF_A_STUDY: dict[str, Any] = {
+    **{"title": str | None, "about": str | None, "published": str | None},
+    **{"rows": dict[str, str | dict] | None, "factors": dict[str, Any] | None},
+    **{"scales": dict[str, dict | None] | None, "compare": list[list[str]] | None},
+}
+"""The fields of a study file that are not those of its rows, and what they hold."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,10 @@ class Study:
             SettingsError: no such file, scale or row, or a field or value that `hf-lnfree train` refuses.
         """
         values = read_settings(path)
-        known = {"title", "about", "rows", "factors", "scales", "compare", "published"}
-        shared = {key: value for key, value in values.items() if key not in known}
+        for name, hint in OF_A_STUDY.items():
+            if name in values and not fits(values[name], hint):
+                raise SettingsError(f"{path}: {name} must be {described(hint)}, got {values[name]!r}.")
+        shared = {key: value for key, value in values.items() if key not in OF_A_STUDY}
         scales = values.get("scales") or {}
         if scale is not None and scale not in scales:
             raise SettingsError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
@@ -71,10 +81,12 @@ class Study:
         published, compare = values.get("published"), values.get("compare") or []
         if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
             raise SettingsError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")
+        if wrong := [pair for pair in compare if len(pair) != 2]:
+            raise SettingsError(f"{path}: compare must be a list of pairs like [one row, other row], got {wrong[0]!r}.")
         if unknown := {name for pair in compare for name in pair} - set(rows):
             raise SettingsError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
-        title = values.get("title", path.stem)
-        return cls(title, rows, values.get("about", ""), scale, compare, published)
+        title, about = values.get("title") or path.stem, values.get("about") or ""
+        return cls(title, rows, about, scale, compare, published)
 
     def choose(self, rows: Sequence[str] | None) -> "Study":
         """With these rows only; all for None."""

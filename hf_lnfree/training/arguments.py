@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..checks import require_at_least, require_choices
+from ..checks import require_fields
 from ..errors import SettingsError
-from .fields import ModelArguments, TrainingFields
+from .fields import RANGES, ModelArguments, TrainingFields
+from .host_fields import HOST_RANGES
 
 __all__ = ["LNFreeTrainingArguments", "ModelArguments"]
 
@@ -21,8 +23,7 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
     [`TrainingArguments`] with the study's own; NaN losses are logged as NaN and not as 0.
 
     Raises:
-        SettingsError: `report_to` names something that is not installed, or a field of this package has a value that
-            is not allowed.
+        SettingsError: `report_to` names something that is not installed, or a field has a value that is not allowed.
     """
 
     dataloader_pin_memory: bool = field(
@@ -30,9 +31,15 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
     )
 
     def __post_init__(self) -> None:
+        require_fields(self, HOST_RANGES | RANGES)
+        if self.max_steps == 0:
+            raise SettingsError("max_steps must be at least 1, or -1 for num_train_epochs, got 0.")
+        if isinstance(self.accelerator_config, dict):
+            try:
+                AcceleratorConfig(**self.accelerator_config)
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"accelerator_config={self.accelerator_config!r}: {error}") from error
         super().__post_init__()
-        require_choices(self)
-        require_at_least(self, probe_steps=0, probe_sequences=1, recorder_samples=1, attention_report_windows=0)
         here = get_available_reporting_integrations()
         if missing := sorted(set(self.report_to or ()) - {*here, *UNCHECKED}):
             raise SettingsError(

@@ -27,13 +27,8 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: Text
     )
     if config.vocab_size < len(tokenizer):
         raise SettingsError(
-            f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. Use the "
-            "model's own tokenizer (--tokenizer), or set vocab_size in --config-overrides."
-        )
-    positions = getattr(config, "max_position_embeddings", None) or data_args.context_length
-    if positions < data_args.context_length:
-        raise SettingsError(
-            f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
+            f"The tokenizer has {len(tokenizer)} entries and the model's vocabulary {config.vocab_size}. "
+            + ("Leave vocab_size out." if model_args.model_name_or_path is None else "Use its own (--tokenizer).")
         )
     if model_args.model_name_or_path is not None:
         access = model_args.access(model_args.model_name_or_path)

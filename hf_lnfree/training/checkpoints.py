@@ -77,6 +77,10 @@ class WholeCheckpoints(Trainer):
             assert self.state.best_model_checkpoint is not None
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
+    def _run_dir(self, trial: Any) -> str:
+        """The folder of the run, or of one trial of a search, wherever a checkpoint is written at the moment."""
+        return super()._get_output_dir(trial)
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, PARTIAL) if self._writing else folder
@@ -85,7 +89,7 @@ class WholeCheckpoints(Trainer):
         if spoilt := self.first_spoilt():
             logger.warning("Step %d is not saved: %s is not finite.", self.state.global_step, spoilt)
             return
-        partial = Path(super()._get_output_dir(trial), PARTIAL)
+        partial = Path(self._run_dir(trial), PARTIAL)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         final = partial.with_name(name)
         push, self.args.push_to_hub, self._writing = self.args.push_to_hub, False, True
@@ -148,6 +152,11 @@ def checkpoints(folder: Path) -> list[Path]:
     if broken := sorted(p.name for p in set(found) - set(whole)):
         warnings.warn(f"{folder} holds checkpoints that are not whole and are passed over: {broken}.", stacklevel=2)
     return sorted(whole, key=step_of)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model was saved there."""
+    return any(True for pattern in PARTS["weights"] for _ in folder.glob(pattern))
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -18,6 +18,13 @@ from .rollback import GoodState, scale_learning_rate
 
 ROLLBACK_FACTOR, MOST_ROLLBACKS = 0.5, 8
 SCALER_PATIENCE = 40  # steps in a row that a loss scaler may skip before its gradients count as diverged
+SCALED_IN_VAIN: dict[str, Any] = {
+    "verdict": "overflow",
+    "figures": "",
+    "first": "gradients, at every loss scale that was tried",
+    "tensor": None,
+    "sample": {},
+}
 ACTIONS = {
     "stop": "The run stops",
     "skip": "The step is skipped",
@@ -45,10 +52,12 @@ class DivergenceGuard(TrainerCallback):
     Args:
         recorder: whose samples tell what led there; its model and its steps are those that are checked.
         loss: of its model on a batch, without anything around it that hides modules.
+        folder: gives that of the run.
         save: saves a checkpoint of the state before the step.
         spoilt: names a tensor of the weights or the optimiser's moments that is not finite, or gives None.
         drop_gradients: of the step at hand.
         scaler: gives the loss scaler, or None.
+        skipped: whether the scaler did not take the last step.
         gather: one tensor out of those of all processes.
     """
 
@@ -57,30 +66,40 @@ class DivergenceGuard(TrainerCallback):
         recorder: FlightRecorder,
         *,
         loss: Callable[[Mapping[str, Any]], Tensor],
+        folder: Callable[[], Path],
         save: Callable[[], None],
         spoilt: Callable[[], str | None],
         drop_gradients: Callable[[], None],
         scaler: Callable[[], Any],
+        skipped: Callable[[], bool],
         gather: Callable[[Tensor], Tensor],
     ):
         self.recorder, self.step = recorder, recorder.step
         self.loss, self.save, self.spoilt, self.drop_gradients = loss, save, spoilt, drop_gradients
-        self.scaler, self.gather = scaler, gather
+        self.scaler, self.skipped, self.gather, self.folder = scaler, skipped, gather, folder
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has happened yet."""
         self.events: list[dict[str, Any]] = []
         self.diverged_at: int | None = None
-        self.scaled_in_vain = 0
+        self.scaled_in_vain = self.taken = 0
         self.good: GoodState | None = None
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        self.recall(Path(args.output_dir), state.global_step)
+        self.begin()  # an earlier trial of a search may have ended otherwise
+        self.recall(state.global_step)
         self.remember(args, optimizer)
 
-    def recall(self, folder: Path, step: int) -> None:
+    def recall(self, step: int) -> None:
         """A resumed run keeps what happened before its checkpoint."""
         if step:
-            self.events = [event for event in recorded_events(folder) if event["step"] <= step]
+            self.events = [event for event in recorded_events(self.folder()) if event["step"] <= step]
+            self.taken = step - len(self.events)
 
     def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
+        not_finite = bool(self.events) and self.events[-1]["step"] == state.global_step
+        self.taken += not (not_finite or self.skipped())
         due = self.recorder.due(state.global_step, state.max_steps)
         if self.diverged_at is None and (due or control.should_save):
             if spoilt := self.spoilt():
@@ -94,9 +113,11 @@ class DivergenceGuard(TrainerCallback):
         step = state.global_step
         if self.diverged_at is None and (spoilt := self.spoilt()):
             self.diverge(args, step, optimizer, lr_scheduler, spoilt)
-        if self.diverged_at is None and step and len(self.events) >= step:
+        if self.diverged_at is None and step and self.taken <= 0:
             logger.error("None of the %d steps was taken: each was not finite.", step)
             self.diverged_at = step
+            if not self.events:  # a loss scaler skipped them all
+                self.events.append({"step": step, "action": "skip", **SCALED_IN_VAIN})
             self.events[-1]["last_good_state"] = "none: no step was taken"
             self.recorder.write("no step was taken", self.events)
 
@@ -134,7 +155,7 @@ class DivergenceGuard(TrainerCallback):
         self.recorder.log({"nonfinite/events": len(self.events)})
         if action == "stop":
             self.diverged_at = step
-            event["last_good_state"] = self.save_good_state(Path(args.output_dir), step - 1)
+            event["last_good_state"] = self.save_good_state(step - 1)
         elif action == "rollback":
             assert self.good is not None
             self.good.restore(self.recorder.model(), optimizer)
@@ -165,12 +186,12 @@ class DivergenceGuard(TrainerCallback):
             "sample": now,
         }
 
-    def save_good_state(self, folder: Path, step: int) -> str:
+    def save_good_state(self, step: int) -> str:
         """Its name, or why there is none."""
         if self.spoilt() is None:
             self.save()
             return f"checkpoint-{step}"
-        known = checkpoints(folder)
+        known = checkpoints(self.folder())
         return known[-1].name if known else "none: the weights are not finite, and no checkpoint was saved before"
 
     def remember(self, args: Any, optimizer: Any) -> None:

@@ -28,7 +28,7 @@ class EntropyTargets(nn.Module):
     def __init__(self, layers: int, heads: int, start: float):
         super().__init__()
         # A vector a layer: weight decay is for matrices.
-        self.shares = nn.ParameterList(torch.full((heads,), start) for _ in range(layers))
+        self.shares = nn.ParameterList(torch.full((heads,), float(start)) for _ in range(layers))
 
 
 class EntropyRegularization(Procedure):
@@ -73,7 +73,7 @@ class EntropyRegularization(Procedure):
     def attach(self, trainer: Any, steps: int) -> None:
         if trainer.args.torch_compile:
             raise SettingsError(
-                "Entropies are taken out of attention calls, which --torch-compile hides: leave one out."
+                "Entropies are taken out of attention calls, which torch_compile hides: leave it or entropy_weight out."
             )
         trainer.penalties.append(self.penalty)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from ..checks import FILLED, SHARE, at_least, require_fields
 from ..errors import SettingsError
 from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 ALIASES = {"out": "output_dir", "device": "use_cpu"}
 """Names of this package, in files and as flags, beside those of `TrainingArguments`, which mean the same."""
+
+FROM_SCRATCH = 1e-3
+"""The learning rate of a new model where files and flags give none, as in the paper; 5e-5 suits a checkpoint."""
 
 OF_A_ROW = (
     *("norm", "final_norm", "layer_norms", "activation", "activation_function", "hidden_act"),
@@ -38,6 +42,9 @@ class CheckpointArguments:
 
     _argument_group_name = "Model"
 
+    def __post_init__(self) -> None:
+        require_fields(self, dict.fromkeys(("revision", "model_name_or_path", "attn_implementation"), FILLED))
+
 
 @dataclass
 class ModelArguments(CheckpointArguments):
@@ -56,6 +63,7 @@ class ModelArguments(CheckpointArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # A YAML file gives a mapping, the command line its text; the text is what a result file records.
         given = as_mapping(self.config_overrides)
         if not isinstance(self.config_overrides, str):
@@ -146,3 +154,11 @@ class TrainingFields:
     )
 
     _argument_group_name = "Training"
+
+
+RANGES: dict[str, Any] = {
+    **dict.fromkeys(("slope_weight_decay", "entropy_weight", "probe_steps", "attention_report_windows"), at_least(0)),
+    **dict.fromkeys(("entropy_tolerance", "entropy_target"), SHARE),
+    **dict.fromkeys(("probe_sequences", "recorder_samples"), at_least(1)),
+}
+"""What numbers of `TrainingFields` may be."""

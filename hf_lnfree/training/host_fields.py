@@ -6,6 +6,8 @@ A run takes all of its fields; `--help-all` asks the class itself, and a test ho
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..checks import FILLED, MappingOrFile, Range, above, at_least
+
 
 def said(group: str, default: Any, text: str) -> Any:
     """A field of TrainingArguments with our words for it."""
@@ -35,7 +37,9 @@ class HostFields:
         STEPS, None, "last: go on with the run in --out; auto: that, or begin; or the folder of a checkpoint."
     )
 
-    learning_rate: float = said(OPTIMISER, 5e-5, "Learning rate after warm-up.")
+    learning_rate: float = said(
+        OPTIMISER, 5e-5, "Learning rate after warm-up; 1e-3 for a new model where none is given."
+    )
     lr_scheduler_type: str = said(
         OPTIMISER, "linear", "Course of the learning rate: linear, cosine, constant_with_warmup, ..."
     )
@@ -67,3 +71,26 @@ class HostFields:
     push_to_hub: bool = said(HUB, False, "Push the run to the Hub.")
     hub_model_id: str | None = said(HUB, None, "Repository on the Hub, like owner/name.")
     hub_private_repo: bool | None = said(HUB, None, "Make the repository private, if it is made.")
+
+
+SEED = Range(0, 2**32 - 1)  # numpy takes no other
+# What numbers of TrainingArguments, shown or not, may be: transformers checks few of them before it computes with them.
+HOST_RANGES: dict[str, Any] = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), at_least(1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), at_least(1)),
+    **dict.fromkeys(
+        ("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), at_least(1)
+    ),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps"), above(0)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), at_least(0)),
+    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "neftune_noise_alpha"), at_least(0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Range(0, 1, open="most")),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    "max_steps": at_least(-1),
+    "local_rank": at_least(-1),
+    **dict.fromkeys(("lr_scheduler_kwargs", "activation_checkpointing_kwargs"), MappingOrFile()),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "accelerator_config", "fsdp_config", "deepspeed"), MappingOrFile()
+    ),
+    **dict.fromkeys(("output_dir", "resume_from_checkpoint", "hub_model_id", "hub_revision", "run_name"), FILLED),
+}

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a configuration is made: `hf-lnfree train --help` names the rows.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
@@ -74,6 +75,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
         raise SettingsError(f"family={family!r} is not known. Allowed: {', '.join(map(repr, PAPER_MODELS))}.")
     if row not in PAPER_ROWS:
         raise SettingsError(f"row={row!r} is not known. Allowed: {', '.join(map(repr, PAPER_ROWS))}.")
+    from huggingface_hub.errors import StrictDataclassError
+
     from .. import models
 
     class_name, model = PAPER_MODELS[family]
@@ -83,5 +86,11 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     positions = config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     fields[positions] = max(fields[positions], context_length)
     # transformers drops an alias when the field itself is given, so overrides are spelt the family's way.
-    overrides = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
-    return config_class(**{**fields, **overrides})
+    spelt = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
+    try:
+        config = config_class(**{**fields, **spelt})
+    except StrictDataclassError as error:  # a field of the wrong type
+        raise SettingsError(" ".join(str(error).split())) from error
+    if unknown := sorted(set(spelt) - {field.name for field in dataclasses.fields(config_class)}):
+        raise SettingsError(f"{class_name} has no field {', '.join(unknown)}.")
+    return config

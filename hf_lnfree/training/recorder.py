@@ -44,7 +44,7 @@ class FlightRecorder(TrainerCallback):
         log: takes a sample, in the middle of a step.
         every: steps from one sample to the next; 0 for none.
         kept: samples that are kept in memory.
-        folder: where `flight_recorder.json` is written; None on processes that do not write.
+        folder: gives the folder where `flight_recorder.json` is written; None on processes that do not write.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FlightRecorder(TrainerCallback):
         log: Callable[[Sample], None],
         every: int,
         kept: int,
-        folder: Path | None = None,
+        folder: Callable[[], Path] | None = None,
     ):
         self.batches, self.model, self.step, self.log, self.folder = batches, model, step, log, folder
         self.every = every if batches else 0
@@ -70,6 +70,8 @@ class FlightRecorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         known = [dict(entry) for entry in state.log_history if "entropy/mean" in entry]  # of a resumed run
+        self.samples.clear()  # of an earlier trial
+        self.steps.clear()
         self.samples.extend(known)
         self.first = known[0] if known else {}
         if state.global_step == 0 and self.every:
@@ -144,9 +146,10 @@ class FlightRecorder(TrainerCallback):
     def write(self, reason: str, events: Sequence[Mapping[str, Any]]) -> None:
         """`flight_recorder.json`: the reason, events, last steps and last samples."""
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            folder = self.folder()
+            folder.mkdir(parents=True, exist_ok=True)
             record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
-            write_json(self.folder / RECORD, record)
+            write_json(folder / RECORD, record)
 
 
 def recorded_events(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
 from .lock import LOCK, only_run
 from .log import LOG
+from .possible import require_possible
 from .procedure import Procedure
 from .recorder import RECORD
 from .results import ENTROPY, RESULTS, RunResults
@@ -79,7 +80,7 @@ def train(
     if (finished := finished_run(folder, begun, args.resume_from_checkpoint)) is not None:
         return finished
     checkpoint_of(folder, begun, args.resume_from_checkpoint)
-    model_args.config(data_args.context_length)
+    require_possible(model_args, data_args, args)
     with args.main_process_first(desc="tokenising"):
         data = load_data(data_args, **model_args.access(data_args.tokenizer))
     begun.content = content_of(data)
@@ -112,6 +113,8 @@ def train_alone(
     procedure.attach(trainer, steps)
     choices = settled_choices(model_args, args, model.config, length, steps, resumes=checkpoint is not None)
     choices.apply(model)
+    for line in plan(trainer, model_args, data_args, data, steps) if args.process_index == 0 else ():
+        logger.info(line)
     if args.process_index == 0:
         kept = begun if before is None else before.resumed(begun, step_of(Path(str(checkpoint))))
         kept.save(folder)
@@ -144,6 +147,31 @@ def train_alone(
         results.save(folder)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def plan(
+    trainer: LNFreeTrainer, model_args: ModelArguments, data_args: DataArguments, data: TextData, steps: int
+) -> Iterator[str]:
+    """What is going to be trained on what, how long and where, before the first step."""
+    args, start = trainer.args, model_args.model_name_or_path
+    new = f"a new {model_args.family}, row {model_args.name}" if start is None else f"from {start}"
+    yield f"Model: {new}, {trainer.unwrapped.num_parameters() / 1e6:,.2f} million parameters."
+    yield (
+        f"Data: {data_args.data}, {len(data.train):,} windows of {data_args.context_length} tokens; "
+        f"{len(data.validation):,} held out."
+    )
+    windows = windows_a_step(args)
+    yield (
+        f"Training: {steps:,} steps of {windows:,} windows, {steps * windows * data_args.context_length:,} tokens "
+        f"({steps * windows / len(data.train):.2g} times the data), learning rate {args.learning_rate:g}, on "
+        f"{args.device.type}."
+    )
+    yield f"Folder: {args.output_dir}"
+
+
+def windows_a_step(args: LNFreeTrainingArguments) -> int:
+    """Of all processes and batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def build_trainer(
@@ -184,7 +212,7 @@ def fit(
             trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     args, done, history = trainer.args, trainer.state.global_step, trainer.state.log_history
-    tokens_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    tokens_a_step = windows_a_step(args) * length
     return {
         "train_loss": next((entry["loss"] for entry in reversed(history) if "loss" in entry), math.nan),
         "steps": done,

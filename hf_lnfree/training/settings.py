@@ -3,20 +3,21 @@
 import argparse
 import difflib
 import re
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from ..checks import described, fits
 from ..data.arguments import DataArguments
-from ..errors import LNFreeError, SettingsError
+from ..errors import SettingsError
 from ..loading import find_device, reason
 from .arguments import LNFreeTrainingArguments
-from .fields import ALIASES, ModelArguments, as_mapping
+from .fields import ALIASES, FROM_SCRATCH, ModelArguments, as_mapping
+from .possible import require_row
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
 
@@ -92,7 +93,8 @@ def parse_settings(
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
 
     Flags are written with dashes or underscores. `out` and `device` ("cpu", or the kind of accelerator that there is)
-    are names of `output_dir` and `use_cpu`.
+    are names of `output_dir` and `use_cpu`. A new model has a learning rate of 1e-3 where none is given, a checkpoint
+    that of transformers, which is one for fine-tuning.
 
     Args:
         source: where `values` are from.
@@ -127,13 +129,33 @@ def parse_settings(
         *parsed, left = parser.parse_args_into_dataclasses(
             list(flags), return_remaining_strings=True, look_for_args_file=False
         )
-    except LNFreeError:
-        raise
-    except (ValueError, TypeError, ImportError, OSError) as error:  # what TrainingArguments refuse
+    except SettingsError as error:
+        raise SettingsError(spelt(str(error), source, names)) from error
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:  # what TrainingArguments refuse
         raise SettingsError(f"{source}{reason(error)}") from error
     if left:
         raise SettingsError(f"Unknown flags: {' '.join(left)}.{advice(left[0], [flag(name) for name in known])}")
+    of_kind: dict[type, Any] = {type(part): part for part in parsed}
+    model, data = of_kind.get(ModelArguments), of_kind.get(DataArguments)
+    if model is not None and data is not None and model.model_name_or_path is None:
+        try:
+            settings = (model.family, model.row, model.config_overrides, model.attn_implementation)
+            require_row(*settings, data.context_length)
+        except SettingsError as error:
+            raise SettingsError(spelt(str(error), source, names)) from error
+        if "learning_rate" not in {*values, *names}:
+            of_kind[LNFreeTrainingArguments].learning_rate = FROM_SCRATCH
     return tuple(parsed)
+
+
+def spelt(message: str, source: str, flags: Sequence[str]) -> str:
+    """What is wrong with a field that the message begins with, as it was given: in the file, or as one of the flags."""
+    given = {ALIASES.get(name, name): name for name in flags}
+    written = re.match(r"(?:--)?([\w-]+)", message)
+    name = written[1].replace("-", "_") if written else ""
+    if written is None or name not in {*given, *given.values()}:
+        return source + (f"{name}{message[written.end() :]}" if written and message.startswith("--") else message)
+    return flag(given.get(name, name)) + message[written.end() :]
 
 
 class Parser(HfArgumentParser):
@@ -169,39 +191,19 @@ def advice(name: Any, known: Iterable[str]) -> str:
 
 def fitting(value: Any, action: argparse.Action, hint: Any, name: str) -> Any:
     """A value of a file as its field wants it: text becomes a number, as PyYAML reads 1e-3, and a number text."""
-    if fits(value, hint):
-        return value
-    if isinstance(value, str) and callable(action.type):
-        with suppress(ValueError, TypeError, argparse.ArgumentTypeError):
-            value = action.type(value)
-    elif isinstance(value, (bool, int, float)) and fits("", hint):
-        value = str(value)
+    choices = [choice for choice in action.choices or () if isinstance(choice, str)]
+    if value is False and "no" in choices:
+        value = "no"  # which YAML takes for false
+    if not fits(value, hint):
+        if isinstance(value, str) and value.strip() and callable(action.type):
+            with suppress(ValueError, TypeError, argparse.ArgumentTypeError):
+                value = action.type(value)
+        elif (isinstance(value, bool) and action.dest == "resume_from_checkpoint") or (
+            (fits(value, int) or fits(value, float)) and fits("", hint)
+        ):
+            value = str(value)
     if not fits(value, hint):
         raise SettingsError(f"{name} must be {described(hint)}, got {value!r}.")
+    if isinstance(value, str) and choices and value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     return value
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; what is inside a list or a mapping is not looked at."""
-    kind = get_origin(hint) or hint
-    if kind in (Union, types.UnionType):
-        return any(fits(value, part) for part in get_args(hint))
-    if kind is Literal:
-        return value in get_args(hint)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-KINDS |= {dict: "a mapping", list: "a list"}
-
-
-def described(hint: Any) -> str:
-    """An annotated type in words."""
-    kind = get_origin(hint) or hint
-    if kind in (Union, types.UnionType):
-        return " or ".join(described(part) for part in get_args(hint))
-    if kind is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    return KINDS.get(kind) or str(getattr(kind, "__name__", kind))

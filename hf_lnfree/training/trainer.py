@@ -23,7 +23,7 @@ from .checkpoints import PARTIAL, WholeCheckpoints
 from .divergence import DivergenceGuard
 from .lock import only_run
 from .log import JsonlLog
-from .progress import ReadableProgress
+from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
 from .results import RESULTS
 from .steps import StepRecord
@@ -69,7 +69,6 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             )
         self.penalties: list[Callable[[], Tensor]] = []
         self.step_record = StepRecord()
-        folder = Path(self.args.output_dir)
         self.recorder = FlightRecorder(
             probe or [],
             model=lambda: self.unwrapped,
@@ -77,24 +76,36 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             log=self.log_aside,
             every=self.args.probe_steps,
             kept=self.args.recorder_samples,
-            folder=folder if self.is_world_process_zero() else None,
+            folder=self.run_folder if self.is_world_process_zero() else None,
         )
         self.guard = DivergenceGuard(
             self.recorder,
             loss=self.bare_loss,
-            save=lambda: self._save_checkpoint(self.model_wrapped, None),
+            folder=self.run_folder,
+            save=lambda: self._save_checkpoint(self.model_wrapped, self.trial),
             spoilt=self.first_spoilt,
             drop_gradients=lambda: self.model_wrapped.zero_grad(set_to_none=True),
             scaler=lambda: self.accelerator.scaler,
+            skipped=lambda: self.accelerator.optimizer_step_was_skipped,
             gather=lambda losses: self.accelerator.gather(losses),
         )
         self.add_callback(self.recorder)
         self.add_callback(self.guard)
         # First of all: the file is begun anew before another callback logs at the start of training.
-        self.jsonl = JsonlLog(lambda: Path(self._get_output_dir(getattr(self, "_trial", None))))
+        self.jsonl = JsonlLog(self.run_folder)
         self.callback_handler.callbacks.insert(0, self.jsonl)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
+        self.add_callback(Forecast())
+
+    @property
+    def trial(self) -> Any:
+        """Of a hyperparameter search, which has a folder for each; None otherwise."""
+        return getattr(self, "_trial", None)
+
+    def run_folder(self) -> Path:
+        """Where log, flight recorder and checkpoints are kept."""
+        return Path(self._run_dir(self.trial))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -143,7 +154,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         """Weights and log of a checkpoint at which nothing is left to train: `train` would take one step more."""
         self.state = self.load_state(Path(checkpoint))
         self.state.init_training_references(self, self.state.max_steps, self.state.num_train_epochs, None)
-        self.guard.recall(Path(self.args.output_dir), self.state.global_step)
+        self.guard.recall(self.state.global_step)
         self.jsonl.begin(self.state)
 
     def load_state(self, checkpoint: Path) -> TrainerState:

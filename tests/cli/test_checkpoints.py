@@ -176,6 +176,23 @@ def test_damaged_weights(command, cut, run, good, tmp_path):
     refused(run(command, str(folder)), weights, "damaged", "again")
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "lm-eval"])
+def test_settings_that_are_no_mapping(command, file, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    for content in ("[]", "3", "null", '"x"', '{"model_type": "gpt', ""):
+        (folder / file).write_text(content)
+        refused(run(command, str(folder)), folder / file, "damaged")
+
+
+@pytest.mark.parametrize("command", ["train", "entropy", "evaluate", "attribute"])
+def test_a_tokenizer_whose_length_is_no_number(command, run, good, tmp_path):
+    folder = changed(good, tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "long"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    refused(run(command, str(folder)), folder)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shapes_that_do_not_fit(command, run, good, tmp_path):
     folder = changed(good, tmp_path, n_positions=128)
@@ -194,7 +211,8 @@ def test_code_of_its_own_is_not_run_and_not_asked_for(command, run, good, tmp_pa
     folder = changed(good, tmp_path, model_type="banana")
     for file in folder.glob("*.py"):
         file.write_text("raise SystemExit('it was run')\n")
-    refused(run(command, str(folder)), *(["--trust-remote-code"] if command not in ("attribute", "convert") else []))
+    hint = "--set trust_remote_code=" if command == "study" else "--trust-remote-code"
+    refused(run(command, str(folder)), *([hint] if command not in ("attribute", "convert") else []))
 
 
 def test_code_of_its_own_runs_when_asked_for(run, good, tmp_path, corpus, cache_dir):

@@ -143,7 +143,7 @@ def test_diverged_run_has_an_exit_code(yaml_file, tmp_path, capsys):
         (["convert", ".", "out", "--dtype", "int8"], 2, "Invalid value for '--dtype'"),
         (["remove-norms"], 1, "remove-norms takes MODEL"),
         (["remove-norms", "./nowhere", "--schedule", "slowly"], 1, "neither 'auto' nor a file"),
-        (["remove-norms", "./nowhere", "--gate-steps", "-1"], 1, "gate_steps must be at least 0"),
+        (["remove-norms", "./nowhere", "--gate-steps", "-1"], 1, "--gate-steps must be at least 0"),
         (["attribute", ".", "--prompt", "x", "--dtype", "float16"], 2, "Invalid value for '--dtype'"),
         (["no-command"], 2, "No such command"),
     ],

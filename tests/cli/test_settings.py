@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from hf_lnfree.cli.main import main
+from hf_lnfree.cli.removal import DATACLASSES
 from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.errors import SettingsError
 from hf_lnfree.studies.study import Study
@@ -140,11 +141,17 @@ def test_renamed_options_are_refused_with_their_new_name(arguments, said, capsys
         ({"config_overrides": "{"}, "config_overrides is not YAML"),
         ({"packing": "sliding"}, "packing must be one of 'exact', 'packed', got 'sliding'"),
         ({"on_nonfinite": "pray"}, "on_nonfinite must be one of 'stop', 'skip', 'rollback'"),
-        ({"optim": "adamm"}, "adamm is not a valid OptimizerNames"),
-        ({"eval_strategy": "sometimes"}, "sometimes is not a valid IntervalStrategy"),
+        ({"optim": "adamm"}, "optim must be one of 'adamw_torch'"),
+        ({"eval_strategy": "sometimes"}, "eval_strategy must be one of 'no', 'steps', 'epoch', got 'sometimes'"),
         ({"warmup_steps": -1}, "warmup_steps"),
-        ({"accelerator_config": {"x": 1}}, "unexpected keyword argument 'x'"),
-        ({"accelerator_config": "nowhere.json"}, "No such file or directory: 'nowhere.json'"),
+        (
+            {"accelerator_config": {"x": 1}},
+            "accelerator_config={'x': 1}: AcceleratorConfig.__init__()",
+        ),
+        (
+            {"accelerator_config": "nowhere.json"},
+            "accelerator_config must be a mapping, its JSON, or a file",
+        ),
         ({"report_to": "nobody"}, "report_to=nobody is not installed or not known"),
         ({"lerning_rate": 1}, "unknown fields: lerning_rate. Did you mean learning_rate?"),
         ({"zzz": 1}, "unknown fields: zzz. `hf-lnfree train --help-all` lists all."),
@@ -187,3 +194,25 @@ def test_text_numbers_and_switches_of_a_file_become_what_fields_hold():
     assert (training.learning_rate, training.run_name, training.resume_from_checkpoint) == (1e-3, "7", "True")
     assert model.overrides == {"n_layer": 2}
     assert training.lr_scheduler_kwargs == {"a": 1}
+
+
+def test_the_rate_of_a_new_model_is_one_for_training_from_scratch(tmp_path):
+    """That of transformers is for fine-tuning: a checkpoint has it, and so has a removal."""
+    path = tmp_path / "run.yaml"
+    path.write_text("row: SM+G\n")
+    given = tmp_path / "given.yaml"
+    given.write_text("learning_rate: 5.0e-5\n")
+    rates = {
+        1e-3: [parse_arguments(line)[2] for line in ([], [str(path)], ["--row", "SM+G"])],
+        5e-5: [
+            parse_arguments(["--model-name-or-path", "somewhere"])[2],
+            parse_arguments([str(given)])[2],
+            parse_arguments(["--learning_rate", "5e-5"])[2],
+            parse_arguments([], dataclasses=DATACLASSES)[2],
+        ],
+    }
+    for rate, found in rates.items():
+        assert [args.learning_rate for args in found] == [rate] * len(found)
+    path.write_text("rows: {a: {}, b: {model_name_or_path: somewhere}, c: {learning_rate: 2.0e-3}}\n")
+    study = Study.load(path)
+    assert [study.arguments(row, 0, tmp_path)[2].learning_rate for row in "abc"] == [1e-3, 5e-5, 2e-3]

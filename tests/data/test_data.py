@@ -135,7 +135,7 @@ def test_corpus_shorter_than_one_window_is_an_error(tmp_path, cache_dir):
     arguments = DataArguments(
         data=str(tmp_path), cache_dir=cache_dir, vocab_size=300, context_length=128, validation_fraction=0.4
     )
-    with pytest.raises(ValueError, match=r"no window of 128 tokens .*--packing packed"):
+    with pytest.raises(ValueError, match=r"no window of 128 tokens .*packing=packed"):
         load_data(arguments)
 
 

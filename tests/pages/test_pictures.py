@@ -6,6 +6,7 @@ from html import escape
 
 import pytest
 import torch
+import transformers
 
 from hf_lnfree import AttentionEntropyAnalyzer, published_reports
 from hf_lnfree.analysis import compare_reports
@@ -62,6 +63,38 @@ def test_bucket_bars_are_the_shares(reports):
         heights = [bar.get_height() for bar in ax.patches]
         expected = torch.cat([report.buckets(maximum) for report in reports]) * 100
         assert heights == pytest.approx(expected.tolist())
+
+
+SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+SMALL |= {"intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": 0}
+GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 4}
+LAYERS = ["sliding_attention", "full_attention"] * 2
+WINDOWED = {
+    "ModernBert": (SMALL | {"local_attention": 8, "global_attn_every_n_layers": 3}, [[0, 3], [1, 2]]),
+    "Gemma2": (GEMMA | {"layer_types": LAYERS}, [[0, 2], [1, 3]]),
+    "Gemma3Text": (GEMMA | {"layer_types": LAYERS}, [[0, 2], [1, 3]]),
+    "Mistral": (SMALL | {"num_key_value_heads": 2, "sliding_window": 4}, [[0, 1, 2, 3]]),
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_each_kind_of_layer_has_its_own_bound(kind):
+    """A mean over layers with and without windows lies below those without."""
+    fields, kinds = WINDOWED[kind]
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(getattr(transformers, f"{kind}Config")(**fields)).eval()
+    ids = torch.randint(3, 99, (4, 32), generator=torch.Generator().manual_seed(1))
+    report = AttentionEntropyAnalyzer(model).run([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    lines = position_curves([report]).axes[0].lines
+    layers, bounds = lines[: fields["num_hidden_layers"]], lines[fields["num_hidden_layers"] :]
+    assert len(bounds) == len(kinds)
+    assert sorted(line.get_label() for line in bounds) == sorted(
+        ["maximum"] if len(kinds) == 1 else [f"maximum, layers {', '.join(map(str, found))}" for found in kinds]
+    )
+    for line, found in zip(sorted(bounds, key=lambda line: line.get_label()), sorted(kinds), strict=True):
+        for layer in found:
+            assert all(x <= y + 1e-4 for x, y in zip(layers[layer].get_ydata(), line.get_ydata(), strict=True))
+            assert line.get_ydata()[-1] == pytest.approx(float(report.strata_bound[layer, 0, -1]), abs=1e-3)
 
 
 def test_position_curves_and_distributions(reports):

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.data import DataArguments
+from hf_lnfree.pages.finish import finish_run
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments, ModelArguments, train
 from hf_lnfree.training.divergence import MOST_ROLLBACKS, SCALER_PATIENCE, DivergenceGuard
 from hf_lnfree.training.log import read_log
@@ -184,11 +186,15 @@ def test_a_state_that_is_not_finite_drives_no_good_one_out(run, after_step, tmp_
     assert all(torch.equal(model[key], good[key]) for key in good)
 
 
-def test_a_rate_that_is_infinite_leaves_no_checkpoint_and_no_model(run, tmp_path):
-    results = run(learning_rate=math.inf, save_steps=1, probe_steps=0)
+def test_a_rate_that_overflows_leaves_no_checkpoint_and_no_model(run, tmp_path):
+    results = run(learning_rate=1e38, save_steps=1, probe_steps=0, weight_decay=10.0, lr_scheduler_type="constant")
     assert results.diverged_at == 1
     assert results.nonfinite_events[0]["last_good_state"].startswith("none: ")
     assert not list((tmp_path / "run").glob("**/model.safetensors"))
+    finish_run(tmp_path / "run", SimpleNamespace(process_index=0, hub_model_id=None, push_to_hub=False))
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "There is no model to load: the run left no state that was finite." in card
+    assert "from_pretrained" not in card
 
 
 def test_moments_that_are_not_finite_are_not_saved_either(run, monkeypatch, tmp_path):
@@ -364,13 +370,40 @@ def test_a_loss_scaler_may_search_for_a_while():
     step = StepRecord([({}, loss)])
 
     def guard():
-        around = dict.fromkeys(("loss", "save", "spoilt", "drop_gradients"))
+        around = dict.fromkeys(("loss", "folder", "save", "spoilt", "skipped", "drop_gradients"))
         return DivergenceGuard(SimpleNamespace(step=step), scaler=object, gather=lambda losses: losses, **around)
 
     patient = guard()
     assert [patient.is_divergence() for _ in range(SCALER_PATIENCE + 1)] == [False] * SCALER_PATIENCE + [True]
     step.batches = [({}, loss), ({}, loss * math.nan)]
     assert guard().is_divergence()
+
+
+def test_steps_that_a_loss_scaler_skips_are_not_taken(run, monkeypatch):
+    """Every step of a run that ends before the scaler's patience does."""
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    results = run(max_steps=3)
+    assert (results.steps, results.diverged_at) == (3, 3)
+    assert results.nonfinite_events[-1]["last_good_state"] == "none: no step was taken"
+    assert results.nonfinite_events[-1]["first"] == "gradients, at every loss scale that was tried"
+
+
+def test_a_run_says_at_its_end_that_no_model_was_saved(corpus, cache_dir, tmp_path, capsys):
+    flags = ["--data", str(corpus), "--cache-dir", cache_dir, "--vocab-size", "300", "--context-length", "32"]
+    flags += [
+        "--config-overrides",
+        json.dumps(TINY),
+        "--row",
+        "SM+G",
+        "--learning-rate",
+        "1e38",
+        "--weight-decay",
+        "10",
+    ]
+    flags += ["--max-steps", "3", "--device", "cpu", "--out", str(tmp_path / "run"), "--probe-steps", "0"]
+    assert main(["train", *flags, "--lr-scheduler-type", "constant"]) == 3
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No model was saved: no state of the run was finite." in printed
 
 
 def test_divergence_is_seen_in_the_exit_code_and_in_print(corpus, cache_dir, tmp_path, capsys):

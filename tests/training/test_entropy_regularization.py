@@ -175,3 +175,9 @@ def test_what_makes_no_sense_is_refused(family):
         EntropyRegularization(1.0, form="columns")
     with pytest.raises(ValueError, match="entropy_weight must be a finite number"):
         EntropyRegularization(math.nan)
+
+
+def test_a_target_may_be_written_as_a_whole_number(family):
+    """As YAML reads `entropy_target: 1`."""
+    model = EntropyRegularization(1.0, 0.1, 1, "heads").adapt(family.model())
+    assert all(share.dtype == torch.float32 and bool((share == 1).all()) for share in model.entropy_targets.shares)

@@ -22,6 +22,8 @@ from hf_lnfree.training.beginning import Beginning
 from hf_lnfree.training.log import read_log
 from hf_lnfree.training.restoring import load_weights
 
+from ..conftest import GPT2
+
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1}
 NEOX = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL = {"gpt2": TINY, "gpt_neox": {**NEOX, "max_position_embeddings": 32, "initializer_range": 0.1}}
@@ -240,6 +242,29 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
 
 
+def test_a_run_says_first_what_it_is_going_to_be(arguments, tmp_path, caplog, monkeypatch):
+    """Size, data, steps, tokens, rate and folder, before the first step; then how long it is going to take."""
+    seconds = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("hf_lnfree.training.progress.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    with caplog.at_level("INFO", logger="hf_lnfree"):
+        results = train(*arguments(row="SM+R", max_steps=6))
+    said = [record.getMessage() for record in caplog.records]
+    model, data, training, folder = (next(x for x in said if x.startswith(f"{w}: ")) for w in WORDS)
+    assert model == f"Model: a new gpt2, row SM+R, {results.parameters / 1e6:.2f} million parameters."
+    windows = results.data["train"]["windows"]
+    assert f"{windows:,} windows of 32 tokens; {results.data['validation']['used']:,} held out." in data
+    assert f"6 steps of 4 windows, {results.tokens:,} tokens" in training
+    assert training.endswith("learning rate 0.01, on cpu.")
+    assert folder == f"Folder: {tmp_path / 'run'}"
+    forecast = [x for x in said if x.startswith("About ")]
+    assert len(forecast) == 1
+    assert "2 steps of " in forecast[0]
+    assert said.index(folder) < said.index(forecast[0])
+
+
+WORDS = ("Model", "Data", "Training", "Folder")
+
+
 def test_a_run_of_an_earlier_version_goes_on_with_a_warning(arguments, tmp_path, caplog):
     train(*arguments())
     for name in ("results.json", "run.json"):
@@ -435,6 +460,36 @@ def test_every_trial_of_a_search_has_a_log_of_its_own(family, tmp_path, monkeypa
         assert [entry["step"] for entry in logged] == [1, 2]
         assert logged[0]["learning_rate"] == rate
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_every_trial_of_a_search_has_guard_and_recorder_of_its_own(tmp_path, monkeypatch):
+    """One that diverges leaves its record and its last good state in its folder, and the next one begins anew."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    windows = torch.randint(3, 99, (8, 16), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": ids, "labels": ids} for ids in windows]
+    args = LNFreeTrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, save_strategy="no", logging_steps=1)
+    trainer = LNFreeTrainer(model_init=lambda: GPT2.model(), args=args, train_dataset=examples)
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
+    trainer.hp_space = lambda trial: trial.params
+    step = LNFreeTrainer.training_step
+
+    def spoilt(self, model, inputs, count=None):
+        loss = step(self, model, inputs, count)
+        if self.trial.number == 0 and self.state.global_step == 1:
+            model.transformer.wte.weight.grad.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(LNFreeTrainer, "training_step", spoilt)
+    for number in (0, 1):
+        trainer.train(trial=SimpleNamespace(number=number, params={"learning_rate": 1e-3}))
+        assert trainer.guard.diverged_at == (2 if number == 0 else None)
+    assert sorted(path.name for path in (tmp_path / "run-0").iterdir()) == [
+        "checkpoint-1",
+        "flight_recorder.json",
+        "log.jsonl",
+    ]
+    assert [entry["step"] for entry in read_log(tmp_path / "run-1") if "loss" in entry] == [1, 2, 3]
+    assert not {"checkpoint-1", "flight_recorder.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_two_independent_runs_into_one_folder_are_refused(arguments, tmp_path):

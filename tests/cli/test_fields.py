@@ -1,0 +1,171 @@
+"""Every field that a run takes, of this package and of transformers, with every kind of wrong value."""
+
+import dataclasses
+import math
+from typing import get_type_hints
+
+import pytest
+import yaml
+
+from hf_lnfree.checks import fits
+from hf_lnfree.cli.main import main
+from hf_lnfree.cli.removal import DATACLASSES
+from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.data.arguments import RANGES as OF_DATA
+from hf_lnfree.data.arguments import DataArguments
+from hf_lnfree.errors import SettingsError
+from hf_lnfree.removal.arguments import RemovalArguments
+from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments
+from hf_lnfree.training.fields import ALIASES, RANGES
+from hf_lnfree.training.host_fields import HOST_RANGES
+
+KINDS = (ModelArguments, DataArguments, LNFreeTrainingArguments, RemovalArguments)
+HINTS = {name: hint for kind in KINDS for name, hint in get_type_hints(kind).items()}
+FIELDS = sorted({field.name for kind in KINDS for field in dataclasses.fields(kind) if field.init})
+OF_REMOVAL = {field.name for field in dataclasses.fields(RemovalArguments)}
+WRONG = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    5.5,
+    -2,
+    10**400,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "zzz",
+    "",
+    [1, 2],
+    ["x"],
+    {"x": 1},
+    [{}],
+]
+MAY_BE_ANYTHING = {"config_overrides", "schedule"}  # text that is read in its own way
+MAPPINGS = {name for name, hint in HINTS.items() if fits({"x": 1}, hint)}
+
+
+def written(tmp_path, name, value):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({name: value}))
+    return path
+
+
+def parsed(path, name):
+    if name in OF_REMOVAL:
+        return parse_arguments([str(path)], dataclasses=DATACLASSES)
+    return parse_arguments([str(path)])
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_is_refused_by_file_and_field_or_stands_as_it_was_given(name, tmp_path):
+    accepted, refused = [], []
+    for value in WRONG:
+        path = written(tmp_path, name, value)
+        try:
+            parts = parsed(path, name)
+        except SettingsError as error:
+            refused.append(str(error))
+            continue
+        found = next(getattr(part, name) for part in parts if hasattr(part, name))
+        accepted.append(value)
+        assert fits(value, HINTS[name]) or str(value) == str(found) or (value, found) == (0, "no"), value
+        if isinstance(value, float):
+            assert math.isfinite(value)
+    assert name in MAY_BE_ANYTHING or all(message.startswith(f"{path}: ") for message in refused)
+    assert not any(isinstance(value, (list, dict)) for value in accepted) or name in MAPPINGS | MAY_BE_ANYTHING | {
+        "include_for_metrics",
+        "label_names",
+        "optim_target_modules",
+    }
+
+
+NUMBERS = [name for name in FIELDS if fits(10**6, HINTS[name]) and not fits("10", HINTS[name])]
+
+
+def test_every_number_has_a_range():
+    of_removal = {"gate_steps", "residual_norm_weight", "removal_windows", "lora_rank", "lora_alpha"}
+    assert set(NUMBERS) <= {*HOST_RANGES, *RANGES, *OF_DATA, *of_removal}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_out_of_range_are_refused_with_what_is_allowed(name, tmp_path, capsys):
+    command = ["remove-norms", "model"] if name in OF_REMOVAL else ["train"]
+    assert main([*command, str(written(tmp_path, name, -2))]) == 1
+    said = capsys.readouterr().err
+    assert f"run.yaml: {name} must be " in said
+    assert said.endswith("got -2.\n")
+    option = f"--{ALIASES.get(name, name).replace('_', '-')}"
+    assert main([*command, f"{option}=-2"]) == 1
+    assert f"error: {option} must be " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("factors: [1]", "factors must be a mapping or null, got [1]"),
+        ("factors: 3", "factors must be a mapping"),
+        ("factors: {norm: []}", "the factor norm must be a list of values"),
+        ("factors: {norm: [rms]}", "row norm=rms: config_overrides: norm='rms' is not known"),
+        ("rows: {a: {log_level: loud}}", "row a: log_level must be one of 'detail'"),
+        ("rows: {a: {}}\ncompare: [[x]]", "compare must be a list of pairs like [one row, other row], got ['x']"),
+        ("rows: {a: {}}\ncompare: [x]", "compare must be a list of a list of text"),
+        ("rows: {a: {}}\ncompare: [[a, b]]", "compares rows that it does not have: b"),
+        ("rows: {a: {}}\nscales: [cpu]", "scales must be a mapping of text to a mapping or null"),
+        ("rows: {a: {}}\ntitle: [x]", "title must be text or null, got ['x']"),
+        ("rows: {a: {}}\npublished: 4", "published must be text or null, got 4"),
+        ("rows: {1: {}}", "rows must be a mapping of text"),
+        ("rows: {a: 3}", "rows must be a mapping of text to text or a mapping"),
+        (
+            "rows: {a: {config_overrides: {n_layer: 0}}}",
+            "row a: config_overrides: num_hidden_layers must be at least 1",
+        ),
+        ("rows: {a: {config_overrides: {n_embd: wide}}}", "row a: Validation error for field 'n_embd'"),
+        ("rows: {a: {config_overrides: {n_embd: 31}}}", "row a: config_overrides='{n_embd: 31}' make no model"),
+        ("rows: {a: {config_overrides: {n_layers: 2}}}", "row a: LNFreeGPT2Config has no field n_layers"),
+        ("rows: {a: {config_overrides: {n_layer: 1000000000}}}", "n_layer must be at most 10000, got 1000000000"),
+        ("rows: {a: {config_overrides: {n_embd: 30000000}}}", "and this machine has"),
+        ("rows: {a: {attn_implementation: fast}}", "row a: attn_implementation='fast' cannot be used"),
+    ],
+)
+def test_fields_of_a_study_are_refused_before_a_row_is_trained(text, said, tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    assert main(["study", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: {path}")
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_type='linear' with lr_scheduler_kwargs={'a': 1}"),
+        ({"optim_args": "a"}, "optim='adamw_torch_fused' with optim_args='a'"),
+        ({"label_names": []}, "label_names must be null or name 'labels'"),
+        ({"torch_compile_mode": "zzz"}, "torch_compile_mode='zzz'"),
+        ({"torch_compile_backend": "zzz"}, "torch_compile_backend='zzz'"),
+        ({"metric_for_best_model": "rouge"}, "metric_for_best_model must be one of loss, perplexity, got 'rouge'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_the_corpus_is_read(values, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_lnfree.training.run.load_data", lambda *_, **__: pytest.fail("the corpus is read"))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**values, "config_overrides": {"n_layer": 1}, "output_dir": str(tmp_path / "out")}))
+    assert main(["train", str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_yaml_takes_no_for_false(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("save_strategy: no\n")
+    assert parse_arguments([str(path)])[2].save_strategy.value == "no"
+
+
+def test_a_schedule_without_stages_is_not_the_automatic_one(tmp_path, capsys):
+    path = tmp_path / "removal.yaml"
+    path.write_text("schedule: []\n")
+    assert main(["remove-norms", "./nowhere", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "A schedule is a list of stages" in capsys.readouterr().err
