@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.fused import RowEntropies
-from ..attention.masks import seen
+from ..attention.visibility import seen
 from .entropy import attention_entropy
 
 Arguments = dict[str, Any]

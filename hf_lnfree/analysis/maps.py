@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.fused import RowEntropies, keys_seen
-from ..attention.masks import seen
+from ..attention.fused import RowEntropies
+from ..attention.visibility import Mask, keys_seen
 from .entropy import attention_entropy
 
 
@@ -31,14 +31,14 @@ def visible_keys(mask: Any, map_: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
+def entropies_of_map(map_: Tensor, mask: Tensor | Mask | None) -> RowEntropies:
     """Of a map [B, H, Q, K]: a key counts as visible where the mask shows it and some head gives it any weight."""
     visible = (map_ != 0).any(1, keepdim=True)  # NaN is not 0
     if mask is not None:
-        visible = visible & seen(mask)
+        visible = visible & Mask.of(mask, *map_.shape[2:]).whole()[0]
     support = visible.sum(-1)
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
-    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))
 
 
 def adds_up_to_one(map_: Tensor) -> bool:

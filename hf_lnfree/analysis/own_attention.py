@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.fused import RowEntropies, keys_seen
-from ..attention.masks import seen
+from ..attention.fused import RowEntropies
+from ..attention.visibility import keys_seen, seen
 from .entropy import attention_entropy
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -95,7 +95,7 @@ def rows_of_softmax(module: nn.Module, logits: Tensor, map_: Tensor, arguments: 
         visible = visible & windows
     support = visible.sum(-1)
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
-    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))
 
 
 def window_mask(mask: Any, map_: Tensor) -> Tensor | None:
@@ -129,7 +129,7 @@ def rows_of_multi_head_attention(args: tuple, kwargs: dict) -> RowEntropies:
         visible = visible & shown(mask if mask.dim() == 2 else mask.unflatten(0, (-1, map_.shape[1])), map_)
     support = visible.sum(-1).expand(*(map_.shape[0], -1, map_.shape[2]))
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
-    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))
 
 
 def shown(mask: Tensor, map_: Tensor) -> Tensor:

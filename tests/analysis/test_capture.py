@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
 from hf_lnfree.attention import AttentionCall
-from hf_lnfree.attention.masks import seen
+from hf_lnfree.attention.visibility import seen
 from tests.attention import models
 from tests.attention.softmaxes import Softmaxes
 
