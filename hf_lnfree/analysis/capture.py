@@ -69,6 +69,10 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
     The model may be wrapped by PEFT or DistributedDataParallel; functions that `torch.compile` made run eagerly inside
     the context. What a gradient checkpoint runs again is recorded once. Not thread-safe.
 
+    In bfloat16, "fused" gives the entropy of the exact softmax of the model's queries and keys. Eager attention rounds
+    its logits before the softmax, so its own map is another one: by up to 0.02 nats at logits of standard deviation 1
+    and 0.1 at 10. Maps that are read are rounded themselves: their entropy is within 0.005 nats of that of the softmax.
+
     Args:
         model: any model of transformers with softmax attention, or one that calls `scaled_dot_product_attention`.
         method: "fused" takes queries, keys and mask and needs O(T) memory; "attentions" takes the maps of eager
