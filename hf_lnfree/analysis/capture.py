@@ -246,9 +246,9 @@ class _Recorder:
 def row_entropies(call: AttentionCall, *, of_map: bool = False) -> RowEntropies:
     """The entropies of one attention call, from its queries and keys or from the map that eager attention returned."""
     arguments = logit_arguments(call)
-    if not of_map:
-        return fused_attention_entropy(**arguments, sinks=call.sinks)
-    map_ = call.result[1]
-    if call.sinks is None and not adds_up_to_one(map_):
+    if of_map and not adds_up_to_one(call.result[1]) and call.sinks is None:
         raise AttentionError("The rows of an attention map do not add up to 1: dropout is on. Call model.eval().")
-    return entropies_of_map(map_, arguments["attention_mask"])
+    # Granite scales its output by what a sink leaves, and returns a map that knows nothing of it.
+    if not of_map or (call.sinks is not None and adds_up_to_one(call.result[1])):
+        return fused_attention_entropy(**arguments, sinks=call.sinks)
+    return entropies_of_map(call.result[1], arguments["attention_mask"])

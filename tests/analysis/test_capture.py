@@ -134,6 +134,24 @@ def test_attention_sinks():
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(not hasattr(tf, "GraniteSWAConfig"), reason="of newer transformers")
+@pytest.mark.parametrize("method", ["auto", "attentions"])
+def test_sinks_that_scale_the_output_take_part_in_the_softmax(method):
+    sinks = torch.tensor([-3.0, 0.0, 1.0, 3.0])
+    torch.manual_seed(0)
+    config = tf.GraniteSWAConfig(**models.TEXT, sliding_window=5)
+    model = tf.GraniteSWAForCausalLM._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(sinks)
+        with Softmaxes() as eager, record_attention_entropy(model, method) as record:
+            model(**models.texts())
+    for found, logits in zip(record.entropies.values(), eager.logits, strict=True):
+        column = sinks.double()[None, :, None, None].expand(*logits.shape[:-1], 1)
+        logs = torch.cat((logits, column), -1).log_softmax(-1)[..., :-1].clamp_min(-1e4)
+        torch.testing.assert_close(found.double(), -(logs.exp() * logs).sum(-1), rtol=0, atol=1e-5)
+
+
 def test_vision_models():
     sizes = {**SIZES, **MLP, "image_size": 8, "patch_size": 4}
     sizes.pop("vocab_size")
