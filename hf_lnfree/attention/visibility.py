@@ -42,10 +42,9 @@ class Mask:
         self.tensors = tuple(tensor[(None,) * (4 - tensor.dim())] for tensor in self.tensors)
         self.floors = [None if tensor.dtype == torch.bool else floor(tensor) for tensor in self.tensors]
         self.adds = any(
-            bool((part.where(part > low, 0.0) != 0).any())
+            bool(torch.stack([(part.where(part > low, 0.0) != 0).any() for part in row_blocks(tensor)]).any())
             for tensor, low in zip(self.tensors, self.floors, strict=True)
             if low is not None
-            for part in row_blocks(tensor.detach())
         )
 
     @classmethod
@@ -99,7 +98,7 @@ class Mask:
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive queries, and what they see, [B, H, rows, K]."""
         batch, heads, queries, keys = self.shape
-        size = max(1, BLOCK // (batch * heads * keys))
+        size = max(1, entries(self.device) // (batch * heads * keys))
         for start in range(0, queries, size):
             rows = slice(start, min(start + size, queries))
             yield rows, self.block(EVERYTHING, rows, EVERYTHING)[0].expand(batch, heads, rows.stop - start, keys)
@@ -126,10 +125,15 @@ def part_of(x: Tensor, items: slice, rows: slice, keys: slice) -> Tensor:
     ]
 
 
-def row_blocks(x: Tensor) -> Iterator[Tensor]:
+def entries(device: torch.device | str) -> int:
+    """Of a block: on a GPU more, to keep it busy."""
+    return BLOCK if torch.device(device).type == "cpu" else 64 * BLOCK
+
+
+def row_blocks(x: Tensor) -> tuple[Tensor, ...]:
     """A tensor [.., Q, K] some queries at a time."""
-    x = x if x.dim() > 1 else x[None]
-    yield from x.split(max(1, BLOCK * x.shape[-2] // max(1, x.numel())), dim=-2)
+    x = x.detach() if x.dim() > 1 else x.detach()[None]
+    return x.split(max(1, entries(x.device) * x.shape[-2] // max(1, x.numel())), dim=-2)
 
 
 def floor(mask: Tensor) -> float:
@@ -138,12 +142,13 @@ def floor(mask: Tensor) -> float:
 
     Swin hides with -100 on top of a bias: entries that far below all others hide too. ALiBi has no such gap.
     """
-    lowest, top, bottom = torch.finfo(mask.dtype).min / 2, -torch.inf, torch.inf
-    for part in row_blocks(mask.detach()):
+    lowest, tops, bottoms = torch.finfo(mask.dtype).min / 2, [], []
+    for part in row_blocks(mask):
         visible = part > lowest
         low = visible & (part <= -GAP)
-        top = max(top, float(part.where(low, -torch.inf).amax()))
-        bottom = min(bottom, float(part.where(visible & ~low, torch.inf).amin()))
+        tops.append(part.where(low, -torch.inf).amax())
+        bottoms.append(part.where(visible & ~low, torch.inf).amin())
+    top, bottom = torch.stack((torch.stack(tops).amax(), torch.stack(bottoms).amin())).tolist()
     return -GAP if top > lowest and bottom - top >= GAP else lowest
 
 
