@@ -124,15 +124,16 @@ def flash_mask(
     return Mask(shape, padding=padding, is_causal=causal, window=window, device=device), False
 
 
-def with_bias(bias: Tensor, mask: Tensor | Mask | None, causal: bool, queries: int, keys: int) -> Tensor | Mask:
-    """A position bias (T5) together with what hides keys."""
-    bias = bias[..., :keys]
-    if mask is None and not causal:
-        return bias
-    assert not isinstance(mask, Mask) or not mask.tensors
-    tensors = (bias,) if mask is None or isinstance(mask, Mask) else (bias, mask)
-    batch = max(len(mask) if isinstance(mask, Tensor) else 1, len(bias))
+def with_bias(bias: Tensor, mask: Tensor | Mask | None, causal: bool, queries: int, keys: int) -> Mask:
+    """A position bias (T5) together with what hides keys; a causal call of sdpa shows query i the keys 0..i."""
+    tensors = (bias[..., :keys], mask) if isinstance(mask, Tensor) else (bias[..., :keys],)
+    batch, heads = (max(tensor.shape[axis] for tensor in tensors) for axis in (0, 1))
     if isinstance(mask, Mask):
-        return replace(mask, shape=(max(batch, mask.shape[0]), bias.shape[1], queries, keys), tensors=tensors)
-    heads = max(bias.shape[1], 1 if mask is None else mask.shape[1])
-    return Mask((batch, heads, queries, keys), tensors, is_causal=causal, device=bias.device)
+        return replace(mask, shape=(max(batch, mask.shape[0]), heads, queries, keys), tensors=tensors)
+    rule = not_later if causal else None
+    return Mask((batch, heads, queries, keys), tensors, rule=rule, device=bias.device)
+
+
+def not_later(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The rule of causal attention, as flex attention writes it."""
+    return query >= key
