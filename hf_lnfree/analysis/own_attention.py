@@ -77,12 +77,13 @@ def heads_of(module: nn.Module) -> int | None:
 @torch.no_grad()
 def rows_of_softmax(module: nn.Module, logits: Tensor, map_: Tensor, arguments: dict[str, Any]) -> RowEntropies | None:
     """
-    The rows of a map [B, H, Q, K] or [B H, Q, K], known by the number of heads of its module; else None.
+    The rows of a map [B, H, Q, K] or [B H, Q, K], known by the number of heads of its module, or of a map [B, T, T] in
+    a module that knows of no heads; else None.
 
     Args:
         arguments: what the module's `forward` was given, by name.
     """
-    heads = heads_of(module)
+    heads = heads_of(module) or (1 if has_one_head(map_, arguments) else None)
     if heads is None:
         return None
     if map_.dim() == 3 and map_.shape[0] % heads == 0:
@@ -96,6 +97,13 @@ def rows_of_softmax(module: nn.Module, logits: Tensor, map_: Tensor, arguments: 
     support = visible.sum(-1)
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
     return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))
+
+
+def has_one_head(map_: Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether a map is [B, T, T], B being the batch of the first tensor that the module was given."""
+    first = next((value for value in arguments.values() if isinstance(value, Tensor) and value.dim() > 1), None)
+    square = map_.dim() == 3 and map_.shape[1] == map_.shape[2] > 1
+    return square and first is not None and len(first) == len(map_)
 
 
 def window_mask(mask: Any, map_: Tensor) -> Tensor | None:

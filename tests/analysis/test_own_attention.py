@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 from torch import nn
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderAttnBlock
 
 from hf_lnfree.analysis.capture import record_attention_entropy
 from hf_lnfree.errors import AttentionError
@@ -285,3 +286,18 @@ def test_mixing_maps_of_no_attention_are_left_out():
     model = Mixing()
     with pytest.raises(AttentionError, match="No attention"), record_attention_entropy(model):
         model(torch.ones(1))
+
+
+def test_attention_without_heads_is_one_head():
+    """The blocks of picture tokenizers attend over all pixels, with convolutions for projections."""
+    torch.manual_seed(0)
+    model = nn.Sequential(ChameleonVQVAEEncoderAttnBlock(32)).eval()
+    pixels = models.numbers(3, 32, 4, 4)
+    with torch.no_grad(), record_attention_entropy(model) as record:
+        model(pixels)
+        block = model[0]
+        x = block.norm(pixels)
+        q, k = block.q(x).flatten(2).double(), block.k(x).flatten(2).double()
+    expected = torch.special.entr((q.mT @ k / 32**0.5).softmax(-1)).sum(-1)
+    close([record.entropies["0"]], [expected[:, None]])
+    assert record.support["0"].unique().tolist() == [16]
