@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..attention.calls import AttentionCall, attention_calls, recomputing
 from ..attention.eager import eager_attention
-from ..attention.fused import RowEntropies, fused_attention_entropy
+from ..attention.fused import RowEntropies, fused_attention_entropy, rows_and_keys
 from ..attention.masks import logit_arguments
 from ..choices import Method
 from ..errors import AttentionError
 from .chunked import pieces_of
+from .entropy import attention_entropy
 from .maps import adds_up_to_one, entropies_of_map, map_in, visible_keys
 from .own_attention import (
     attends,
@@ -251,4 +252,7 @@ def row_entropies(call: AttentionCall, *, of_map: bool = False) -> RowEntropies:
     # Granite scales its output by what a sink leaves, and returns a map that knows nothing of it.
     if not of_map or (call.sinks is not None and adds_up_to_one(call.result[1])):
         return fused_attention_entropy(**arguments, sinks=call.sinks)
-    return entropies_of_map(call.result[1], arguments["attention_mask"])
+    # A key of weight 0 is hidden only if the mask hides it.
+    support, keys = rows_and_keys(*(arguments[name] for name in ("query", "key", "attention_mask", "is_causal")))
+    entropy = attention_entropy(call.result[1]).clamp_min(0.0).where(support > 0, 0.0)
+    return RowEntropies(entropy, support, None, keys)

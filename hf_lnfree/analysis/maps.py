@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.fused import RowEntropies
-from ..attention.visibility import Mask, keys_seen
+from ..attention.visibility import keys_seen, seen
 from .entropy import attention_entropy
 
 
@@ -31,11 +31,11 @@ def visible_keys(mask: Any, map_: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def entropies_of_map(map_: Tensor, mask: Tensor | Mask | None) -> RowEntropies:
+def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
     """Of a map [B, H, Q, K]: a key counts as visible where the mask shows it and some head gives it any weight."""
     visible = (map_ != 0).any(1, keepdim=True)  # NaN is not 0
     if mask is not None:
-        visible = visible & Mask.of(mask, *map_.shape[2:]).whole()[0]
+        visible = visible & seen(mask)
     support = visible.sum(-1)
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
     return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))

@@ -399,6 +399,22 @@ def test_attentions_of_models_in_a_model_are_left_as_they_were(text, vision):
     assert model.text_model.config._attn_implementation == text
 
 
+def test_a_key_of_weight_0_is_not_hidden():
+    model, inputs = build("Llama"), batch("right")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name:
+                parameter.mul_(1e3)
+    records = []
+    for method in ("fused", "attentions"):
+        with torch.no_grad(), record_attention_entropy(model, method) as record:
+            model(**inputs)
+        records.append(record)
+    for name, support in records[0].support.items():
+        assert records[1].entropies[name].median() < 1e-3
+        assert torch.equal(records[1].support[name].expand(2, 4, 12), support.expand(2, 4, 12))
+
+
 def test_maps_after_dropout_are_no_entropies():
     config = tf.GPT2Config(**SIZES, **TOKENS, attn_pdrop=0.5)
     model = tf.GPT2LMHeadModel(config).train()
