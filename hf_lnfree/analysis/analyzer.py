@@ -4,14 +4,12 @@ Row entropies of one batch are added to sums on the model's device and dropped; 
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -21,11 +19,12 @@ from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
 from .modes import evaluation, execution_device
+from .parts import CROSS, kind_of
+from .texts import TextWindows
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
 LABELS = {"labels", "start_positions", "end_positions", "return_loss"}
-CROSS = re.compile("cross|enc(oder)?_?(attn|attention|dec)|multihead_attn", re.IGNORECASE)  # names of cross-attentions
 
 
 class AttentionEntropyAnalyzer:
@@ -68,7 +67,9 @@ class AttentionEntropyAnalyzer:
             batches: model inputs, or `input_ids` [B, T] alone. With a `tokenizer`: texts, or rows of a
                 `datasets.Dataset`. A single one of them is one batch or one text. Padding is what the masks of
                 self-attention hide from every query.
-            tokenizer: turns texts into batches of `batch_size`, each text cut after `context_length` tokens.
+            tokenizer: turns texts into batches of `batch_size` windows, see `TextWindows`: a longer text is cut into
+                windows of `context_length` tokens, as `hf-lnfree entropy` does; what remains at its end is left out,
+                and the report says how much that is.
             text_column: of a dataset's rows.
             name: what the report is called in tables and pictures.
             max_batches: stop after that many.
@@ -84,9 +85,10 @@ class AttentionEntropyAnalyzer:
             raise DataError(f"context_length={context_length} exceeds the {positions} positions of the model.")
         if isinstance(batches, (str, Mapping)) or (isinstance(batches, Tensor) and batches.dim() == 2):
             batches = [batches]
+        windows = None
         if tokenizer is not None:
-            batches = text_batches(batches, tokenizer, text_column, context_length, batch_size)
-        totals = EntropyTotals(self.replicates, self.seed)
+            batches = windows = TextWindows(batches, tokenizer, text_column, context_length, batch_size)
+        totals, kinds = EntropyTotals(self.replicates, self.seed), list[str]()
         data = hashlib.sha256()
         total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
         bar = tqdm(islice(batches, max_batches), desc="attention entropy", total=total, disable=not progress)
@@ -100,13 +102,17 @@ class AttentionEntropyAnalyzer:
                 with record_attention_entropy(self.model, self.method) as record:
                     self.model(**self._on_device(inputs), **self._no_cache())
                 rows = by_depth(record)
-                totals.add(rows, queries_that_are_tokens(rows))
+                tokens = queries_that_are_tokens(rows)
+                totals.add(rows, tokens)
+                kinds = kinds or [kind_of(*each) for each in zip(rows, rows.values(), tokens, strict=True)]
         if totals.sequences is None or not totals.sequences.any():
             raise DataError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
             name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
             **totals.fields(),
+            kinds=kinds,
             metadata={
+                **({} if windows is None else {"texts": windows.counts()}),
                 "data_sha256": data.hexdigest(),
                 "bootstrap": {"replicates": self.replicates, "seed": self.seed, "weights": "exponential"},
                 "method": self.method,
@@ -158,21 +164,3 @@ def by_depth(record: AttentionRecord) -> dict[str, RowEntropies]:
         for name, calls in record.calls.items()
         for number, rows in enumerate(calls)
     }
-
-
-def text_batches(
-    texts: Iterable[Any], tokenizer: PreTrainedTokenizerBase, column: str, length: int, batch_size: int
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of texts (or of dataset rows), cut after `length` tokens, padded on the right; empty ones left out."""
-    padding = tokenizer.pad_token_id or 0  # masked, so that any token will do
-    remaining = iter(texts)
-    while rows := list(islice(remaining, batch_size)):
-        chosen = [row if isinstance(row, str) else row[column] for row in rows]
-        ids = tokenizer(chosen, truncation=True, max_length=length)["input_ids"]
-        ids = [torch.tensor(i) for i in ids if i]
-        if ids:
-            mask = [torch.ones_like(i) for i in ids]
-            yield {
-                "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
-                "attention_mask": pad_sequence(mask, batch_first=True),
-            }

@@ -18,6 +18,7 @@ from ..errors import RunError
 from ..files import json_line, write_json
 from ..tables import number
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
+from .parts import name_of_maximum, parts_of
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -70,6 +71,7 @@ class EntropyReport:
         replicates: [R, L, H] bootstrap replicates of `entropy`.
         sequences: how many were averaged.
         context_length: the largest number of keys that a query had.
+        kinds: of the L modules: "causal", "bidirectional" or "cross", see `kind_of`; none in files that lack them.
         source: "measured", or "published" for figures of the paper.
         metadata: data hash, versions, and anything else that says where the numbers are from.
     """
@@ -93,6 +95,7 @@ class EntropyReport:
     replicates: Tensor
     sequences: int
     context_length: int
+    kinds: list[str]
     source: str = "measured"
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -101,14 +104,32 @@ class EntropyReport:
         """[L, H] which heads there are."""
         return self.bound.isfinite()
 
+    @property
+    def parts(self) -> dict[str, list[int]]:
+        """Which of the L modules are an encoder's, a decoder's, cross-attentions: see `parts_of`."""
+        return parts_of(self.modules)
+
     def maximum(self, maximum: Maximum | float = "causal") -> Tensor:
-        """[L, H] the entropy that counts as 100 %; "causal" is the bound on this very data (padding, windows)."""
+        """
+        [L, H] the entropy that counts as 100 %.
+
+        "causal" is the bound on this very data (padding, windows), whatever the attention: `name_of` tells for which
+        kinds it is one. "observed" is the largest of each part of the model.
+        """
         return self._maximum(self.entropy, maximum)
 
     def _maximum(self, entropy: Tensor, maximum: Maximum | float) -> Tensor:
         if maximum == "causal":
             return self.bound
-        return torch.full_like(self.bound, entropy_maximum(entropy, maximum, self.context_length))
+        top = torch.empty_like(self.bound)
+        for layers in self.parts.values():
+            top[layers] = entropy_maximum(entropy[layers], maximum, self.context_length)
+        return top
+
+    def name_of(self, maximum: Maximum | float = "causal", part: str | None = None) -> str:
+        """What a maximum is for all of the model or one part: the bound of "causal" or "bidirectional" attention ..."""
+        layers = range(len(self.kinds)) if part is None else self.parts[part]
+        return name_of_maximum(maximum, [self.kinds[layer] for layer in layers] if self.kinds else [])
 
     def buckets(self, maximum: Maximum | float = "causal") -> Tensor:
         """[4] shares of heads in the quarters of the maximum, see `bucket_shares`."""
@@ -191,8 +212,21 @@ class EntropyReport:
             "mean_entropy": float(self.entropy[self.heads].mean()),
             "mean_normalized": float(self.normalized[self.heads].mean()),
             "heads": int(self.heads.sum()),
+            "parts": {part: self.part_summary(part) for part in self.parts},
             "buckets": {m: {"shares": self.buckets(m), "interval_95": self.bucket_intervals(m)} for m in MAXIMA},
             "flags": [flag._asdict() for flag in self.flags()],
+        }
+
+    def part_summary(self, part: str) -> dict[str, Any]:
+        """Of one part, against the bound that holds for it: mean entropy, and shares of heads by quarter."""
+        heads = self.heads.clone()
+        heads[[i for i in range(len(heads)) if i not in self.parts[part]]] = False
+        return {
+            "bound": self.name_of("causal", part),
+            "heads": int(heads.sum()),
+            "mean_entropy": float(self.entropy[heads].mean()),
+            "mean_normalized": float(self.normalized[heads].mean()),
+            "shares": bucket_shares(self.entropy[heads], self.bound[heads]),
         }
 
     def save(self, path: str | Path) -> None:
@@ -218,7 +252,7 @@ class EntropyReport:
         """
         path, beside = report_files(path)
         try:
-            values = json.loads(path.read_text())
+            values = {"kinds": []} | json.loads(path.read_text())
             if values.get("safetensors_sha256", found := file_hash(beside)) != found:
                 raise RunError(
                     f"{beside} is not the file that {path.name} was written with: another report, or damaged."
@@ -235,11 +269,21 @@ class EntropyReport:
         lines = [f"{self.name}: mean attention entropy in nats ({self.source})"]
         width = 7 if self.entropy[self.heads].isfinite().all() else 12  # room for "not finite"
         lines.append("layer " + "".join(f"{f'h{h}':>{width}}" for h in range(self.entropy.shape[1])) + "    mean")
-        for layer, (row, mean) in enumerate(zip(self.entropy.tolist(), self.layer_means(), strict=True)):
-            shown = [number(value, ".2f") if self.heads[layer, h] else "" for h, value in enumerate(row)]
-            lines.append(f"{layer:>5} {''.join(f'{text:>{width}}' for text in shown)} {number(mean, '.2f'):>7}")
-        shares = " / ".join(f"{100 * share:.0f}" for share in self.buckets(maximum).tolist())
-        lines.append(f"heads by quarter of {self.format_maximum(maximum)} nats ({maximum}): {shares} %")
+        means = self.layer_means()
+        for part, layers in self.parts.items():
+            lines += [part] if len(self.parts) > 1 else []
+            for layer in layers:
+                shown = [number(x, ".2f") if self.heads[layer, h] else "" for h, x in enumerate(self.entropy[layer])]
+                mean = number(means[layer], ".2f")
+                lines.append(f"{layer:>5} {''.join(f'{text:>{width}}' for text in shown)} {mean:>7}")
+        for part, layers in self.parts.items():
+            of = f"{part}: " if len(self.parts) > 1 else ""
+            heads, top = self.heads[layers], self.maximum(maximum)[layers]
+            shares = " / ".join(
+                f"{100 * x:.0f}" for x in bucket_shares(self.entropy[layers][heads], top[heads]).tolist()
+            )
+            nats = f"{span(top[heads])} nats ({self.name_of(maximum, part)})"
+            lines.append(f"{of}heads by quarter of {nats}: {shares} %")
         collapsed, *_, overloaded = self.format_shares(maximum, digits=1)
         verdict = f"overloaded {overloaded}, collapsed {collapsed}"
         if self.too_short:
@@ -249,6 +293,9 @@ class EntropyReport:
         )
         if len(self.replicates) and self.sequences < FEWEST_SEQUENCES:
             lines.append(f"no intervals: {self.sequences} sequences, {FEWEST_SEQUENCES} are needed")
+        if lost := self.metadata.get("texts", {}).get("tokens_left_out"):
+            texts = self.metadata["texts"]["texts"]
+            lines.append(f"{lost} tokens after the last whole windows of {texts} texts were left out")
         if masked := int(self.masked_rows.sum()):
             lines.append(f"{masked} rows that may attend to nothing were left out")
         if lost := int(self.nonfinite_rows.sum()):
@@ -265,8 +312,7 @@ class EntropyReport:
 
     def format_maximum(self, maximum: Maximum | float = "causal") -> str:
         """The maximum in nats; from the lowest to the highest where heads differ in it."""
-        top = self.maximum(maximum)[self.heads]
-        return " to ".join(dict.fromkeys((f"{top.min():.2f}", f"{top.max():.2f}")))
+        return span(self.maximum(maximum)[self.heads])
 
     def __str__(self) -> str:
         return self.table()
@@ -283,6 +329,11 @@ def file_hash(path: Path) -> str:
     """sha256 of the content of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def span(values: Tensor) -> str:
+    """The lowest to the highest of some numbers, one number where they look alike."""
+    return " to ".join(dict.fromkeys((f"{values.min():.2f}", f"{values.max():.2f}")))
 
 
 PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper_results.json").read_text())
@@ -311,6 +362,7 @@ def _published(row: str, heatmap: list[list[float]], length: int) -> EntropyRepo
         replicates=entropy.new_zeros(0, *entropy.shape),
         sequences=0,
         context_length=length,
+        kinds=["causal"] * len(entropy),
         source="published",
         metadata={"citation": PAPER_RESULTS["source"], **PAPER_RESULTS["setting"]},
     )

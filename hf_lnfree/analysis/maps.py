@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.fused import RowEntropies, keys_seen
-from ..attention.masks import seen
+from ..attention.fused import RowEntropies
+from ..attention.visibility import keys_seen, seen
 from .entropy import attention_entropy
 
 
@@ -38,7 +38,7 @@ def entropies_of_map(map_: Tensor, mask: Tensor | None) -> RowEntropies:
         visible = visible & seen(mask)
     support = visible.sum(-1)
     entropy = attention_entropy(map_).clamp_min(0.0).where(support > 0, 0.0)
-    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1], map_.device))
+    return RowEntropies(entropy, support, None, keys_seen(visible, map_.shape[-1]))
 
 
 def adds_up_to_one(map_: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import AttentionError
 from .calls import AttentionCall
+from .visibility import EVERYTHING, Mask
 
 ROWS = 8  # queries that are compared, first to last
 TRUSTED = ("transformers", "torch", __name__.partition(".")[0])
@@ -26,7 +27,7 @@ def is_known(function: Callable) -> bool:
 
 
 @torch.no_grad()
-def check_output(call: AttentionCall, mask: Tensor | None, is_causal: bool) -> None:
+def check_output(call: AttentionCall, mask: Tensor | Mask | None, is_causal: bool) -> None:
     """
     Compares some rows of what the function returned with the softmax attention of queries, keys, values and mask.
 
@@ -64,7 +65,9 @@ def check_output(call: AttentionCall, mask: Tensor | None, is_causal: bool) -> N
         )
 
 
-def visible_logits(call: AttentionCall, rows: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor, Tensor]:
+def visible_logits(
+    call: AttentionCall, rows: Tensor, mask: Tensor | Mask | None, is_causal: bool
+) -> tuple[Tensor, Tensor]:
     """[B, H, R, K or K + 1] logits, those of the sinks last, and [B, H, R] which rows may attend to anything."""
     dtype = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     heads, keys = call.query.shape[1], call.key.shape[2]
@@ -73,14 +76,14 @@ def visible_logits(call: AttentionCall, rows: Tensor, mask: Tensor | None, is_ca
     if call.softcap is not None:
         logits = call.softcap * torch.tanh(logits / call.softcap)
     if is_causal:
-        mask = rows[:, None] >= torch.arange(keys, device=rows.device)
-    elif mask is not None and mask.shape[-2] > 1:
-        mask = mask[..., rows, :]
-    if mask is not None and mask.dtype == torch.bool:
-        logits = logits.masked_fill(~mask, -torch.inf)
+        logits = logits.masked_fill(rows[:, None] < torch.arange(keys, device=rows.device), -torch.inf)
     elif mask is not None:
-        shown = mask > torch.finfo(mask.dtype).min / 2
-        logits = torch.where(shown, logits + mask.to(dtype), -torch.inf)
+        mask = Mask.of(mask, call.query.shape[2], keys)
+        for place, row in enumerate(rows.tolist()):
+            shown, added = mask.block(EVERYTHING, slice(row, row + 1), EVERYTHING)
+            line = logits[:, :, place : place + 1]
+            line += 0.0 if added is None else added.to(dtype)
+            line.masked_fill_(~shown, -torch.inf)
     alive = (logits > -torch.inf).any(-1) | logits.isnan().any(-1)
     if call.sinks is not None:
         sinks = call.sinks.view(-1, 1, 1) if call.sinks.dim() == 1 else call.sinks[:, :, rows]

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import AttentionError
 from .kernels import HIDDEN, Problem, blocks, choose
-from .masks import seen
+from .visibility import Mask
 
 
 class RowEntropies(NamedTuple):
@@ -37,7 +37,7 @@ def fused_attention_entropy(
     key: Tensor,
     value: Tensor | None = None,
     *,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     sinks: Tensor | None = None,
@@ -45,7 +45,7 @@ def fused_attention_entropy(
     backend: str = "auto",
 ) -> RowEntropies:
     r"""
-    Entropy of every attention row, $H_i = -\sum_j p_{ij} \ln p_{ij}$, in O(K) memory a query block.
+    Entropy of every attention row, $H_i = -\sum_j p_{ij} \ln p_{ij}$, in O(K) memory a query block, with any mask.
 
     Half-precision inputs are computed in float32. In float32 the absolute error at logits of standard deviation 1, 10,
     100 and 1000 stays below 1e-5, 1e-5, 1e-4 and 1e-3 nats with "chunked" (T up to 2048), which "auto" takes on the CPU
@@ -56,8 +56,8 @@ def fused_attention_entropy(
         query: [B, H, Q, D].
         key: [B, G, K, D].
         value: [B, G, K, Dv]; given, the attention's output is returned too.
-        attention_mask: bool (True: may attend) or additive, broadcastable to [B, H, Q, K]. Additive entries at or below
-            half the dtype's minimum hide a key; all others are a bias on the logits.
+        attention_mask: bool (True: may attend) or additive, broadcastable to [B, H, Q, K]; or a `Mask`. Additive
+            entries at or below half the dtype's minimum hide a key; all others are a bias on the logits.
         is_causal: query i sees keys 0..i, as in `scaled_dot_product_attention`; not together with `attention_mask`.
         scale: of the logits; 1/sqrt(D) by default.
         sinks: [H] or [B, H, Q, 1] logits that take part in the softmax and stand for no key (attention sinks). The
@@ -84,12 +84,12 @@ def fused_attention_entropy(
             kept = (lse - total).exp()
             entropy = kept * (entropy + total - lse)
             output = None if output is None else output * kept[..., None].to(output.dtype)
-        support = row_supports(problem.query, problem.key, problem.visible, is_causal)
+        support, known = rows_and_keys(problem.query, problem.key, problem.mask, is_causal)
         rows = support > 0
         entropy = entropy.clamp_min(0.0).where(rows, 0.0)  # rounding alone makes it negative
         if output is not None:
-            output = (output if problem.visible is None else output.where(rows[..., None], 0.0)).to(query.dtype)
-        return RowEntropies(entropy, support, output, keys_seen(problem.visible, key.shape[2], key.device))
+            output = (output if problem.mask is None else output.where(rows[..., None], 0.0)).to(query.dtype)
+        return RowEntropies(entropy, support, output, known)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def largest_logit(
     query: Tensor,
     key: Tensor,
     *,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -118,7 +118,7 @@ def _prepare(
     query: Tensor,
     key: Tensor,
     value: Tensor | None,
-    mask: Tensor | None,
+    mask: Tensor | Mask | None,
     is_causal: bool,
     scale: float | None,
     softcap: float | None = None,
@@ -144,42 +144,35 @@ def _prepare(
         return x.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else x.to(dtype)
 
     scale = 1 / math.sqrt(of_query[3]) if scale is None else scale
-    visible = None if mask is None else seen(mask)
-    bias = None
-    if mask is not None and visible is not None and mask.dtype != torch.bool:
-        bias = mask.to(dtype).where(visible, 0.0)
-        bias = bias if bias.any() else None
     key = key.to(dtype)
     centre = centre and softcap is None  # a cap does not undo a shift of the keys
     key = expand(key - key.mean(dim=2, keepdim=True) if centre else key)
     value = None if value is None else expand(value)
-    return Problem(query.to(dtype), key, value, visible, bias, is_causal, scale, softcap)
+    mask = None if mask is None else Mask.of(mask, of_query[2], of_key[2])
+    return Problem(query.to(dtype), key, value, mask, is_causal, scale, softcap)
 
 
-def row_supports(query: Tensor, key: Tensor, visible: Tensor | None, is_causal: bool) -> Tensor:
-    """[B or 1, H or 1, Q] how many keys each query may attend to: those that are `visible` [.., Q, K], if given."""
+def row_supports(query: Tensor, key: Tensor, mask: Tensor | Mask | None, is_causal: bool) -> Tensor:
+    """[B or 1, H or 1, Q] how many keys each query may attend to."""
+    return rows_and_keys(query, key, mask, is_causal)[0]
+
+
+def rows_and_keys(query: Tensor, key: Tensor, mask: Tensor | Mask | None, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """[B or 1, H or 1, Q] how many keys each query may attend to, and [B or 1, K] which keys any of them may."""
     queries, keys = query.shape[2], key.shape[2]
-    if visible is not None:
-        return visible.expand(*visible.shape[:-2], queries, keys).sum(-1)
+    if mask is not None:
+        return Mask.of(mask, queries, keys).counts()
     counts = torch.full((queries,), keys, device=query.device)
     if is_causal:
         counts = torch.arange(1, queries + 1, device=query.device).clamp_max(keys)
-    return counts.view(1, 1, -1)
-
-
-def keys_seen(visible: Tensor | None, keys: int, device: torch.device) -> Tensor:
-    """[B or 1, K] which keys some query may attend to, from `visible`, which broadcasts to [B, H, Q, K]."""
-    if visible is None:
-        return torch.ones(1, keys, dtype=torch.bool, device=device)
-    visible = visible[(None,) * (4 - visible.dim())]
-    return visible.expand(*visible.shape[:3], keys).any(1).any(1)
+    return counts.view(1, 1, -1), torch.ones(1, keys, dtype=torch.bool, device=key.device)
 
 
 def attention_entropy_with_grad(
     query: Tensor,
     key: Tensor,
     *,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -199,7 +192,7 @@ def head_entropy_with_grad(
     query: Tensor,
     key: Tensor,
     *,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Mask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
@@ -213,7 +206,7 @@ def head_entropy_with_grad(
     Args: as for `fused_attention_entropy`.
     """
     total = _HeadEntropy.apply(query, key, attention_mask, is_causal, scale, softcap)
-    support = row_supports(query, key, None if attention_mask is None else seen(attention_mask), is_causal)
+    support = row_supports(query, key, attention_mask, is_causal)
     return total / (support > 0).expand(query.shape[:3]).sum((0, 2))
 
 
@@ -221,7 +214,7 @@ def cap_damping(logits: Tensor, problem: Problem) -> Tensor | None:
     """What a cap leaves of the gradient of a logit: the derivative of c tanh(s / c), by its value; None without one."""
     if problem.softcap is None:
         return None
-    if problem.bias is not None:
+    if problem.mask is not None and problem.mask.adds:
         raise AttentionError("A soft-cap under a mask that adds a bias to logits has no gradient here.")
     return 1 - (logits / problem.softcap).clamp(-1, 1).square()
 
@@ -248,7 +241,7 @@ class _HeadEntropy(torch.autograd.Function):
                 minus_grad = probability.mul_(logits.sub_(expected[..., None]))
                 if damping is not None:
                     minus_grad.mul_(damping)
-                if p.visible is not None:
+                if p.mask is not None:
                     minus_grad.mul_(alive)
                 grad_query[items, :, rows] = minus_grad @ p.key[items, :, keys]
                 grad_key[items, :, keys] += minus_grad.mT @ p.query[items, :, rows]
@@ -267,16 +260,16 @@ class _HeadEntropy(torch.autograd.Function):
 class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, mask, is_causal, scale, softcap):
-        ctx.save_for_backward(query, key, mask)
-        ctx.is_causal, ctx.scale, ctx.softcap = is_causal, scale, softcap
+        ctx.save_for_backward(query, key)
+        ctx.mask, ctx.is_causal, ctx.scale, ctx.softcap = mask, is_causal, scale, softcap
         options = {"is_causal": is_causal, "scale": scale, "softcap": softcap}
         return fused_attention_entropy(query, key, attention_mask=mask, **options).entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        query, key, mask = ctx.saved_tensors
-        p = _prepare(query, key, None, mask, ctx.is_causal, ctx.scale, ctx.softcap)
+        query, key = ctx.saved_tensors
+        p = _prepare(query, key, None, ctx.mask, ctx.is_causal, ctx.scale, ctx.softcap)
         grad_query, grad_key = torch.zeros_like(p.query), torch.zeros_like(p.key)
         for items, rows, keys, logits in blocks(p):
             probability = logits.softmax(-1).where(logits > HIDDEN / 2, 0.0)  # a fully masked row has no gradient

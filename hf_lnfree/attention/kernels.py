@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from ..errors import AttentionError
+from .visibility import EVERYTHING, Mask
 
 BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "flex", "chunked")
 BLOCK_BYTES = 2**20  # of one block of logits, on a CPU
+MASK_BYTES = 2**22  # of a block of a mask
 FEWEST_ROWS = 16  # of one block
 LONG = 1024  # keys, above which the flash kernel of the CPU is faster than blocks, which are more exact
 HIDDEN = -1e30  # a logit whose weight is 0, and 0 times it as well
@@ -29,8 +31,7 @@ class Problem(NamedTuple):
     query: Tensor  # B H Q D
     key: Tensor  # B H K D
     value: Tensor | None  # B H K Dv
-    visible: Tensor | None  # bool, broadcasts to B H Q K
-    bias: Tensor | None  # broadcasts to B H Q K, finite
+    mask: Mask | None
     is_causal: bool
     scale: float
     softcap: float | None
@@ -43,16 +44,29 @@ def _entropy(p: Problem, lse: Tensor, mean_key: Tensor) -> Tensor:
     return lse - p.scale * (p.query * mean_key).sum(-1)
 
 
-def _hidden(p: Problem) -> Tensor | None:
-    """The mask as the kernels take it: 0 and -inf in the dtype of the query."""
-    if p.visible is None:
-        return None
-    return torch.zeros_like(p.visible, dtype=p.query.dtype).masked_fill_(~p.visible, -math.inf)
+def in_rows(solve: Callable[[Problem, Tensor | None], Solved], p: Problem, budget: int) -> Solved:
+    """`solve` with the mask as kernels take it, 0 and -inf: for as many queries at a time as `budget` bytes hold."""
+    if p.mask is None:
+        return solve(p, None)
+    batch, heads, queries, keys = p.mask.shape
+    size = max(FEWEST_ROWS, budget // (batch * heads * keys * p.query.element_size()))
+    parts = []
+    for start in range(0, queries, size):
+        rows = slice(start, start + size)
+        visible, _ = p.mask.block(EVERYTHING, rows, EVERYTHING)
+        query = p.query[:, :, rows]
+        hidden = torch.zeros(batch, heads, query.shape[2], keys, dtype=query.dtype, device=query.device)
+        parts.append(solve(p._replace(query=query), hidden.masked_fill_(~visible, -math.inf)))
+    entropy, lse, output = zip(*parts, strict=True)
+    return torch.cat(entropy, 2), torch.cat(lse, 2), None if output[0] is None else torch.cat(output, 2)
 
 
 def _cpu_flash(p: Problem) -> Solved:
+    return in_rows(_cpu_flash_rows, p, MASK_BYTES)
+
+
+def _cpu_flash_rows(p: Problem, mask: Tensor | None) -> Solved:
     """Two calls of the CPU's flash kernel: its values must be as wide as its keys."""
-    mask = _hidden(p)
 
     def attend(values: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -71,9 +85,12 @@ def _cpu_flash(p: Problem) -> Solved:
 
 
 def _cuda_efficient(p: Problem) -> Solved:
+    return in_rows(_cuda_efficient_rows, p, 64 * MASK_BYTES)
+
+
+def _cuda_efficient_rows(p: Problem, mask: Tensor | None) -> Solved:
     """One call of the memory-efficient kernel with values [V | K]."""
     values = p.key if p.value is None else torch.cat((p.value, p.key), dim=-1)
-    mask = _hidden(p)
     if mask is not None:
         mask = mask.expand(*p.query.shape[:3], p.key.shape[2])
     mixed, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -94,7 +111,7 @@ def _split(p: Problem, mixed: Tensor, lse: Tensor) -> Solved:
 def _flex(p: Problem) -> Solved:
     """One call of flex attention with values [V | K], compiled on a GPU; on the CPU the uncompiled reference."""
     values = p.key if p.value is None else torch.cat((p.value, p.key), dim=-1)
-    visible = None if p.visible is None else p.visible.expand(*p.query.shape[:3], p.key.shape[2])
+    visible = None if p.mask is None else p.mask.whole()[0].expand(*p.query.shape[:3], p.key.shape[2])
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         if visible is not None:
@@ -148,10 +165,10 @@ def blocks(p: Problem) -> Iterator[tuple[slice, slice, slice, Tensor]]:
             logits = (p.scale * p.query[items, :, rows]) @ p.key[items, :, seen].mT
             if p.softcap is not None:
                 logits = p.softcap * torch.tanh(logits / p.softcap)
-            if p.bias is not None:
-                logits += _part(p.bias, items, rows, seen)
-            if p.visible is not None:
-                logits.masked_fill_(~_part(p.visible, items, rows, seen), HIDDEN)
+            if p.mask is not None:
+                visible, added = p.mask.block(items, rows, seen)
+                logits += 0.0 if added is None else added
+                logits.masked_fill_(~visible, HIDDEN)
             elif p.is_causal:
                 diagonal = logits[..., rows.start :]
                 later = torch.ones(diagonal.shape[-2:], dtype=torch.bool, device=logits.device).triu_(1)
@@ -159,22 +176,9 @@ def blocks(p: Problem) -> Iterator[tuple[slice, slice, slice, Tensor]]:
             yield items, rows, seen, logits
 
 
-def _part(x: Tensor, items: slice, rows: slice, keys: slice) -> Tensor:
-    """The same block of a mask that broadcasts to [B, H, Q, K]."""
-    x = x[(None,) * (4 - x.dim())]
-    everything = slice(None)
-    batch, _, queries, width = x.shape
-    return x[
-        items if batch > 1 else everything,
-        :,
-        rows if queries > 1 else everything,
-        keys if width > 1 else everything,
-    ]
-
-
 def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
     """The back end of that name, or the best one that can solve the problem."""
-    plain = p.bias is None and p.softcap is None
+    plain = (p.mask is None or not p.mask.adds) and p.softcap is None
     able = {
         "cpu_flash": plain and p.query.device.type == "cpu",
         "cuda_efficient": plain and p.query.device.type == "cuda" and p.query.dtype == torch.float32,

@@ -1,22 +1,23 @@
-"""What an attention call hides: every form of mask that transformers hands to an attention function, as one tensor.
+"""What an attention call hides: every form of mask that transformers hands to an attention function, as one `Mask`.
 
 Shapes: B batch, H heads, Q queries, K keys.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..errors import AttentionError
 from .calls import AttentionCall, parameters
 from .check import check_output, is_known
+from .visibility import Mask
 
 READ = {"sliding_window", "position_bias", "position_ids"}
 HARMLESS = {"dropout", "training", "deterministic", "output_attentions", "max_length_q", "max_length_k"}
 PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "cache"}
-GAP = 50.0  # nats between what a mask adds to keys that are seen and to hidden ones
 SPARSE = {"indices"}  # which keys a sparse kernel reads; given only where the mask does not say so too
 
 
@@ -42,13 +43,13 @@ def logit_arguments(call: AttentionCall) -> dict[str, Any]:
     }
 
 
-def read_mask(call: AttentionCall) -> tuple[Tensor | None, bool]:
+def read_mask(call: AttentionCall) -> tuple[Tensor | Mask | None, bool]:
     """
     The mask is what the host's mask function made: [B, 1, Q, K] bool or additive (eager, sdpa), [B, K] or None (flash),
     a `BlockMask` (flex).
 
     Returns:
-        A mask for `fused_attention_entropy`, bool or additive, and whether the call is causal without one.
+        A mask for `fused_attention_entropy`, and whether the call is causal without one.
 
     Raises:
         AttentionError: packed sequences, a mask of a form not listed here, or an argument that is not known here and
@@ -57,14 +58,16 @@ def read_mask(call: AttentionCall) -> tuple[Tensor | None, bool]:
     if call.module is None:
         return call.mask, bool(call.is_causal)
     refuse_unread(call)
-    name, mask = type(call.module).__name__, call.mask
+    name = type(call.module).__name__
+    mask: Tensor | Mask | None = call.mask
     queries, keys = call.query.shape[2], call.key.shape[2]
     flash = "flash" in (call.implementation or "")
     causal = bool(getattr(call.module, "is_causal", True) if call.is_causal is None else call.is_causal)
     if isinstance(mask, BlockMask):
         batch, heads = mask.shape[:2]
-        mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device=call.query.device)
-    if isinstance(mask, Tensor) and mask.dim() == 4:
+        mask = Mask((batch, heads, queries, keys), rule=mask.mask_mod, device=call.query.device)
+        causal = False
+    elif isinstance(mask, Tensor) and mask.dim() == 4:
         mask, causal = mask[..., :keys], False
     elif mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         raise AttentionError(
@@ -72,6 +75,7 @@ def read_mask(call: AttentionCall) -> tuple[Tensor | None, bool]:
             f"{list(getattr(mask, 'shape', []))}. Record with model.set_attn_implementation('sdpa') or 'eager'."
         )
     elif flash:
+        assert mask is None or isinstance(mask, Tensor)
         mask, causal = flash_mask(mask, queries, keys, causal, call.options.get("sliding_window"), call.query.device)
     elif mask is not None:
         raise AttentionError(f"{name} was given a mask [batch, keys] outside flash attention.")
@@ -109,46 +113,27 @@ def restarts(position_ids: Tensor | None) -> bool:
     return bool((position_ids.diff() != 1).any())
 
 
-def seen(mask: Tensor) -> Tensor:
-    """
-    What a mask lets be seen: a bool one says it, an additive one hides with entries near its dtype's minimum.
-
-    Swin hides with -100 on top of a bias: entries that far below all others hide too. ALiBi has no such gap.
-    """
-    if mask.dtype == torch.bool:
-        return mask
-    visible = mask > torch.finfo(mask.dtype).min / 2
-    low = visible & (mask <= -GAP)
-    if low.any():
-        top, bottom = mask.where(low, -torch.inf).amax(), mask.where(visible & ~low, torch.inf).amin()
-        visible = visible & ~(low & (bottom - top >= GAP))
-    return visible
-
-
 def flash_mask(
     padding: Tensor | None, queries: int, keys: int, causal: bool, window: int | None, device: torch.device
-) -> tuple[Tensor | None, bool]:
+) -> tuple[Mask | None, bool]:
     """Flash attention lines queries up with the last keys; its window w shows the keys i-w+1..i (and i+w-1)."""
     if padding is None and (window is None or window >= keys) and (not causal or queries in (1, keys)):
         return None, causal and queries > 1
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    visible = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    if causal:
-        visible &= distance >= 0
-    if window is not None:
-        visible &= distance.abs() < window
-    if padding is not None:
-        visible = visible & padding[:, None, None, -keys:].bool()
-    return visible.expand(1, 1, -1, -1) if visible.dim() == 2 else visible, False
+    padding = None if padding is None else padding[:, -keys:]
+    shape = (1 if padding is None else len(padding), 1, queries, keys)
+    return Mask(shape, padding=padding, is_causal=causal, window=window, device=device), False
 
 
-def with_bias(bias: Tensor, mask: Tensor | None, causal: bool, queries: int, keys: int) -> Tensor:
-    """An additive mask out of a position bias (T5) and what hides keys."""
-    bias = bias[..., :keys]
-    if causal:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=bias.device).tril()
-    if mask is None:
-        return bias
-    if mask.dtype != torch.bool:
-        return bias + mask
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+def with_bias(bias: Tensor, mask: Tensor | Mask | None, causal: bool, queries: int, keys: int) -> Mask:
+    """A position bias (T5) together with what hides keys; a causal call of sdpa shows query i the keys 0..i."""
+    tensors = (bias[..., :keys], mask) if isinstance(mask, Tensor) else (bias[..., :keys],)
+    batch, heads = (max(tensor.shape[axis] for tensor in tensors) for axis in (0, 1))
+    if isinstance(mask, Mask):
+        return replace(mask, shape=(max(batch, mask.shape[0]), heads, queries, keys), tensors=tensors)
+    rule = not_later if causal else None
+    return Mask((batch, heads, queries, keys), tensors, rule=rule, device=bias.device)
+
+
+def not_later(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The rule of causal attention, as flex attention writes it."""
+    return query >= key

@@ -118,6 +118,6 @@ def lines(reports: Sequence[EntropyReport], maximum: Maximum | float) -> Iterato
         if other.name in compared:
             yield compared[other.name].table() + "\n"
         else:
-            change = other.summary()["mean_entropy"] - first.summary()["mean_entropy"]
-            moved = number(change, "+.2f")
-            yield f"{other.name} against {first.name}: {moved} nats on average; other layers or heads\n"
+            change = other.summary()["mean_normalized"] - first.summary()["mean_normalized"]
+            moved = number(100 * change, "+.1f")
+            yield f"{other.name} against {first.name}: {moved} % of the bound on average; other layers or heads\n"

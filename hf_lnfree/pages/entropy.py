@@ -28,6 +28,24 @@ def bucket_table(reports: Sequence[EntropyReport], maximum: Maximum | float, not
     return Table(header, rows, f"Share of heads by quarter of the maximum entropy; {note}.")
 
 
+def names(reports: Sequence[EntropyReport], maximum: Maximum | float) -> str:
+    """What a maximum is for these reports."""
+    return ", ".join(dict.fromkeys(report.name_of(maximum) for report in reports))
+
+
+def part_table(report: EntropyReport) -> Table:
+    """Encoder, decoder and cross-attention apart, each against its own bound."""
+    rows = []
+    for part in report.parts:
+        found = report.part_summary(part)
+        collapsed, *_, overloaded = (f"{100 * share:.0f} %" for share in found["shares"].tolist())
+        share = number(100 * found["mean_normalized"], ".1f")
+        mean = number(found["mean_entropy"], ".3f")
+        rows.append([part, found["bound"], str(found["heads"]), mean, f"{share} %", collapsed, overloaded])
+    header = ["part", "bound", "heads", "mean (nats)", "of the bound", "collapsed", "overloaded"]
+    return Table(header, rows, f"{report.name}: its attentions, each against the bound of its own rows.")
+
+
 def file_names(reports: Sequence[EntropyReport]) -> list[str]:
     """A file name for each report; with their numbers where two are equal, or would be without upper and lower case."""
     stems = [re.sub(r"[^\w.+-]+", "-", report.name).strip("-.") or "model" for report in reports]
@@ -74,7 +92,8 @@ def write_entropy_page(
         Section(
             "Heads by quarter",
             ["Overload: above three quarters of the maximum. Collapse: at or below one quarter."],
-            [bucket_table(reports, m, f"{m} maximum, 95 % bootstrap interval over sequences") for m in MAXIMA],
+            [bucket_table(reports, m, f"{names(reports, m)} maximum, 95 % bootstrap intervals") for m in MAXIMA]
+            + [part_table(report) for report in reports if len(report.parts) > 1],
             [figures["buckets"]],
         ),
         Section("Rows", figures=[figures["distributions"], figures["positions"]]),
@@ -107,5 +126,5 @@ def flag_table(report: EntropyReport, maximum: Maximum | float) -> Table:
     flags = report.flags(maximum)
     rows = [[str(f.layer), str(f.head), f.kind, f.reason] for f in flags[:LARGEST_FLAG_TABLE]]
     more = f"; the first {LARGEST_FLAG_TABLE} of {len(flags)} are shown" if len(flags) > LARGEST_FLAG_TABLE else ""
-    note = f"{report.name}: {len(flags)} heads flagged against the {maximum} maximum{more}."
+    note = f"{report.name}: {len(flags)} heads flagged against the {report.name_of(maximum)} maximum{more}."
     return Table(["layer", "head", "flag", "reason"], rows, note)

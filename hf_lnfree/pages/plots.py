@@ -115,7 +115,8 @@ def difference_heatmaps(comparisons: Sequence[EntropyComparison], columns: int =
                 frame = Rectangle((head - 0.46, layer - 0.44), 0.92, 0.88, fill=False, linewidth=0.8)
                 ax.add_patch(frame)
             ax.set_title(f"{shorten(comparison.other.name)}\nminus {shorten(comparison.baseline.name)}", fontsize=10)
-        figure.colorbar(image, ax=axes, label="difference (nats); framed: moved", shrink=0.8)
+        unit = "shares of the bound" if any(c.shares for c in comparisons) else "nats"
+        figure.colorbar(image, ax=axes, label=f"difference ({unit}); framed: moved", shrink=0.8)
         return figure
 
 

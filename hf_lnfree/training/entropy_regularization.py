@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
-from ..attention.masks import logit_arguments, seen
+from ..attention.masks import logit_arguments
 from ..errors import AttentionError, SettingsError
 from .arguments import LNFreeTrainingArguments
 from .procedure import Procedure
@@ -102,7 +102,7 @@ class EntropyRegularization(Procedure):
             deviation = attention_entropy_with_grad(**arguments) - share[:, None] * top  # B H T
             return (deviation.square() * (deviation.abs() > self.tolerance * top)).sum() / len(share)
         mask, causal = arguments["attention_mask"], arguments["is_causal"]
-        support = row_supports(call.query, call.key, None if mask is None else seen(mask), causal)  # B or 1, H or 1, T
+        support = row_supports(call.query, call.key, mask, causal)  # B or 1, H or 1, T
         bound = support[support > 0].to(share.dtype).log().mean()
         deviation = head_entropy_with_grad(**arguments) / bound - share  # H
         return (deviation.square() * (deviation.abs() > self.tolerance)).mean()

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import fields
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -25,6 +26,7 @@ from transformers import (
 from hf_lnfree import AttentionEntropyAnalyzer, EntropyReport
 from hf_lnfree.analysis import causal_bound, compare_reports
 from hf_lnfree.analysis.comparison import inside, simultaneous
+from hf_lnfree.analysis.parts import kind_of
 from hf_lnfree.analysis.totals import EntropyTotals
 from hf_lnfree.attention import RowEntropies
 from hf_lnfree.errors import DataError
@@ -117,7 +119,9 @@ def normal_report(entropy, seed):
     totals = EntropyTotals(seed=seed)
     rows = {"a": RowEntropies(entropy[..., None], torch.full((1, 1, 1), 1000), None)}
     totals.add(rows, [torch.ones(len(entropy), 1, dtype=torch.bool)])
-    return EntropyReport("", **totals.fields(), metadata={"data_sha256": "", "bootstrap": seed})
+    return EntropyReport(
+        "", **totals.fields(), kinds=["causal"] * len(totals.modules), metadata={"data_sha256": "", "bootstrap": seed}
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4, 6, 30])
@@ -215,6 +219,29 @@ def test_texts_and_datasets(model, cache_dir, corpus):
         AttentionEntropyAnalyzer(model).run(texts, tokenizer=tokenizer, context_length=65)
     dataset = datasets.Dataset.from_dict({"code": texts})
     close(AttentionEntropyAnalyzer(model).run(dataset, text_column="code", **options).entropy, report.entropy)
+
+
+def test_long_texts_are_cut_into_windows_as_the_command_cuts_them(model, cache_dir, corpus):
+    from hf_lnfree.data import DataArguments, load_data
+    from hf_lnfree.data.windows import cut
+
+    tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
+    model.resize_token_embeddings(len(tokenizer))
+    texts = ["import os\n" * 41, "def f(x):\n    return x\n" * 20]
+    ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    windows, lost = zip(*cut(ids, 16, "exact", None), strict=True)
+    expected = torch.from_numpy(np.concatenate(windows)).long()
+    assert len(expected) > 20
+    assert all(lost)
+    report = AttentionEntropyAnalyzer(model).run(texts, tokenizer=tokenizer, context_length=16, batch_size=7)
+    close(report.entropy, AttentionEntropyAnalyzer(model).run(expected.split(7)).entropy)
+    assert report.sequences == len(expected)
+    assert report.metadata["texts"] == {"texts": 2, "windows": len(expected), "tokens_left_out": sum(lost)}
+    assert f"{sum(lost)} tokens after the last whole windows of 2 texts were left out" in str(report)
+    few = AttentionEntropyAnalyzer(model).run(
+        texts, tokenizer=tokenizer, context_length=16, max_batches=2, batch_size=3
+    )
+    assert few.sequences == 6
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -351,7 +378,65 @@ def test_encoder_decoders_have_three_kinds_of_attention():
     close(report.entropy[3, :2], torch.special.entr(out.cross_attentions[0]).sum(-1).mean((0, 2)))
     close(report.bound[3, :2], torch.full((2,), (math.log(9) + math.log(6)) / 2))
     assert report.buckets().sum() == 1
-    assert "decoder" not in str(report)
+    assert report.kinds == ["bidirectional", "bidirectional", "causal", "cross"]
+    assert report.parts == {
+        "encoder.layers.*.self_attn": [0, 1], "decoder.layers.*.self_attn": [2], "decoder.layers.*.encoder_attn": [3]
+    }  # fmt: skip
+    parts = report.summary()["parts"]
+    for part, layers in report.parts.items():
+        heads = report.entropy[layers][report.heads[layers]]
+        assert parts[part]["mean_entropy"] == pytest.approx(float(heads.mean()))
+        assert parts[part]["heads"] == len(heads)
+    text = str(report)
+    bound = (9 * math.log(9) + 6 * math.log(6)) / 15
+    assert f"encoder.layers.*.self_attn: heads by quarter of {bound:.2f} nats (bidirectional): " in text
+    assert f"decoder.layers.*.self_attn: heads by quarter of {causal_bound(5):.2f} nats (causal): " in text
+    bound = (math.log(9) + math.log(6)) / 2
+    assert f"decoder.layers.*.encoder_attn: heads by quarter of {bound:.2f} nats (cross): " in text
+    assert report.name_of() == "bidirectional and causal and cross"
+    observed = report.maximum("observed")
+    assert observed[0, 0] == observed[1, 0] == report.entropy[:2].max()
+    assert observed[3, 0] == report.entropy[3, :2].max()
+
+
+def test_under_different_bounds_shares_are_compared(input_ids):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    reports = []
+    for is_decoder in (False, True):
+        torch.manual_seed(0)
+        config = BertConfig(**sizes, num_attention_heads=4, initializer_range=0.3, is_decoder=is_decoder)
+        report = AttentionEntropyAnalyzer(BertModel(config)).run(torch.cat([input_ids] * 6).split(6))
+        reports.append(report)
+    assert [report.name_of() for report in reports] == ["bidirectional", "causal"]
+    assert "(bidirectional)" in str(reports[0])
+    assert "causal" not in str(reports[0])
+    comparison = compare_reports(*reports)
+    assert comparison.shares
+    shares = [report.entropy / bound for report, bound in zip(reports, (math.log(12), causal_bound(12)), strict=True)]
+    close(comparison.difference, shares[1] - shares[0])
+    errors = [r.replicates / bound for r, bound in zip(reports, (math.log(12), causal_bound(12)), strict=True)]
+    close(comparison.standard_error, (errors[1] - errors[0]).std(0) * math.sqrt(13 / 11))
+    mean = 100 * float((shares[1] - shares[0]).mean())
+    assert f"{mean:+.1f} % of the bound on average" in str(comparison)
+    assert not compare_reports(reports[0], reports[0]).shares
+
+
+@pytest.mark.parametrize(
+    ("name", "support", "kind"),
+    [
+        ("h.0.attn", [1, 2, 3, 4], "causal"),
+        ("h.0.attn", [1, 2, 2, 2], "causal"),
+        ("h.0.attn", [0, 0, 1, 2], "causal"),
+        ("h.0.attn", [4, 5, 6, 7], "causal"),
+        ("h.0.attn", [4, 4, 4, 4], "bidirectional"),
+        ("h.0.attn", [3, 4, 4, 3], "bidirectional"),
+        ("crossattention", [1, 2, 3, 4], "cross"),
+    ],
+)
+def test_kinds_of_attention_by_what_their_queries_see(name, support, kind):
+    support = torch.tensor(support).view(1, 1, 4)
+    rows = RowEntropies(torch.zeros(2, 3, 4), support, None)
+    assert kind_of(name, rows, (support[:, 0] > 0).expand(2, 4)) == kind
 
 
 def test_nothing_to_analyse_is_an_error(model):
@@ -436,6 +521,9 @@ def test_report_round_trip_and_table(model, input_ids, tmp_path):
             assert theirs == ours
     assert "tiny: mean attention entropy in nats (measured)" in str(loaded)
     assert f"{float(report.entropy[2, 3]):.2f}" in str(loaded)
+    del text["kinds"]
+    (tmp_path / "r.json").write_text(json.dumps(text))
+    assert "(causal)" in str(EntropyReport.load(tmp_path / "r.json"))
     (tmp_path / "r.safetensors").unlink()
     with pytest.raises(ValueError, match=r"r\.safetensors beside it are no entropy report"):
         EntropyReport.load(tmp_path / "r.json")

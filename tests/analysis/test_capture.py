@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from hf_lnfree.analysis.capture import record_attention_entropy, row_entropies
 from hf_lnfree.attention import AttentionCall
-from hf_lnfree.attention.masks import seen
+from hf_lnfree.attention.visibility import seen
 from tests.attention import models
 from tests.attention.softmaxes import Softmaxes
 
@@ -132,6 +132,24 @@ def test_attention_sinks():
             model(**inputs)
         for found, expected in zip(record.entropies.values(), eager.entropies(sinks=1), strict=True):
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(tf, "GraniteSWAConfig"), reason="of newer transformers")
+@pytest.mark.parametrize("method", ["auto", "attentions"])
+def test_sinks_that_scale_the_output_take_part_in_the_softmax(method):
+    sinks = torch.tensor([-3.0, 0.0, 1.0, 3.0])
+    torch.manual_seed(0)
+    config = tf.GraniteSWAConfig(**models.TEXT, sliding_window=5)
+    model = tf.GraniteSWAForCausalLM._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(sinks)
+        with Softmaxes() as eager, record_attention_entropy(model, method) as record:
+            model(**models.texts())
+    for found, logits in zip(record.entropies.values(), eager.logits, strict=True):
+        column = sinks.double()[None, :, None, None].expand(*logits.shape[:-1], 1)
+        logs = torch.cat((logits, column), -1).log_softmax(-1)[..., :-1].clamp_min(-1e4)
+        torch.testing.assert_close(found.double(), -(logs.exp() * logs).sum(-1), rtol=0, atol=1e-5)
 
 
 def test_vision_models():
@@ -379,6 +397,22 @@ def test_attentions_of_models_in_a_model_are_left_as_they_were(text, vision):
     assert len(record.calls) == len(eager.logits) == 2
     assert [module.config._attn_implementation for module in modules] == before
     assert model.text_model.config._attn_implementation == text
+
+
+def test_a_key_of_weight_0_is_not_hidden():
+    model, inputs = build("Llama"), batch("right")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name:
+                parameter.mul_(1e3)
+    records = []
+    for method in ("fused", "attentions"):
+        with torch.no_grad(), record_attention_entropy(model, method) as record:
+            model(**inputs)
+        records.append(record)
+    for name, support in records[0].support.items():
+        assert records[1].entropies[name].median() < 1e-3
+        assert torch.equal(records[1].support[name].expand(2, 4, 12), support.expand(2, 4, 12))
 
 
 def test_maps_after_dropout_are_no_entropies():

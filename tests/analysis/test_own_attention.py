@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 from torch import nn
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderAttnBlock
 
 from hf_lnfree.analysis.capture import record_attention_entropy
 from hf_lnfree.errors import AttentionError
@@ -218,9 +219,6 @@ def test_after_an_exception_calls_belong_to_nobody():
 
 
 VISION = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99, "pad_token_id": 2}
-SIDES = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "init_std": 0.3}
-SIDES |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 99}
 RECORDED = {
     "Donut": (tf.DonutSwinModel, tf.DonutSwinConfig(**VISION)),
     "Swin 2": (tf.Swinv2Model, tf.Swinv2Config(**VISION)),
@@ -230,21 +228,12 @@ RECORDED = {
     "DeBERTa": (tf.DebertaV2Model, tf.DebertaV2Config(**SIZES)),
     "CPM-Ant": (tf.CpmAntModel, tf.CpmAntConfig(**SIZES, dim_head=8, dim_ff=64, num_layers=2, prompt_length=2)),
 }
-NAMED = {
-    "LongT5": (tf.LongT5Model, tf.LongT5Config(**T5, decoder_start_token_id=0, local_radius=3), "LongT5LocalAttention"),
-    "LED": (tf.LEDModel, tf.LEDConfig(**SIDES, attention_window=4), "LEDEncoderSelfAttention"),
-    "Pegasus X": (tf.PegasusXModel, tf.PegasusXConfig(**SIDES, block_size=4), "PegasusXGlobalLocalAttention"),
-    "ProphetNet": (tf.ProphetNetModel, tf.ProphetNetConfig(
-        hidden_size=32, vocab_size=99, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=4,
-        num_decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, ngram=2),
-        "record: decoder.layers.0.self_attn .ProphetNetNgramSelfAttention., decoder.layers.1.self_attn .Prophet"),
-}  # fmt: skip
 
 
 def inputs_of(model):
     if model.main_input_name == "pixel_values":
         return {"pixel_values": models.numbers(2, 3, 32, 32)}
-    return {"input_ids": IDS} | ({"decoder_input_ids": IDS[:, :6]} if model.config.is_encoder_decoder else {})
+    return {"input_ids": IDS}
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -257,9 +246,58 @@ def test_softmaxes_of_classes_that_return_no_map(name):
     close(record.entropies.values(), eager.entropies(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_attentions_in_blocks_beside_recorded_ones_are_named(name):
-    cls, config, attention = NAMED[name]
+SWIN = VISION | {"image_size": 32, "patch_size": 2, "depths": [2]}
+CLAP = {"spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_embeds_hidden_size": 16, "depths": [2]}
+CLAP |= {"num_attention_heads": [2], "window_size": 4, "hidden_size": 16}
+PIXELS = {"pixel_values": models.numbers(2, 3, 32, 32)}
+SHIFTED = {
+    "Donut": (tf.DonutSwinModel, tf.DonutSwinConfig(**SWIN), PIXELS),
+    "MaskFormer": (tf.MaskFormerSwinModel, tf.MaskFormerSwinConfig(**SWIN), PIXELS),
+    "CLAP": (tf.ClapAudioModel, tf.ClapAudioConfig(**CLAP), {"input_features": models.numbers(2, 1, 64, 16)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_shifted_windows_hide_keys(name):
+    cls, config, inputs = SHIFTED[name]
     model = build(cls, config)
-    with torch.no_grad(), pytest.raises(AttentionError, match=attention), record_attention_entropy(model):
-        model(**inputs_of(model))
+    with torch.no_grad(), Softmaxes() as eager, record_attention_entropy(model) as record:
+        model(**inputs)
+    for support, logits in zip(record.support.values(), eager.logits, strict=True):
+        visible = (logits > logits.amax(-1, keepdim=True) - 50).any(1)  # Swin hides with -100
+        assert torch.equal(support[:, 0], visible.sum(-1))
+    whole, shifted = record.support.values()
+    assert whole.unique().tolist() == [16]
+    assert shifted.unique().tolist() == [4, 8, 16]
+
+
+def test_mixing_maps_of_no_attention_are_left_out():
+    """DeepSeek V4's streams are mixed by a map [batch, queries, streams, streams], whose rows add up to 1."""
+
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return x, torch.full((2, 4, 3, 3), 1 / 3)
+
+    Mixing.__module__ = "transformers.models.of_mine"
+    model = Mixing()
+    with pytest.raises(AttentionError, match="No attention"), record_attention_entropy(model):
+        model(torch.ones(1))
+
+
+def test_attention_without_heads_is_one_head():
+    """The blocks of picture tokenizers attend over all pixels, with convolutions for projections."""
+    torch.manual_seed(0)
+    model = nn.Sequential(ChameleonVQVAEEncoderAttnBlock(32)).eval()
+    pixels = models.numbers(3, 32, 4, 4)
+    with torch.no_grad(), record_attention_entropy(model) as record:
+        model(pixels)
+        block = model[0]
+        x = block.norm(pixels)
+        q, k = block.q(x).flatten(2).double(), block.k(x).flatten(2).double()
+    expected = torch.special.entr((q.mT @ k / 32**0.5).softmax(-1)).sum(-1)
+    close([record.entropies["0"]], [expected[:, None]])
+    assert record.support["0"].unique().tolist() == [16]

@@ -10,6 +10,7 @@ import transformers as tf
 from hf_lnfree.attention import AttentionCall, attention_calls
 from hf_lnfree.attention.calls import FIRST
 from hf_lnfree.attention.masks import logit_arguments, read_mask
+from hf_lnfree.attention.visibility import Mask
 from tests.attention import models
 from tests.attention.softmaxes import Softmaxes
 
@@ -184,4 +185,6 @@ def test_logits_are_those_of_the_eager_softmax():
         for call, logits in zip(calls, eager.logits, strict=True):
             found = logit_arguments(call)
             scores = call.query @ call.key.mT * (found["scale"] or call.query.shape[-1] ** -0.5)
-            torch.testing.assert_close(scores + found["attention_mask"], logits)
+            visible, added = Mask.of(found["attention_mask"], *scores.shape[2:]).whole()
+            expected = (scores if added is None else scores + added).where(visible, torch.finfo(logits.dtype).min)
+            torch.testing.assert_close(expected, logits)
