@@ -238,7 +238,7 @@ def test_a_cell_that_another_process_has_just_finished_is_kept(finished, changes
     monkeypatch.setattr("hf_lnfree.studies.running.only_run", after_the_other)
     said: list[str] = []
     (cell,) = run_study(Study.load(DEMO, changes=changes), [0], tmp_path, ["SM+R"], said.append, **local)
-    assert said == [f"[1/1] SM+R, seed 0: finished, found in {tmp_path / 'SM+R' / 'seed-0'}"]
+    assert said == ["[1/1] SM+R, seed 0: finished"]
     assert cell.results == RunResults.load(done)
 
 
@@ -422,7 +422,7 @@ def test_a_search_stays_within_its_budget(layers, tmp_path, monkeypatch):
     """Whatever the number of layers: rungs are counted, not trained."""
     spent = []
 
-    def counted(study, seeds, folder, rows, announce, finish, **local):
+    def counted(study, seeds, folder, rows, announce, finish, jobs, **local):
         spent.extend(folder / f"{row}-{study.rows[row]['max_steps']}" for row in rows)
         report = SimpleNamespace(entropy=torch.rand(layers, 2), bound=torch.ones(layers, 2))
         results = SimpleNamespace(eval_loss=1.0)
@@ -440,7 +440,7 @@ def test_a_search_begins_with_the_layers_that_are_overloaded(tmp_path, monkeypat
     shares = {"gelu:0-3": [0.6, 0.1, 0.9, 0.4], "relu:0-3": [0.1, 0.2, 0.3, 0.4]}
     rungs = []
 
-    def told(study, seeds, folder, rows, announce, finish, **local):
+    def told(study, seeds, folder, rows, announce, finish, jobs, **local):
         rungs.append(list(rows))
         for row in rows:
             entropy = 5.0 * torch.tensor(shares.get(row, [0.5] * 4))[:, None]
