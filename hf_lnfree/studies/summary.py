@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from ..analysis.entropy import causal_bound
-from ..provenance import command, environment
+from ..provenance import command
 from ..tables import Table, number
 from ..training.log import layer_curves
 from ..training.results import RunResults
@@ -102,9 +102,16 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "data": {
             split: {k: meta[k] for k in ("corpus", "corpus_sha256", "sha256")} for split, meta in data_of(cells).items()
         },
-        "environment": environment(),
+        "environment": environment_of(cells),
         "command": command(),
     }
+
+
+def environment_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Where the cells were trained, which need not be where they are summarised: a list for what differs among them."""
+    found = [of_cell.environment for cell in cells for of_cell in results([cell]).values()]
+    values = {key: list(dict.fromkeys(of_cell.get(key) for of_cell in found)) for key in found[0]}
+    return {key: seen[0] if len(seen) == 1 else seen for key, seen in values.items()}
 
 
 def kept(found: RunResults) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.pages.study import unfinished, write_study_report
 from hf_lnfree.studies import search
-from hf_lnfree.studies.cells import cells_of
+from hf_lnfree.studies.cells import Cell, cells_of
 from hf_lnfree.studies.comparison import compare_studies
 from hf_lnfree.studies.running import run_study
 from hf_lnfree.studies.search import rule
 from hf_lnfree.studies.study import Study
-from hf_lnfree.studies.summary import by_row, share, summary_table
+from hf_lnfree.studies.summary import by_row, environment_of, share, summary_table
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
 
@@ -116,8 +116,17 @@ def test_tables_for_papers_and_programs(finished):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["rows"] == table.rows
     assert [c["eval_perplexity"] for c in summary["cells"]] == [c.results.eval_perplexity for c in cells]
-    assert summary["environment"]["transformers"]
+    assert summary["environment"] == cells[0].results.environment
     assert summary["data"]["validation"]["sha256"] == cells[0].results.data["validation"]["sha256"]
+
+
+def test_a_summary_says_where_cells_were_trained(finished):
+    _, _, cells, _ = finished
+    moved = [Cell(cell.row, cell.seed, cell.folder).load() for cell in cells[:3]]
+    moved[1].results.environment["device"] = "NVIDIA H200"
+    found = environment_of(moved)
+    assert found["device"] == [moved[0].results.environment["device"], "NVIDIA H200"]
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
 
 
 def test_finished_cells_are_kept_and_interrupted_ones_go_on(finished, changes, local, tmp_path, monkeypatch):
