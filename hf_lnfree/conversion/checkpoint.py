@@ -86,7 +86,7 @@ class Checkpoint:
         try:
             return safe_open(self.folder / file, framework="pt")
         except SafetensorError as error:
-            raise OSError(f"{self.folder / file} is damaged: {error}.") from error
+            raise OSError(f"{self.folder / file} is damaged ({error}). Copy or download it again.") from error
 
     def shard(self, file: str) -> dict[str, Tensor]:
         """Every tensor of one file, by its name there."""

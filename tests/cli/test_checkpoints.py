@@ -443,7 +443,7 @@ def test_code_of_a_tokenizer_runs_when_asked_for_and_only_then(command, run, goo
         "auto_map": {"AutoTokenizer": [None, "own_tokenization.OwnTokenizer"]},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    refused(run(command, str(folder)), folder, "--trust-remote-code")
+    refused(run(command, str(folder)), folder, "trust_remote_code" if command == "study" else "--trust-remote-code")
     assert not mark.exists()
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     flag = ["--set", "trust_remote_code=true"] if command == "study" else ["--trust-remote-code"]
