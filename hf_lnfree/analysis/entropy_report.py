@@ -252,12 +252,12 @@ class EntropyReport:
         """
         path, beside = report_files(path)
         try:
-            values = {"kinds": []} | json.loads(path.read_text())
+            values = json.loads(path.read_text())
             if values.get("safetensors_sha256", found := file_hash(beside)) != found:
                 raise RunError(
                     f"{beside} is not the file that {path.name} was written with: another report, or damaged."
                 )
-            values |= load_file(beside)
+            values = {"kinds": []} | values | load_file(beside)
             return cls(**{f.name: values[f.name] for f in fields(cls)})
         except (*READING_ERRORS, SafetensorError) as error:
             raise RunError(
