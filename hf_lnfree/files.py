@@ -35,6 +35,12 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """sha256 of the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
     """

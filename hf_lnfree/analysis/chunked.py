@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attention.fused import RowEntropies
 from ..attention.visibility import seen
 from .entropy import attention_entropy
+from .own_attention import HIDDEN
 
 Arguments = dict[str, Any]
 GAP = 500.0  # nats; Reformer hides the own key with -1e5, and others with -1e9: a query without others sees itself
@@ -70,7 +71,7 @@ class Pieces:
     axes: tuple[str, ...]
     tokens: tuple[Callable[[Tensor, Arguments], Tensor | None], ...]
     joined: bool = False
-    hidden: float | None = -9e3
+    hidden: float | None = HIDDEN
     finish: Callable[[list[RowEntropies], Arguments, nn.Module, Any], list[RowEntropies]] | None = None
 
     @torch.no_grad()

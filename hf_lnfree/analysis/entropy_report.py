@@ -1,6 +1,5 @@
 """`EntropyReport`: the entropies of a model's heads as one object that saves, loads, judges and prints itself."""
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import RunError
-from ..files import json_line, write_json
+from ..files import file_hash, json_line, write_json
 from ..tables import number
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
 from .parts import name_of_maximum, parts_of
@@ -323,12 +322,6 @@ def report_files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     stem = path.name.removesuffix(".json")
     return path.with_name(f"{stem}.json"), path.with_name(f"{stem}.safetensors")
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of the content of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def span(values: Tensor) -> str:

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from ..errors import DataError, listed
-from ..files import atomic_folder, content_key
+from ..files import atomic_folder, content_key, file_hash
 from ..loading import is_hub_name, reason
 from .arguments import STDLIB
 
@@ -223,7 +223,7 @@ def _hub_corpus(
 def _table(path: Path, max_documents: int | None, text_column: str | None) -> Corpus:
     if not path.stat().st_size:
         raise DataError(f"{path} is empty.")
-    digest = _file_hash(path)
+    digest = file_hash(path)
     # datasets takes names for patterns, and knows a file by its name and time: here it is known by its bytes.
     cache = Path(config.HF_DATASETS_CACHE) / "hf_lnfree" / digest
     try:
@@ -232,7 +232,7 @@ def _table(path: Path, max_documents: int | None, text_column: str | None) -> Co
     except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
     column = _text_column(str(path), rows.column_names, text_column)
-    if _file_hash(path) != digest:
+    if file_hash(path) != digest:
         raise DataError(f"{path} was changed while it was read. Try again when nobody writes to it.")
     every = len(rows)
     rows = rows.filter(lambda row: isinstance(row[column], str), desc="texts")
@@ -241,11 +241,6 @@ def _table(path: Path, max_documents: int | None, text_column: str | None) -> Co
     if max_documents is not None:
         rows = rows.select(range(min(max_documents, len(rows))))
     return Corpus(str(path), rows, column, content_key(digest, column, max_documents))
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text_column(data: str, names: list[str], wanted: str | None) -> str:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key, write_json
+from ..files import atomic_folder, content_key, file_hash, write_json
 from .arguments import DataArguments
 from .corpus import Corpus, document_hash
 from .processes import ending_with_us
@@ -147,9 +147,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def check_windows(folder: Path) -> None:
     """Raise DataError unless the tokens are those that were written."""
     meta = read_meta(folder)
-    with open(folder / "tokens.bin", "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-            raise DataError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
+    if file_hash(folder / "tokens.bin") != meta["sha256"]:
+        raise DataError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
 
 
 def damaged(folder: Path, why: str) -> str:

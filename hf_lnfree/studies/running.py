@@ -17,6 +17,7 @@ from ..training.beginning import Beginning
 from ..training.lock import RunInUse, only_run
 from ..training.results import RESULTS
 from ..training.run import train
+from ..training.settings import RunArguments
 from .cells import Cell, begun_with, cells_of
 from .side_by_side import Job, Report, shares, side_by_side
 from .study import Study
@@ -71,14 +72,18 @@ def run_study(
     every = [study.arguments(cell.row, cell.seed, cell.folder, **local) for cell in to_do]
     at_once, threads = shares(jobs, len(to_do), every[0][2].device)
     if at_once == 1:
-        in_turn(study, to_do, beside, finish, announce, **local)
+        in_turn(to_do, every, beside, finish, announce)
         return cells
     for model_args, data_args, _ in {repr(arguments[1]): arguments for arguments in every}.values():
         load_data(data_args, **model_args.access(data_args.tokenizer))  # tokenised once, for all processes
-    work = {
-        cell.name: partial(train_cell, study, cell.row, cell.seed, cell.folder, beside, finish, local) for cell in to_do
-    }
-    queue = [Job(cell.name, cell.folder.with_name(f"console-{cell.seed}.txt"), work[cell.name]) for cell in to_do]
+    queue = [
+        Job(
+            cell.name,
+            cell.folder.with_name(f"console-{cell.seed}.txt"),
+            partial(train_elsewhere, study, cell, beside, finish, local),
+        )
+        for cell in to_do
+    ]
     failed = side_by_side(queue, at_once, threads, announce)
     for cell in to_do:
         cell.load()
@@ -89,55 +94,60 @@ def run_study(
 
 
 def in_turn(
-    study: Study,
     cells: Sequence[Cell],
+    every: Sequence[RunArguments],
     beside: Sequence[Path],
     finish: Finish | None,
     announce: Callable[[str], None],
-    **local: Any,
 ) -> None:
     """One cell after the other, in this process."""
     started, trained = time.monotonic(), 0
-    for index, cell in enumerate(cells, start=1):
-        number, begun = f"[{index}/{len(cells)}] {cell.name}", cell.folder.exists()
-        arguments = study.arguments(cell.row, cell.seed, cell.folder, **local)
-        try:
-            with only_run(arguments[2]):  # from here on nobody else changes the cell
-                if cell.load().results is None and cell.damage is None:
-                    to_do = sum(cell.results is None for cell in cells[index - 1 :])
-                    left = (time.monotonic() - started) / trained * to_do / 60 if trained else None
-                    announce(f"{number}: {'resumes' if begun else 'starts'}"
-                             + (f", about {left:.0f} min left" if left is not None else ""))  # fmt: skip
-                    train(*arguments, beside=beside)
-                    trained += 1
-                    if finish is not None:
-                        finish(cell.folder, arguments[2])
-        except RunInUse:
-            cell.running = True
+    for index, (cell, arguments) in enumerate(zip(cells, every, strict=True), start=1):
+        number, to_do = f"[{index}/{len(cells)}] {cell.name}", sum(cell.results is None for cell in cells[index - 1 :])
+        left = f", about {(time.monotonic() - started) / trained * to_do / 60:.0f} min left" if trained else ""
+        begin = partial(announce, f"{number}: {'resumes' if cell.folder.exists() else 'starts'}{left}")
+        trained += train_cell(cell, arguments, beside, finish, begin)
         announce(f"{number}: {cell.load().state}")
 
 
+def train_elsewhere(
+    study: Study, cell: Cell, beside: Sequence[Path], finish: Finish | None, local: dict[str, Any], report: Report
+) -> str:
+    """A cell in another process than the study's; returns its state."""
+    arguments = study.arguments(cell.row, cell.seed, cell.folder, **local)
+    train_cell(cell, arguments, beside, finish, callbacks=[ReportSteps(report)])
+    return cell.load().state
+
+
 def train_cell(
-    study: Study,
-    row: str,
-    seed: int,
-    folder: Path,
+    cell: Cell,
+    arguments: RunArguments,
     beside: Sequence[Path],
     finish: Finish | None,
-    local: dict[str, Any],
-    report: Report,
-) -> str:
-    """One cell in a process of its own; returns its state."""
-    cell, arguments = Cell(row, seed, folder), study.arguments(row, seed, folder, **local)
+    begin: Callable[[], None] = lambda: None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> bool:
+    """
+    Train a cell, unless another process trains it or has just done so.
+
+    Args:
+        begin: called before the training.
+
+    Returns:
+        Whether it was trained here.
+    """
     try:
-        with only_run(arguments[2]):
-            if cell.load().results is None and cell.damage is None:
-                train(*arguments, beside=beside, callbacks=[ReportSteps(report)])
-                if finish is not None:
-                    finish(folder, arguments[2])
+        with only_run(arguments[2]):  # from here on nobody else changes the cell
+            if cell.load().results is not None or cell.damage is not None:
+                return False
+            begin()
+            train(*arguments, beside=beside, callbacks=callbacks)
+            if finish is not None:
+                finish(cell.folder, arguments[2])
+            return True
     except RunInUse:
         cell.running = True
-    return cell.load().state
+        return False
 
 
 def check_study(study: Study, folder: Path, **local: Any) -> None:

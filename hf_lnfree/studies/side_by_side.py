@@ -17,6 +17,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from ..data.processes import exit_without
 from ..errors import LNFreeError, SettingsError
 
 Report = Callable[[int, int], None]
@@ -186,7 +187,10 @@ def how_it_ended(code: int | None) -> str:
 
 def do_jobs(threads: int, connection: Connection) -> None:
     """What a process does: one job after the other, each with its output in a file and its steps in the connection."""
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A process whose parent was killed would train on unseen.
+    threading.Thread(target=exit_without, args=(parent.pid,), daemon=True).start()
     torch.set_num_threads(threads)
 
     def report(step: int, steps: int) -> None:
@@ -212,11 +216,3 @@ def print_to(path: Path) -> None:
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
-
-
-def leave_with_parent() -> None:
-    """A process whose parent was killed would train on unseen."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
