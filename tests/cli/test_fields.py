@@ -103,6 +103,26 @@ def test_numbers_out_of_range_are_refused_with_what_is_allowed(name, tmp_path, c
 
 
 @pytest.mark.parametrize(
+    ("name", "refused", "taken"),
+    [
+        ("num_train_epochs", (0,), (0.1, 3)),
+        ("save_steps", (0,), (0.5, 100)),
+        ("adam_beta2", (1,), (0, 0.999)),
+        ("validation_fraction", (0, 1), (0.01, 0.99)),
+        ("entropy_target", (-0.1, 1.1), (0, 1)),
+        ("vocab_size", (257, 10_000_001), (258,)),
+        ("seed", (-1, 2**32), (0, 2**32 - 1)),
+    ],
+)
+def test_bounds_of_a_range(name, refused, taken, tmp_path):
+    for value in refused:
+        with pytest.raises(SettingsError, match=f"run.yaml: {name} must be "):
+            parsed(written(tmp_path, name, value), name)
+    for value in taken:
+        assert any(getattr(part, name, None) == value for part in parsed(written(tmp_path, name, value), name))
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("factors: [1]", "factors must be a mapping or null, got [1]"),

@@ -14,7 +14,7 @@ import torch
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.errors import RunError, SettingsError
 from hf_lnfree.studies.running import run_study
-from hf_lnfree.studies.side_by_side import Job, shares, side_by_side
+from hf_lnfree.studies.side_by_side import SECONDS_TO_LEAVE, Job, shares, side_by_side
 from hf_lnfree.studies.study import Study
 
 from .test_study import TINY
@@ -114,6 +114,8 @@ def test_no_process_outlives_the_one_that_started_it(how, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         children = psutil.Process(started.pid).children(recursive=True)
+        sent = time.monotonic()
         started.send_signal(how)
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+    assert time.monotonic() - sent < SECONDS_TO_LEAVE  # they were told, and not waited for
