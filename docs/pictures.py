@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
-from hf_lnfree.pages.plots import STYLE, heatmaps, panels, save
+from hf_lnfree.pages.plots import STYLE, heatmaps, panels, plain_ticks, save
 from hf_lnfree.studies.summary import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
@@ -71,8 +71,9 @@ def outcome(study: dict) -> Figure:
             at_end.set(xlabel="layer", ylabel=f"{label} at the end")
             over_training.set(xlabel="step", ylabel=f"{label}, mean of the layers")
             if key == "slope":  # from -0.1 to 1
-                at_end.set_yscale("symlog", linthresh=0.1)
-                over_training.set_yscale("symlog", linthresh=0.1)
+                for ax in (at_end, over_training):
+                    ax.set_yscale("symlog", linthresh=0.1)
+                    plain_ticks(ax.yaxis)
         for ax in axes:
             ax.grid(alpha=0.25, linewidth=0.5)
         return figure

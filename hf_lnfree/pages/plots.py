@@ -12,10 +12,11 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from ..analysis.comparison import EntropyComparison
@@ -52,6 +53,22 @@ def panels(count: int, columns: int, width: float, height: float, **options: Any
     for ax in axes[:count]:
         ax.tick_params(labelbottom=True)  # also where axes are shared and no panel stands below
     return figure, axes[:count]
+
+
+class PlainNumbers(LogFormatter):
+    """Labels those ticks of a logarithmic axis that matplotlib labels, with plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Of an axis that was made logarithmic: matplotlib writes its labels in TeX, which `STYLE` does not read."""
+    base = axis.get_transform().base  # type: ignore[attr-defined]
+    if isinstance(axis.get_major_formatter(), LogFormatter):
+        axis.set_major_formatter(PlainNumbers(base))
+    if isinstance(axis.get_minor_formatter(), LogFormatter):
+        axis.set_minor_formatter(PlainNumbers(base))
 
 
 def title(report: EntropyReport) -> str:
@@ -197,6 +214,7 @@ def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figur
                     label = "maximum" if len(kinds) == 1 else f"maximum, {listed(layers)}"
                     ax.plot(middles, bound, color="grey", linewidth=0.9, linestyle=":", label=label)
                 ax.set_xscale("log", base=2)
+                plain_ticks(ax.xaxis)
                 ax.legend(frameon=False, fontsize=7)
             ax.set(xlabel="position (tokens)", ylabel="mean entropy (nats)")
             ax.set_title(title(report), fontsize=10)
@@ -265,6 +283,7 @@ def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = Fal
         ax.set(xlabel=xlabel, ylabel=ylabel)
         if log:
             ax.set_yscale("log")
+            plain_ticks(ax.yaxis)
         ax.grid(alpha=0.25, linewidth=0.5)
         ax.legend(frameon=False, fontsize=8)
         return figure

@@ -159,3 +159,12 @@ def test_a_page_of_sequences_of_one_token(tmp_path):
     report = AttentionEntropyAnalyzer(GPT2.model()).run([torch.tensor([[5], [6]])])
     write_entropy_page(tmp_path, [report, report])
     assert (tmp_path / "report.html").exists()
+
+
+def test_ticks_of_logarithmic_axes_are_plain_numbers(reports):
+    positions = position_curves(reports)
+    assert {"1", "4"} <= set(texts(positions))
+    losses = curves({"SM+R": [(0, 3.0), (10, 800.0)]}, "step", "perplexity", log=True)
+    assert {"10", "100"} <= set(texts(losses))
+    for text in (*texts(positions), *texts(losses)):
+        assert "mathdefault" not in text
