@@ -1,22 +1,31 @@
 """The pictures of entropic-overload.md and of the findings. Usage: python docs/pictures.py"""
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
+from hf_lnfree.pages.answer import Outcome, draw_perplexities, draw_shares, look, published
 from hf_lnfree.pages.plots import STYLE, heatmaps, panels, plain_ticks, save
 from hf_lnfree.studies.summary import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
+RESULTS = IMAGES.parents[1] / "benchmarks" / "results"
 T = 24
-COLOURS = len(STYLE["axes.prop_cycle"])
+LINES = 8  # that can be told apart in a panel
+# The paper's figures that stand below a study's.
+PUBLISHED = {"study-gpt2-T128-small": "GPT-2 T=128", "study-pythia-70m-T128-small": "Pythia-70M T=128"}
+# Of rows named "ROW field=value": the label of the axis, and what a value is multiplied with.
+FACTORS = {"learning_rate": ("learning rate", 1.0), "max_steps": ("million tokens", 16 * 128 / 1e6)}
 
 
 def maps() -> dict[str, torch.Tensor]:
@@ -38,61 +47,118 @@ def drawn(heads: dict[str, torch.Tensor]) -> Figure:
         return figure
 
 
-def outcome(study: dict) -> Figure:
-    """Perplexity of every seed by row; entropy of every layer at the end, a mean over the seeds that did not diverge;
-    where activations learn something, that too, and the mean over layers while each seed trains."""
+def by_row(study: dict) -> dict[str, list[dict]]:
     rows = defaultdict(list)
     for cell in study["cells"]:
         rows[cell["row"]].append(cell)
-    logged = {key for cell in study["cells"] for key in cell.get("over_training", ())}
-    learned = {key: label for key, label in LEARNED.items() if key in logged}
+    return rows
+
+
+def outcome(study: dict, key: str | None) -> Figure:
+    """Perplexity of every seed by row, and entropy of every layer at the end.
+
+    Below them the paper's, or what activations learned: by layer at the end, and a mean over layers over training.
+    """
+    rows = by_row(study)
+    bounds = {row: causal_bound(settings["context_length"]) for row, settings in study["settings"].items()}
+    count = len(next(iter(rows.values())))
+    ours = Outcome(
+        f"here, {count} seed{'s' * (count != 1)}",
+        {row: [cell["eval_perplexity"] for cell in cells] for row, cells in rows.items()},
+        {row: [e / bounds[row] for e in of_layers(cells, "entropy")] for row, cells in rows.items()},
+    )
+    outcomes = [ours] + ([published(key, list(rows))] if key else [])
+    logged = {name for cell in study["cells"] for name in cell["over_training"]}
+    learned = {name: label for name, label in LEARNED.items() if name in logged}
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(2 + 2 * len(learned), 2, 4.2, max(2.9, 0.8 + 0.28 * len(rows)))
-        perplexity, entropy, *others = axes
-        for index, (row, cells) in enumerate(rows.items()):
-            style = {"color": f"C{index}", "linestyle": "-" if index < COLOURS else "--", "linewidth": 1.3}
-            perplexity.plot(
-                [cell["eval_perplexity"] for cell in cells], [index] * len(cells), "o", color=style["color"]
-            )
-            drawn_by_layer(entropy, cells, "entropy", label=row, **style)
-            for key, at_end, over_training in zip(learned, others[::2], others[1::2], strict=True):
-                if all(key in cell.get("over_training", ()) for cell in cells):
-                    drawn_by_layer(at_end, cells, key, **style)
+        figure, axes = panels(2 * len(outcomes) + 2 * len(learned), 2, 4.2, max(2.6, 0.8 + 0.28 * len(rows)))
+        for shown in outcomes:
+            draw_perplexities(axes.pop(0), shown)
+            if len(rows) <= LINES:
+                draw_shares(axes.pop(0), shown)
+            else:
+                draw_overloaded(axes.pop(0), rows)
+        for name, label in learned.items():
+            at_end, over_training = axes.pop(0), axes.pop(0)
+            for index, (row, cells) in enumerate(rows.items()):
+                if all(name in cell["over_training"] for cell in cells):
+                    style = look(row, index)
+                    at_end.plot(of_layers(cells, name), label=row, **style | {"markersize": 4})
                     for cell in cells:
-                        over_training.plot(*zip(*cell["over_training"][key], strict=True), **style | {"linewidth": 0.7})
-        perplexity.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="perplexity, one point a seed")
-        perplexity.invert_yaxis()
-        (length,) = {settings["context_length"] for settings in study["settings"].values()}
-        bound = causal_bound(length)
-        entropy.axhline(bound, color="0.5", linewidth=0.8, linestyle="--")
-        entropy.set(xlabel="layer", ylabel="mean entropy (nats)", ylim=(0, bound * 1.05))
-        entropy.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        for (key, label), at_end, over_training in zip(learned.items(), others[::2], others[1::2], strict=True):
+                        points = zip(*cell["over_training"][name], strict=True)
+                        over_training.plot(*points, **style | {"marker": "", "linewidth": 0.8})
             at_end.set(xlabel="layer", ylabel=f"{label} at the end")
+            at_end.xaxis.set_major_locator(MaxNLocator(integer=True))
             over_training.set(xlabel="step", ylabel=f"{label}, mean of the layers")
-            if key == "slope":  # from -0.1 to 1
-                for ax in (at_end, over_training):
-                    ax.set_yscale("symlog", linthresh=0.1)
-                    plain_ticks(ax.yaxis)
-        for ax in axes:
-            ax.grid(alpha=0.25, linewidth=0.5)
+            if name == "slope":  # from -0.1 to 1
+                over_training.set_yscale("symlog", linthresh=0.1)
+                plain_ticks(over_training.yaxis)
         return figure
 
 
-def drawn_by_layer(ax: Axes, cells: list[dict], key: str, **style: Any) -> None:
-    found = [cell["layers"][key] for cell in cells if cell["diverged_at"] is None]
-    values = torch.tensor(found).mean(0).tolist() if found else []
-    ax.plot(values, **style)
+def draw_overloaded(ax: Axes, rows: dict[str, list[dict]]) -> None:
+    """One point a seed."""
+    for index, (row, cells) in enumerate(rows.items()):
+        shares = [100 * cell["overloaded_heads"] for cell in cells]
+        ax.plot(shares, [index] * len(shares), **look(row, index) | {"linestyle": "none"})
+    ax.set(yticks=[], xlabel="overloaded heads, %", ylim=(len(rows) - 0.5, -0.5), xlim=(-2, None))
+
+
+def of_layers(cells: list[dict], key: str) -> list[float]:
+    """Of every layer at the end, a mean over the seeds that did not diverge."""
+    found = [cell["layers"][key] for cell in cells if cell["diverged_at"] is None and key in cell["layers"]]
+    return torch.tensor(found).mean(0).tolist() if found else []
+
+
+def over_factor(study: dict, factor: str) -> Figure:
+    """Perplexity, and the share of overloaded heads, over the values of one factor.
+
+    A point is a seed, a line goes through means. Values at which a seed diverged are left out.
+    """
+    label, scale = FACTORS[factor]
+    lines: dict[str, dict[float, list[dict]]] = defaultdict(dict)
+    for row, cells in by_row(study).items():
+        name, value = row.split(f" {factor}=")
+        if all(cell["diverged_at"] is None for cell in cells):
+            lines[name][float(value) * scale] = cells
+    every = sorted({value for values in lines.values() for value in values})
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(2, 2, 4.2, 3.0)
+        for ax, key, times in zip(axes, ("eval_perplexity", "overloaded_heads"), (1, 100), strict=True):
+            for index, (name, values) in enumerate(lines.items()):
+                style = look(name, index)
+                points = [(v, times * cell[key]) for v, cells in values.items() for cell in cells]
+                means = [(v, times * fmean(cell[key] for cell in cells)) for v, cells in values.items()]
+                ax.plot(*zip(*points, strict=True), **style | {"linestyle": "", "markersize": 3})
+                ax.plot(*zip(*means, strict=True), **style | {"marker": ""}, label=name)
+            ax.set_xscale("log")
+            ax.set_xticks(every, [f"{value:.3g}" for value in every])
+            ax.minorticks_off()
+            ax.set(xlabel=label, ylabel="perplexity" if key == "eval_perplexity" else "overloaded heads, %")
+        axes[0].set_yscale("log")
+        within(axes[0], [8, 10, 12, 14, 16, 18, 20, 25, 30, 35])
+        axes[1].set_ylim(0, 103)
+        axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def within(ax: Axes, ticks: list[Any]) -> None:
+    """Only the ticks that the data reach."""
+    low, high = ax.dataLim.intervaly
+    kept = [tick for tick in ticks if 0.95 * low <= tick <= 1.05 * high]
+    ax.set_yticks(kept, [str(tick) for tick in kept])
+    ax.minorticks_off()
 
 
 def main() -> None:
-    for path in sorted((IMAGES.parents[1] / "benchmarks" / "results").glob("study-*-cpu.json")):
+    for path in sorted(RESULTS.glob("study-*-small.json")):
         study = json.loads(path.read_text())
-        if all("layers" in cell for cell in study["cells"]):
-            save(outcome(study), IMAGES / path.stem, [".svg"])
+        factors = {found[1] for cell in study["cells"] if (found := re.search(r" (\w+)=", cell["row"]))}
+        picture = over_factor(study, *factors) if factors else outcome(study, PUBLISHED.get(path.stem))
+        save(picture, IMAGES / path.stem, [".svg"])
     save(drawn(maps()), IMAGES / "entropies", [".svg"])
-    published = published_reports()
-    save(heatmaps([published[row] for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")]), IMAGES / "published", [".svg"])
+    rows = published_reports()
+    save(heatmaps([rows[row] for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")]), IMAGES / "published", [".svg"])
 
 
 if __name__ == "__main__":

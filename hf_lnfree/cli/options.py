@@ -36,7 +36,10 @@ TrustRemoteCode = Annotated[
     bool, option(MODEL, "Run the code that comes with a model or a tokenizer.", "--trust-remote-code")
 ]
 Revision = Annotated[str | None, option(MODEL, "Branch, tag or commit of a model on the Hub.")]
-Seeds = Annotated[str, option(RUN, "Whole numbers with commas; more than one gives intervals.")]
+Seeds = Annotated[
+    str | None,
+    option(RUN, "Whole numbers with commas; more than one gives intervals. Those of the file by default, or else 0."),
+]
 Jobs = Annotated[
     str,
     option(

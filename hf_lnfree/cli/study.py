@@ -35,7 +35,7 @@ def announcer(console: Console) -> Callable[[str], None]:
 def study_command(
     file: Path,
     scale: str | None,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     folder: Path,
     rows: Sequence[str] | None,
     dry_run: bool,
@@ -46,6 +46,7 @@ def study_command(
 ) -> int:
     """One study, its tables and its page; returns the exit code."""
     study = Study.load(file, scale, parse_changes(change or ()))
+    seeds = seeds or study.seeds
     local = {key: value for key, value in local.items() if value}
     announce = announcer(console)
     check_study(study, folder, **local)  # nothing is written over a study of other settings
@@ -80,7 +81,7 @@ def search_command(
     rows: Sequence[str] | None,
     pair: str,
     budget: int,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     folder: Path,
     change: Sequence[str] | None,
     jobs: int | Literal["auto"],
@@ -92,14 +93,16 @@ def search_command(
     values = [value.strip() for value in pair.split(",")]
     announce = announcer(console)
     local = {key: value for key, value in local.items() if value}
-    found = search_layers(study, values, budget, seeds, folder, announce, finish_run, jobs, **local)
+    found = search_layers(study, values, budget, seeds or study.seeds, folder, announce, finish_run, jobs, **local)
     announce(f'layer_activations: "{found["layer_activations"]}"')
     announce(f"Every rung: {folder / SEARCH}")
     return 0
 
 
-def parse_seeds(text: str) -> list[int]:
-    """ "0,1,2" as numbers."""
+def parse_seeds(text: str | None) -> list[int] | None:
+    """ "0,1,2" as numbers; None for those of the file."""
+    if text is None:
+        return None
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:

@@ -68,14 +68,21 @@ def remove_norms(
     raise typer.Exit(removal_command(context.args, console))
 
 
-@command("demo", TRAIN, "hf-lnfree demo --seeds 0,1,2 --out runs/demo-three")
+@command("demo", TRAIN, "hf-lnfree demo --scale evening")
 def demo(
-    seeds: o.Seeds = "0",
+    scale: Annotated[
+        str | None,
+        o.option(o.RUN, "minutes: one seed, 3.1M tokens a row. evening: three seeds, 16M tokens; about two hours."),
+    ] = None,
+    seeds: o.Seeds = None,
     change: o.Change = None,
     jobs: o.Jobs = "auto",
     device: o.TrainingDevice = None,
     cache_dir: o.CacheDir = None,
-    out: Annotated[Path, o.report_folder("checkpoints, logs, tables and report.html")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        o.report_folder("checkpoints, logs, tables and report.html; runs/demo by default, and -SCALE if one is named"),
+    ] = None,
 ) -> None:
     """Train the paper's four rows from scratch on real text and write a report.
 
@@ -85,19 +92,20 @@ def demo(
     from .study import DEMO, parse_jobs, parse_seeds, study_command
 
     local = {"cache_dir": cache_dir, "device": device}
-    at_once = parse_jobs(jobs)
-    raise typer.Exit(study_command(DEMO, None, parse_seeds(seeds), out, None, False, change, at_once, local, console))
+    numbers, at_once = parse_seeds(seeds), parse_jobs(jobs)
+    folder = out or Path("runs") / "-".join(filter(None, ("demo", scale)))
+    raise typer.Exit(study_command(DEMO, scale, numbers, folder, None, False, change, at_once, local, console))
 
 
-@command("study", TRAIN, "hf-lnfree study examples/findings/hybrids.yaml --scale cpu --seeds 0,1,2")
+@command("study", TRAIN, "hf-lnfree study examples/findings/hybrids.yaml --scale small --seeds 0,1,2")
 def study(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A study, like examples/reproduce_paper/study-gpt2-T128.yaml.")
     ],
     scale: Annotated[
-        str | None, o.option(o.RUN, "A scale of the file: cpu, gpu or paper; the first by default.")
+        str | None, o.option(o.RUN, "A scale of the file, like small, gpu or paper; the first by default.")
     ] = None,
-    seeds: o.Seeds = "0",
+    seeds: o.Seeds = None,
     rows: Annotated[str | None, o.option(o.RUN, "Only these rows, with commas between them.")] = None,
     change: o.Change = None,
     jobs: o.Jobs = "auto",

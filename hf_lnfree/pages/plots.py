@@ -1,6 +1,7 @@
 """Pictures of entropy reports and of training: every use of matplotlib is here.
 
-Colours are told apart by the colour-blind: viridis and PuOr for values, Okabe and Ito's palette for names.
+Colours are told apart by the colour-blind: viridis and PuOr for values, Okabe and Ito's palette, its yellow darker, for
+names.
 """
 
 import io
@@ -26,7 +27,7 @@ from ..errors import DataError
 from ..tables import number
 from ..training.log import Curve, Entry, layer_curves
 
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999933", "#000000"]
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_lnfree",

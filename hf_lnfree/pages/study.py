@@ -11,6 +11,7 @@ from ..studies.study import Study
 from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, summary, summary_table
 from ..tables import Table, latex, markdown
 from ..training.log import layer_curves
+from .answer import QUESTION, answer_picture, answer_sentence, measured, published
 from .entropy import bucket_table
 from .plots import curves, entropy_dynamics, heatmaps, layer_dynamics, save
 from .report import Picture, Section, write_report
@@ -29,6 +30,7 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
     table = summary_table(study, rows)
     first = {row: done[0] for row, done in rows.items()}
     sections = [
+        *answer(study, rows),
         outcome(study, cells, table),
         head_entropies(study, first),
         training_dynamics(rows),
@@ -43,6 +45,21 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
     write_text(folder / "table.tex", latex(table))
     write_json(folder / SUMMARY, summary(study, cells, table))
     return table
+
+
+def answer(study: Study, rows: Rows) -> list[Section]:
+    """The paper's question; none for a study without its rows."""
+    sentence = answer_sentence(rows, study.published)
+    if not sentence:
+        return []
+    outcomes = [measured(rows)] + ([published(study.published, list(rows))] if study.published else [])
+    caption = (
+        "Left: perplexity of every seed, relative to the first row's of the same seed. Right: by layer, the mean entropy "
+        "of its heads as a share of the largest possible."
+    )
+    if study.published:
+        caption += f" Below: {PAPER_RESULTS['source']}"
+    return [Section(QUESTION, [sentence], figures=[Picture(answer_picture(outcomes), caption)])]
 
 
 def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:

@@ -96,7 +96,7 @@ def side_by_side(
         def give(worker: Worker) -> None:
             worker.take(waiting.popleft())
             workers[worker.connection] = worker
-            say(f"[{len(jobs) - len(waiting)}/{len(jobs)}] {worker.job.name}: starts")
+            say(f"{worker.job.name}: starts")
 
         try:
             for _ in range(min(at_once, len(jobs))):

@@ -14,7 +14,7 @@ from ..training.settings import RunArguments, merge, parse_settings, read_settin
 OF_A_STUDY: dict[str, Any] = {
     **{"title": str | None, "about": str | None, "published": str | None},
     **{"rows": dict[str, str | dict] | None, "factors": dict[str, Any] | None},
-    **{"scales": dict[str, dict | None] | None, "compare": list[list[str]] | None},
+    **{"scales": dict[str, dict | None] | None, "compare": list[list[str]] | None, "seeds": list[int] | None},
 }
 """The fields of a study file that are not those of its rows, and what they hold."""
 
@@ -28,6 +28,7 @@ class Study:
         rows: name -> the fields of `hf-lnfree train`, at the chosen scale.
         scale: name of that scale; "" for a file without scales.
         compare: pairs of rows (one, other) whose relative difference stands below the table.
+        seeds: what the file proposes.
         published: the key of the published perplexities that belong beside it.
     """
 
@@ -36,6 +37,7 @@ class Study:
     about: str = ""
     scale: str = ""
     compare: Sequence[Sequence[str]] = ()
+    seeds: Sequence[int] = (0,)
     published: str | None = None
 
     @classmethod
@@ -45,9 +47,10 @@ class Study:
 
         Args:
             path: YAML with `title`, `rows` (name -> a file of `hf-lnfree train`, or fields) and, if wanted, `base`
-                (fields that all rows share), `about`, `compare`, `published` and `scales` (name -> fields that win).
+                (fields that all rows share), `about`, `compare`, `published`, `seeds` and `scales` (name -> fields,
+                `seeds` among them). A row's own fields win over the scale, the scale over the file that a row names.
                 `factors` (field -> values, of the training or of the model's configuration) multiply the rows, or make
-                them all when there are none.
+                them all when there are none; they win over both.
             scale: one of the file's scales; the first by default.
             changes: fields that win over all others.
 
@@ -64,17 +67,21 @@ class Study:
             raise SettingsError(f"{path} has no scale {scale!r}. It has: {', '.join(scales) or 'none'}.")
         scale = scale or next(iter(scales), "")
         scaled = with_base(scales.get(scale) or {}, path.parent)
+        seeds = scaled.pop("seeds", None) or values.get("seeds") or [0]
+        if not fits(seeds, list[int]):
+            raise SettingsError(f"{path}: seeds must be {described(list[int])}, got {seeds!r}.")
         bases = values.get("rows") or ({"": {}} if values.get("factors") else None)
         if not isinstance(bases, dict):
             raise SettingsError(f"{path} is no study: `rows` must map names to files or fields, or `factors` be there.")
         rows = {}
         for (name, row), (label, chosen) in itertools.product(bases.items(), combinations(values.get("factors"), path)):
-            given = row if isinstance(row, dict) else {"base": row}
-            fields_ = merge(shared, with_base(given, path.parent))
+            own = dict(row) if isinstance(row, dict) else {"base": row}
+            file = with_base({"base": own.pop("base")}, path.parent) if "base" in own else {}
+            fields_ = merge(merge(merge(shared, file), scaled), own)
             name = " ".join(filter(None, (name, label)))
             if name.startswith(".") or {"/", "\\"} & set(name):
                 raise SettingsError(f"{path}: the row {name!r} becomes a folder: no / or \\ in it, and no dot first.")
-            rows[name] = merge(merge(merge(fields_, scaled), chosen), changes or {})
+            rows[name] = merge(merge(fields_, chosen), changes or {})
             for place in ("out", "output_dir"):
                 rows[name].pop(place, None)
             parse_settings(rows[name], f"{path}, row {name}", ["--out", "unused"])
@@ -86,7 +93,7 @@ class Study:
         if unknown := {name for pair in compare for name in pair} - set(rows):
             raise SettingsError(f"{path} compares rows that it does not have: {', '.join(sorted(unknown))}.")
         title, about = values.get("title") or path.stem, values.get("about") or ""
-        return cls(title, rows, about, scale, compare, published)
+        return cls(title, rows, about, scale, compare, seeds, published)
 
     def choose(self, rows: Sequence[str] | None) -> "Study":
         """With these rows only; all for None."""

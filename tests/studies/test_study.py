@@ -349,12 +349,12 @@ def test_wrong_studies_say_what_is_wrong(tmp_path, content, message):
         Study.load(path)
 
 
-def test_scales_win_over_rows_and_changes_over_scales(tmp_path):
+def test_scales_win_over_files_of_rows_and_changes_over_all(tmp_path):
     (tmp_path / "row.yaml").write_text("row: SM+G\nconfig_overrides: {n_layer: 4, n_head: 2}\nmax_steps: 10\n")
     (tmp_path / "small.yaml").write_text("max_steps: 5\nvocab_size: 399\n")
     path = tmp_path / "study.yaml"
     path.write_text(
-        "seed: 3\nrows: {a: row.yaml}\nscales:\n  paper: {}\n"
+        "seed: 3\nrows: {a: row.yaml, b: {base: row.yaml, max_steps: 7}}\nscales:\n  paper: {}\n"
         "  cpu: {base: small.yaml, vocab_size: 377, config_overrides: {n_layer: 1}}\n"
     )
     paper, cpu = Study.load(path), Study.load(path, "cpu", {"learning_rate": 0.5})
@@ -363,12 +363,13 @@ def test_scales_win_over_rows_and_changes_over_scales(tmp_path):
         **{"seed": 3, "row": "SM+G", "max_steps": 5, "vocab_size": 377, "learning_rate": 0.5},
         "config_overrides": {"n_layer": 1, "n_head": 2},
     }
+    assert cpu.rows["b"] == cpu.rows["a"] | {"max_steps": 7}  # what stands in the row itself wins over the scale
     model, data, training = cpu.arguments("a", 9, tmp_path / "cell", use_cpu=True)
     assert (model.overrides, data.vocab_size, training.seed) == ({"n_layer": 1, "n_head": 2}, 377, 9)
     with pytest.raises(ValueError, match=r"no scale 'gpu'. It has: paper, cpu"):
         Study.load(path, "gpu")
-    with pytest.raises(ValueError, match=r"no row b. It has: a"):
-        cells_of(paper, [0], tmp_path, ["b"])
+    with pytest.raises(ValueError, match=r"no row c. It has: a, b"):
+        cells_of(paper, [0], tmp_path, ["c"])
 
 
 def test_training_arguments_of_a_cell_hold_its_seed(finished):

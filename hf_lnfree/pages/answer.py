@@ -1,0 +1,148 @@
+"""What a study says about the paper's question, in a sentence and in a picture with the published one below it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
+from ..studies.statistics import Estimate, estimate
+from ..studies.summary import Rows, paired, perplexities, share
+from .plots import PALETTE, STYLE, panels
+
+QUESTION = "Do GELU's early heads overload without LayerNorm, and does ReLU win?"
+PUBLISHED_ENTROPIES = "GPT-2 T=128"  # the only ones that were printed head by head
+OVERLOADED = 0.75  # as `overloaded_share` has it
+# What the eye is to compare: GELU and ReLU by colour, with and without LayerNorm by line.
+LOOKS = {
+    "SM+LN+G": {"color": "#0072B2", "linestyle": ":", "marker": "o", "markerfacecolor": "white"},
+    "SM+LN+R": {"color": "#D55E00", "linestyle": ":", "marker": "o", "markerfacecolor": "white"},
+    "SM+G": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "SM+R": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
+}
+
+OTHERS = [colour for colour in PALETTE if colour not in {look["color"] for look in LOOKS.values()}]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    Args:
+        title: of its panels.
+        perplexity: row -> one value a seed, the same seeds in all rows; not finite where a run diverged.
+        shares: row -> of every layer, the mean entropy of its heads as a share of the largest possible.
+    """
+
+    title: str
+    perplexity: Mapping[str, Sequence[float]]
+    shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def layer_shares(reports: Sequence[EntropyReport]) -> list[float]:
+    """Of every layer, the mean over reports and heads of entropy / bound."""
+    shares = [(report.entropy / report.bound).double().nanmean(dim=1).tolist() for report in reports]
+    return [fmean(layer) for layer in zip(*shares, strict=True)]
+
+
+def measured(rows: Rows) -> Outcome:
+    """What was trained here; seeds that every row has."""
+    found = {row: perplexities(cells) for row, cells in rows.items()}
+    seeds = [seed for seed in next(iter(found.values())) if all(seed in of_row for of_row in found.values())]
+    reports = {
+        row: [cell.entropy for cell in cells if cell.entropy is not None and cell.results and not cell.results.diverged]
+        for row, cells in rows.items()
+    }
+    return Outcome(
+        f"here, {len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        {row: [of_row[seed] for seed in seeds] for row, of_row in found.items()},
+        {row: layer_shares(of_row) for row, of_row in reports.items() if of_row},
+    )
+
+
+def published(key: str, rows: Sequence[str]) -> Outcome:
+    """The paper's figures for these rows; entropies only where they were printed."""
+    values = PAPER_RESULTS["eval_perplexity"][key]
+    heads = published_reports() if key == PUBLISHED_ENTROPIES else {}
+    return Outcome(
+        f"published, {key}",
+        {row: [values[row]] for row in rows if row in values},
+        {row: layer_shares([heads[row]]) for row in rows if row in heads},
+    )
+
+
+def answer_picture(outcomes: Sequence[Outcome]) -> Figure:
+    """A line of panels for each outcome: perplexity relative to its first row, and entropy by layer."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(2 * len(outcomes), 2, 4.2, 2.6)
+        for outcome, left, right in zip(outcomes, axes[::2], axes[1::2], strict=True):
+            draw_perplexities(left, outcome)
+            draw_shares(right, outcome)
+        return figure
+
+
+def draw_perplexities(ax: Axes, outcome: Outcome) -> None:
+    """One point a seed, in percent of the first row's; the mean perplexity is written beside."""
+    first, *_ = outcome.perplexity.values()
+    for index, (row, values) in enumerate(outcome.perplexity.items()):
+        gaps = [100 * (value / base - 1) for value, base in zip(values, first, strict=True)]
+        gaps = [gap for gap in gaps if math.isfinite(gap)]
+        ax.plot(gaps, [index] * len(gaps), **look(row, index) | {"linestyle": "none"})
+        mean = fmean(values)
+        said = f"{mean:.2f}" if math.isfinite(mean) else "diverged"
+        ax.text(1.02, index, said, transform=ax.get_yaxis_transform(), va="center", color="0.35")
+    ax.axvline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    names = list(outcome.perplexity)
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"perplexity, % above {names[0]}'s; mean on the right")
+    ax.set(title=outcome.title, ylim=(len(names) - 0.5, -0.5))
+    ax.margins(x=0.1)
+
+
+def draw_shares(ax: Axes, outcome: Outcome) -> None:
+    """A line a row, over layers, and the share above which a head counts as overloaded."""
+    for index, (row, shares) in enumerate(outcome.shares.items()):
+        ax.plot(range(len(shares)), shares, label=row, **look(row, index) | {"markersize": 4})
+    ax.axhline(OVERLOADED, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    ax.text(1, OVERLOADED, " overloaded\n above", transform=ax.get_yaxis_transform(), va="center", color="0.35")
+    ax.set(xlabel="layer", ylabel="entropy / largest possible", ylim=(0, 1.03), title=outcome.title)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if outcome.shares:
+        ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+    else:
+        ax.text(0.5, 0.5, "not published", transform=ax.transAxes, ha="center", color="0.35")
+
+
+def look(row: str, index: int) -> dict[str, Any]:
+    """Of a row's points and lines."""
+    other = {"color": OTHERS[index % len(OTHERS)], "linestyle": "--" if index >= len(OTHERS) else "-", "marker": "o"}
+    return LOOKS.get(row, other)
+
+
+def answer_sentence(rows: Rows, key: str | None) -> str:
+    """What came out for the paper's question; "" for a study without its rows SM+G and SM+R."""
+    if not {"SM+G", "SM+R"} <= set(rows):
+        return ""
+    gap = paired(rows["SM+R"], rows["SM+G"])
+    shares = {row: share(rows[row], "overloaded") for row in LOOKS if row in rows}
+    heads = ", ".join(f"{row} {of_row}" for row, of_row in shares.items() if of_row)
+    said = f"Heads that are overloaded (mean entropy above 3/4 of the largest possible): {heads}. " if heads else ""
+    if gap is not None:
+        several = len(rows["SM+G"]) > 1
+        said += f"Without LayerNorm, ReLU's perplexity is {beside(gap)} GELU's"
+        said += "." if several else " (one seed, so no interval)."
+    if key is not None and {"SM+G", "SM+R"} <= set(values := PAPER_RESULTS["eval_perplexity"][key]):
+        said += f" Published, {key}: {beside(estimate([values['SM+R'] / values['SM+G'] - 1]))}."
+    return said
+
+
+def beside(gap: Estimate) -> str:
+    """A relative difference in words: "8.2 % below"."""
+    if not math.isfinite(gap.mean):
+        return f"{gap.format()} beside"
+    size = replace(gap, mean=abs(gap.mean)).format(1, percent=True)
+    return f"{size} {'below' if gap.mean < 0 else 'above'}"
