@@ -54,7 +54,7 @@ def answer(study: Study, rows: Rows) -> list[Section]:
         return []
     outcomes = [measured(rows)] + ([published(study.published, list(rows))] if study.published else [])
     caption = (
-        "Left: perplexity of every seed, relative to the first row's of the same seed. Right: by layer, the mean entropy "
+        "Left: perplexity of every seed, relative to that of the first row. Right: by layer, the mean entropy "
         "of its heads as a share of the largest possible."
     )
     if study.published:
