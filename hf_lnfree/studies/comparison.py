@@ -40,7 +40,7 @@ def compare_studies(one: Path, other: Path) -> Table:
     note = "Mean ± 95 % interval over seeds; the change is paired by seed."
     if not same_data:
         note += " The held-out tokens differ: perplexities of different data or tokenizers do not compare."
-    header = ["row", *(f"perplexity, {name}" for name in names), "change", *(f">3max/4, {name}" for name in names)]
+    header = ["row", *(f"perplexity, {name}" for name in names), "change", *(f"overloaded, {name}" for name in names)]
     return Table(header, lines, note)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..analysis.entropy import causal_bound
 from ..provenance import command
-from ..tables import Table, number
+from ..tables import Table
 from ..training.log import layer_curves
 from ..training.results import RunResults
 from .cells import Cell
@@ -54,7 +54,7 @@ def data_of(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def summary_table(study: Study, rows: Rows) -> Table:
-    """Perplexity, its relative difference to the first row (paired by seed), heads by entropy, and speed."""
+    """Perplexity, its relative difference to the first row (paired by seed), heads by entropy, by row."""
     baseline = next(iter(rows))
     lines = []
     for row, cells in rows.items():
@@ -68,7 +68,6 @@ def summary_table(study: Study, rows: Rows) -> Table:
                 "" if row == baseline or gap is None else gap.format(1, percent=True, sign=True),
                 share(cells, "overloaded"),
                 share(cells, "collapsed"),
-                number(fmean(of_seed.tokens_per_second for of_seed in found.values()), ".0f"),
             ]
         )
     lengths = {cell.entropy.context_length for cells in rows.values() for cell in cells if cell.entropy is not None}
@@ -76,13 +75,14 @@ def summary_table(study: Study, rows: Rows) -> Table:
     several = any(len(cells) > 1 for cells in rows.values())
     interval = "mean ± 95 % interval over seeds (Student t)" if several else "one seed, so no interval"
     note = (
-        f"Evaluation perplexity at the end of training; {interval}, differences paired by seed. Shares are of heads "
-        f"whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: {bounds}."
+        f"Evaluation perplexity at the end of training; {interval}, differences paired by seed. Overloaded, collapsed: "
+        "shares of heads whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: "
+        f"{bounds}."
     )
     for one, other in study.compare:
         if one in rows and other in rows and (gap := paired(rows[one], rows[other])) is not None:
             note += f" Perplexity of {one} to {other}: {gap.format(1, percent=True, sign=True)}."
-    return Table(["row", "seeds", "perplexity", f"to {baseline}", ">3max/4", "≤max/4", "tokens/s"], lines, note)
+    return Table(["row", "seeds", "perplexity", f"to {baseline}", "overloaded", "collapsed"], lines, note)
 
 
 def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]:
