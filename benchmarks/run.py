@@ -83,7 +83,13 @@ def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
-MEASURED = {"memory": measure_memory, "step_memory": measure_step_memory}
+def measure_study(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    import studies
+
+    return studies.measure_study(device)
+
+
+MEASURED = {"memory": measure_memory, "step_memory": measure_step_memory, "study": measure_study}
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, as the maker states them
 
 
