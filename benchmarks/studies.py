@@ -1,4 +1,4 @@
-"""How long a study takes, start to report: cells one after the other against side by side, alone and beside other work."""
+"""How long a study takes, start to report: one cell after the other or two side by side, alone or beside other work."""
 
 import multiprocessing
 import os
@@ -66,5 +66,5 @@ def measure_study(device: str) -> tuple[str, dict[str, dict[str, float]]]:
         medians = {name: statistics.median(values) for name, values in times.items()}
         for name, median in medians.items():
             found[f"{where}: {name}"] = {"seconds": median, "speed_to_peer": medians[peer] / median}
-    what = f"The demo's four rows on the CPU, start to report: {STEPS['alone']} steps a row alone, fewer beside other work."
-    return f"{what} Peer: {peer}.", found
+    what = "The demo's four rows on the CPU, start to report"
+    return f"{what}: {STEPS['alone']} steps a row alone, fewer beside other work. Peer: {peer}.", found
