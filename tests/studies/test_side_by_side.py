@@ -87,11 +87,13 @@ def test_two_processes_train_what_one_trains(corpus, cache_dir, tmp_path):
 
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from hf_lnfree.studies.side_by_side import Job, side_by_side
 from tests.studies.test_side_by_side import sleep
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     side_by_side([Job(str(i), Path(sys.argv[1]) / f"{i}.txt", sleep) for i in range(2)], 2, 1)
 """
 
