@@ -20,7 +20,7 @@ from .app import app
 from .help import TRACEBACK
 
 INTERRUPTED, TERMINATED = 130, 143
-errors = Console(stderr=True)
+errors = Console(stderr=True, emoji=False)  # a:b:c is no emoji
 
 
 def user_errors() -> tuple[type[Exception], ...]:

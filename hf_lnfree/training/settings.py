@@ -16,7 +16,7 @@ from ..data.arguments import DataArguments
 from ..errors import SettingsError
 from ..loading import find_device, reason
 from .arguments import LNFreeTrainingArguments
-from .fields import ALIASES, FROM_SCRATCH, ModelArguments, as_mapping
+from .fields import ALIASES, FROM_SCRATCH, YAML, ModelArguments, as_mapping
 from .possible import require_row
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
@@ -43,7 +43,7 @@ def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in within:
         raise SettingsError(f"{path} is its own base.")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), YAML) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
