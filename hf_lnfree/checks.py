@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from .errors import SettingsError
 
 LARGEST = 2**63  # no field counts that far, and what computes with it overflows
+MOST_PROCESSES = 1024  # beyond any machine's use, and below what brings one down
 
 
 @dataclass(frozen=True)

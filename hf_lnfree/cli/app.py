@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+console = Console(emoji=False, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 
 
 def command(name: str, group: str, *lines: str, cls: type[Command] = Command) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from .app import app
 from .help import TRACEBACK
 
 INTERRUPTED, TERMINATED = 130, 143
-errors = Console(stderr=True)
+errors = Console(stderr=True, emoji=False)  # a:b:c is no emoji
 
 
 def share_the_machine() -> None:

@@ -18,8 +18,8 @@ def entropy(
     ],
     data: o.Data = "stdlib",
     text_column: o.TextColumn = None,
-    context_length: Annotated[int, o.option(o.TEXT, "Tokens a window.", min=2)] = 128,
-    max_windows: Annotated[int, o.option(o.TEXT, "How many windows to average over.", min=1)] = 256,
+    context_length: Annotated[int, o.option(o.TEXT, "Tokens a window.", min=2, max=o.MOST)] = 128,
+    max_windows: Annotated[int, o.option(o.TEXT, "How many windows to average over.", **o.COUNT)] = 256,
     trust_remote_code: o.TrustRemoteCode = False,
     revision: o.Revision = None,
     method: Annotated[Method, o.option(o.RUN, "fused: O(T) memory; attentions: eager maps.")] = "auto",
@@ -49,7 +49,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of any causal language model.")],
     data: o.Data = "stdlib",
     text_column: o.TextColumn = None,
-    max_documents: Annotated[int | None, o.option(o.TEXT, "Stop after so many.", min=1)] = None,
+    max_documents: Annotated[int | None, o.option(o.TEXT, "Stop after so many.", **o.COUNT)] = None,
     context_length: Annotated[
         int | None, o.option(o.TEXT, "Tokens a window; what the model has positions for by default, up to 1024.")
     ] = None,
@@ -93,8 +93,8 @@ def lm_eval(
     tasks: Annotated[
         str, o.option(o.RUN, "With commas, any of the harness.", show_default="the three over Python code")
     ] = "code_next_line,code_identifiers,code_brackets",
-    limit: Annotated[int | None, o.option(o.RUN, "Documents a task; all by default.", min=1)] = None,
-    batch_size: Annotated[int, o.option(o.RUN, "Requests a forward pass.", min=1)] = 16,
+    limit: Annotated[int | None, o.option(o.RUN, "Documents a task; all by default.", **o.COUNT)] = None,
+    batch_size: Annotated[int, o.option(o.RUN, "Requests a forward pass.", **o.COUNT)] = 16,
     device: o.Device = None,
     out: Annotated[Path | None, o.option(o.OUTPUT, "A JSON file for the scores.")] = None,
 ) -> None:
@@ -117,7 +117,7 @@ def attribute(
     revision: o.Revision = None,
     dtype: Annotated[Precision, o.option(o.RUN, "What is computed in.")] = "float64",
     device: o.Device = None,
-    top: Annotated[int, o.option(o.OUTPUT, "Components to show.", min=1)] = 12,
+    top: Annotated[int, o.option(o.OUTPUT, "Components to show.", **o.COUNT)] = 12,
     out: Annotated[Path | None, o.report_folder("report.html, picture and JSON")] = None,
 ) -> None:
     """Attribute the logit of a token to embeddings, heads, MLPs and biases, and certify how exact that is."""

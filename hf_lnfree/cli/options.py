@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 
 TEXT, MODEL, RUN, OUTPUT = "Text", "Model", "Run", "Output"
+MOST = 10**9
+COUNT: dict[str, Any] = {"min": 1, "max": MOST}
+"""What a whole number of things may be."""
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
@@ -25,7 +28,7 @@ Data = Annotated[
     ),
 ]
 TextColumn = Annotated[str | None, option(TEXT, "Column with the text, of a table or a Hub dataset.")]
-BatchSize = Annotated[int, option(RUN, "Windows a forward pass.", min=1)]
+BatchSize = Annotated[int, option(RUN, "Windows a forward pass.", **COUNT)]
 Device = Annotated[
     str | None, option(RUN, "cpu, cuda, cuda:1, ...; the accelerator of this machine by default, if it has one.")
 ]

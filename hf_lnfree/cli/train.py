@@ -11,7 +11,7 @@ from ..tables import duration, number
 from ..training.checkpoints import has_weights
 from ..training.results import RESULTS
 from ..training.run import train
-from ..training.settings import parse_settings, read_settings
+from ..training.settings import parse_settings, read_file, read_settings
 
 DIVERGED = 3  # exit code of a run that ended, though not where it was to end
 
@@ -21,7 +21,7 @@ def parse_arguments(arguments: Sequence[str], **options: Any) -> Any:
     if not arguments or arguments[0].startswith("-"):
         return parse_settings({}, "", arguments, **options)
     file, *flags = arguments
-    return parse_settings(read_settings(Path(file)), file, flags, **options)
+    return parse_settings(read_settings(Path(file)), file, flags, given=read_file(Path(file)), **options)
 
 
 def train_command(arguments: Sequence[str], console: Console) -> int:

@@ -114,7 +114,7 @@ def study(
     search: Annotated[
         str | None, o.option("Search", "Two activations, like relu,gelu: find which layers are to have the first.")
     ] = None,
-    budget: Annotated[int, o.option("Search", "Steps that it may take for each seed.", min=1)] = 20_000,
+    budget: Annotated[int, o.option("Search", "Steps that it may take for each seed.", **o.COUNT)] = 20_000,
     cache_dir: o.CacheDir = None,
     out: Annotated[
         Path | None,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..checks import FILLED, SHARE, Range, at_least, require_fields
+from ..checks import FILLED, MOST_PROCESSES, SHARE, Range, at_least, require_fields
 from ..errors import SettingsError
 
 STDLIB = "stdlib"
@@ -15,8 +15,8 @@ RANGES: dict[str, Any] = {
     "vocab_size": Range(SMALLEST_VOCABULARY, 10_000_000),  # the tokenizers library reserves memory for as many
     "validation_fraction": SHARE,
     "data_shuffle_seed": at_least(0),
-    **dict.fromkeys(("tokenizing_processes", "max_documents", "max_validation_documents"), at_least(1)),
-    "max_validation_windows": at_least(1),
+    **dict.fromkeys(("max_documents", "max_validation_documents", "max_validation_windows"), at_least(1)),
+    "tokenizing_processes": Range(1, MOST_PROCESSES),
     **dict.fromkeys(("data", "validation_data", "text_column", "tokenizer", "cache_dir"), FILLED),
 }
 """What numbers and texts may be."""

@@ -4,7 +4,6 @@
 `PreTrainedConfig`; this file travels with every checkpoint.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -146,7 +145,7 @@ class LNFreeConfigMixin(Base):
         elif name == "layer_activations":
             _check_names(name, value, activation_names())
         elif name in NUMBERS and not (_is_number(value) or (value is None and name in OPTIONAL_NUMBERS)):
-            raise ConfigurationError(f"{name} must be a finite number, got {value!r}.")
+            raise ConfigurationError(f"{name} must be a finite number, got {value!r}; float32 ends at {LARGEST:.4g}.")
         elif name == "attention_softcap" and value is not None and value <= 0:
             raise ConfigurationError(f"attention_softcap must be greater than 0, or None for no cap, got {value!r}.")
         elif isinstance(value, int) and value > MOST_LAYERS and self._is_depth(name):
@@ -211,6 +210,7 @@ ALPHAS: dict[str, Callable[[LNFreeConfigMixin], list[str]]] = {
     "norm_alpha_final": lambda config: [config.final_norm],
 }
 OPTIONAL_NUMBERS = (*ALPHAS, "attention_softcap")
+LARGEST = 3.4028234663852886e38  # of float32; NaN is not at most that
 NUMBERS = ("negative_slope", "norm_alpha", *OPTIONAL_NUMBERS)
 MOST_LAYERS = 10_000  # beyond any model, and far below what fills the memory with lists of layers
 
@@ -243,7 +243,7 @@ def expand_rule(field_name: str, rule: str, layers: int) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _check_name(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -82,9 +82,10 @@ class Study:
             if name.startswith(".") or {"/", "\\"} & set(name):
                 raise SettingsError(f"{path}: the row {name!r} becomes a folder: no / or \\ in it, and no dot first.")
             rows[name] = merge(merge(fields_, chosen), changes or {})
+            elsewhere = merge(merge(scaled, chosen), changes or {})
             for place in ("out", "output_dir"):
                 rows[name].pop(place, None)
-            parse_settings(rows[name], f"{path}, row {name}", ["--out", "unused"])
+            parse_settings(rows[name], f"{path}, row {name}", ["--out", "unused"], given=own, later=elsewhere)
         published, compare = values.get("published"), values.get("compare") or []
         if published is not None and published not in PAPER_RESULTS["eval_perplexity"]:
             raise SettingsError(f"published={published!r} is not known: {', '.join(PAPER_RESULTS['eval_perplexity'])}.")

@@ -1,13 +1,15 @@
 """The arguments of a training run: those of transformers, and those of this package."""
 
 from dataclasses import dataclass, field
+from typing import get_type_hints
 
 import torch
+from accelerate.utils import GradientAccumulationPlugin
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..checks import require_fields
+from ..checks import described, fits, require_fields
 from ..errors import SettingsError
 from .fields import RANGES, ModelArguments, TrainingFields
 from .host_fields import HOST_RANGES
@@ -36,7 +38,11 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
             raise SettingsError("max_steps must be at least 1, or -1 for num_train_epochs, got 0.")
         if isinstance(self.accelerator_config, dict):
             try:
-                AcceleratorConfig(**self.accelerator_config)
+                config = AcceleratorConfig(**self.accelerator_config)
+                GradientAccumulationPlugin(**{"num_steps": 1, **(config.gradient_accumulation_kwargs or {})})
+                for name, hint in get_type_hints(AcceleratorConfig).items():
+                    if not fits(getattr(config, name), hint):
+                        raise ValueError(f"{name} must be {described(hint)}.")
             except (TypeError, ValueError) as error:
                 raise SettingsError(f"accelerator_config={self.accelerator_config!r}: {error}") from error
         super().__post_init__()

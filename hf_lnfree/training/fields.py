@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ..checks import FILLED, SHARE, at_least, require_fields
+from ..checks import FILLED, SHARE, at_least, fits, require_fields
 from ..errors import SettingsError
 from .recipes import PAPER_MODELS, PAPER_ROWS, paper_config
 
@@ -27,6 +27,22 @@ OF_A_ROW = (
     *("layer_activations", "slope_scope", "negative_slope"),
 )
 """Fields of a configuration that a row stands for."""
+
+OF_THE_HOST = {
+    **dict.fromkeys(
+        ("architectures", "auto_map", "transformers_version", "tokenizer_class"), "is written with a model"
+    ),
+    **dict.fromkeys(("return_dict", "output_hidden_states"), "is what a training reads of its model"),
+    **dict.fromkeys(("is_encoder_decoder", "add_cross_attention"), "is for a decoder beside an encoder"),
+    **dict.fromkeys(("id2label", "label2id", "num_labels", "problem_type"), "is for classification"),
+    **dict.fromkeys(("summary_type", "summary_use_proj", "summary_activation"), "is for classification"),
+    **dict.fromkeys(("summary_proj_to_labels", "summary_first_dropout", "classifier_dropout"), "is for classification"),
+    "chunk_size_feed_forward": "is read by no GPT-2 and no GPT-NeoX",
+}
+"""Fields of a configuration that are none of a training's: name -> why."""
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""What weights may be in, as torch names it."""
 
 
 @dataclass(kw_only=True)
@@ -68,6 +84,11 @@ class ModelArguments(CheckpointArguments):
         given = as_mapping(self.config_overrides)
         if not isinstance(self.config_overrides, str):
             self.config_overrides = yaml.safe_dump(given, default_flow_style=True).strip()
+        for name in given:
+            if name in OF_THE_HOST:
+                raise SettingsError(f"config_overrides: {name} {OF_THE_HOST[name]}: leave it out.")
+        if (dtype := given.get("dtype")) is not None and dtype not in DTYPES:
+            raise SettingsError(f"config_overrides: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         if self.family not in PAPER_MODELS or self.row not in PAPER_ROWS:
             paper_config(self.family, self.row)  # raises, naming what is allowed
 
@@ -97,13 +118,25 @@ class ModelArguments(CheckpointArguments):
         return paper_config(self.family, self.row, context_length, **{**defaults, **self.overrides})
 
 
+class YAML(yaml.SafeLoader):
+    """YAML in which no key of a mapping stands twice: PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
+
+
 def as_mapping(overrides: Any) -> dict[str, Any]:
     """`config_overrides`, which may be written as text, as a mapping."""
     try:
-        found = yaml.safe_load(overrides) if isinstance(overrides, str) else overrides
+        found = yaml.load(overrides, YAML) if isinstance(overrides, str) else overrides
     except yaml.YAMLError as error:
         raise SettingsError(f"config_overrides is not YAML: {error}") from error
-    if found is not None and not isinstance(found, dict):
+    if found is not None and not fits(found, dict[str, Any]):
         raise SettingsError(f"config_overrides must be a mapping like '{{n_layer: 8}}', got {overrides!r}.")
     return found or {}
 

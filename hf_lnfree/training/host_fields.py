@@ -6,7 +6,7 @@ A run takes all of its fields; `--help-all` asks the class itself, and a test ho
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..checks import FILLED, MappingOrFile, Range, above, at_least
+from ..checks import FILLED, MOST_PROCESSES, MappingOrFile, Range, above, at_least
 
 
 def said(group: str, default: Any, text: str) -> Any:
@@ -76,14 +76,15 @@ class HostFields:
 SEED = Range(0, 2**32 - 1)  # numpy takes no other
 # What numbers of TrainingArguments, shown or not, may be: transformers checks few of them before it computes with them.
 HOST_RANGES: dict[str, Any] = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), at_least(1)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(1, 1_000_000)),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), at_least(1)),
     **dict.fromkeys(
         ("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), at_least(1)
     ),
     **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps"), above(0)),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), at_least(0)),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "neftune_noise_alpha"), at_least(0)),
+    **dict.fromkeys(("eval_delay", "neftune_noise_alpha"), at_least(0)),
+    "dataloader_num_workers": Range(0, MOST_PROCESSES),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Range(0, 1, open="most")),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     "max_steps": at_least(-1),

@@ -78,6 +78,7 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     from huggingface_hub.errors import StrictDataclassError
 
     from .. import models
+    from ..models.configuration_lnfree import reject_study_typos
 
     class_name, model = PAPER_MODELS[family]
     config_class = getattr(models, class_name)
@@ -87,10 +88,10 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     fields[positions] = max(fields[positions], context_length)
     # transformers drops an alias when the field itself is given, so overrides are spelt the family's way.
     spelt = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
+    if unknown := sorted(set(spelt) - {field.name for field in dataclasses.fields(config_class)}, key=str):
+        reject_study_typos(dict.fromkeys(map(str, unknown)), config_class)
+        raise SettingsError(f"{class_name} has no field {', '.join(map(str, unknown))}.")
     try:
-        config = config_class(**{**fields, **spelt})
+        return config_class(**{**fields, **spelt})
     except StrictDataclassError as error:  # a field of the wrong type
         raise SettingsError(" ".join(str(error).split())) from error
-    if unknown := sorted(set(spelt) - {field.name for field in dataclasses.fields(config_class)}):
-        raise SettingsError(f"{class_name} has no field {', '.join(unknown)}.")
-    return config

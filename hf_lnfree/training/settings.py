@@ -16,7 +16,8 @@ from ..data.arguments import DataArguments
 from ..errors import SettingsError
 from ..loading import find_device, reason
 from .arguments import LNFreeTrainingArguments
-from .fields import ALIASES, FROM_SCRATCH, ModelArguments, as_mapping
+from .fields import ALIASES, FROM_SCRATCH, YAML, ModelArguments, as_mapping
+from .idle import refuse_idle
 from .possible import require_row
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
@@ -38,19 +39,29 @@ def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         SettingsError: no such file, no mapping in it, or a file that is its own base.
     """
-    if not path.is_file():
-        raise SettingsError(f"There is no configuration file {path}.")
     if path.resolve() in within:
         raise SettingsError(f"{path} is its own base.")
+    return with_base(read_file(path), path.parent, (*within, path.resolve()))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """
+    The mapping in a YAML file, as it stands there.
+
+    Raises:
+        SettingsError: no such file, or no mapping in it.
+    """
+    if not path.is_file():
+        raise SettingsError(f"There is no configuration file {path}.")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), YAML) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of fields to values.")
     factors = values.get("factors")
     refuse_renamed([*values, *(factors if isinstance(factors, dict) else ())], f"{path}: ")
-    return with_base(values, path.parent, (*within, path.resolve()))
+    return values
 
 
 def refuse_renamed(names: Iterable[Any], source: str = "", spelt: Callable[[str], str] = str) -> None:
@@ -88,6 +99,8 @@ def parse_settings(
     source: str,
     flags: Sequence[str] = (),
     dataclasses: Sequence[type] = (ModelArguments, DataArguments, LNFreeTrainingArguments),
+    given: Mapping[str, Any] | None = None,
+    later: Mapping[str, Any] | None = None,
 ) -> Any:
     """
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
@@ -98,9 +111,11 @@ def parse_settings(
 
     Args:
         source: where `values` are from.
+        given: those of them that are asked for what reads them, as flags always are (`idle`): not those of a base.
+        later: those of them that are from a place after that of `given`.
 
     Raises:
-        SettingsError: a field that no dataclass has, or a value that one refuses.
+        SettingsError: a field that no dataclass has, a value that one refuses, or a field that nothing reads.
     """
     source = f"{source}: " if source else ""
     names = [text.partition("=")[0][2:].replace("-", "_") for text in flags if text.startswith("--")]
@@ -118,8 +133,8 @@ def parse_settings(
     parser = Parser(list(dataclasses), allow_abbrev=False, add_help=False)  # type: ignore[arg-type]
     known = {action.dest: action for action in parser._actions}
     if unknown := sorted(set(values) - set(known), key=str):
-        given = source.removesuffix(": ") or "The settings"
-        raise SettingsError(f"{given} has unknown fields: {', '.join(map(str, unknown))}.{advice(unknown[0], known)}")
+        where = source.removesuffix(": ") or "The settings"
+        raise SettingsError(f"{where} has unknown fields: {', '.join(map(str, unknown))}.{advice(unknown[0], known)}")
     parser.add_argument("--out", dest="output_dir", default=known["output_dir"].default)
     parser.add_argument("--device", dest="use_cpu", default=known["use_cpu"].default, action=Device)
     hints = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
@@ -137,14 +152,22 @@ def parse_settings(
         raise SettingsError(f"Unknown flags: {' '.join(left)}.{advice(left[0], [flag(name) for name in known])}")
     of_kind: dict[type, Any] = {type(part): part for part in parsed}
     model, data = of_kind.get(ModelArguments), of_kind.get(DataArguments)
+    config = None
     if model is not None and data is not None and model.model_name_or_path is None:
         try:
             settings = (model.family, model.row, model.config_overrides, model.attn_implementation)
             require_row(*settings, data.context_length)
         except SettingsError as error:
             raise SettingsError(spelt(str(error), source, names)) from error
+        config = model.config(data.context_length)
         if "learning_rate" not in {*values, *names}:
             of_kind[LNFreeTrainingArguments].learning_rate = FROM_SCRATCH
+    by_flag = {name: getattr(model, name, None) for name in names}
+    try:
+        refuse_idle(parsed, config, by_flag, {})
+        refuse_idle(parsed, config, given or {}, {**(later or {}), **by_flag})
+    except SettingsError as error:
+        raise SettingsError(spelt(str(error), source, names)) from error
     return tuple(parsed)
 
 

@@ -14,6 +14,7 @@ from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.data.arguments import RANGES as OF_DATA
 from hf_lnfree.data.arguments import DataArguments
 from hf_lnfree.errors import SettingsError
+from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.removal.arguments import RemovalArguments
 from hf_lnfree.training import LNFreeTrainingArguments, ModelArguments
 from hf_lnfree.training.fields import ALIASES, RANGES
@@ -43,6 +44,7 @@ WRONG = [
     [{}],
 ]
 MAY_BE_ANYTHING = {"config_overrides", "schedule"}  # text that is read in its own way
+RECOMPUTATION = "activation_checkpointing" if "activation_checkpointing" in FIELDS else "gradient_checkpointing"
 MAPPINGS = {name for name, hint in HINTS.items() if fits({"x": 1}, hint)}
 
 
@@ -167,6 +169,26 @@ def test_fields_of_a_study_are_refused_before_a_row_is_trained(text, said, tmp_p
         ({"label_names": []}, "label_names must be null or name 'labels'"),
         ({"torch_compile_mode": "zzz"}, "torch_compile_mode='zzz'"),
         ({"torch_compile_backend": "zzz"}, "torch_compile_backend='zzz'"),
+        ({"label_names": ["labels", "x"]}, "label_names must be null or name 'labels' alone"),
+        ({"fsdp": "full_shard"}, "needs several processes"),
+        ({"use_liger_kernel": True}, "use_liger_kernel=True needs liger-kernel"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers=True needs dataloader_num_workers"),
+        ({"save_strategy": "best"}, "save_strategy='best' needs metric_for_best_model"),
+        ({"attn_implementation": "owner/kernel"}, "attn_implementation='owner/kernel' is a kernel on the Hub"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}}, "lr_scheduler_type='polynomial'"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": -5}},
+            "lr_scheduler_type='warmup_stable_decay'",
+        ),
+        *(
+            ({RECOMPUTATION: True, f"{RECOMPUTATION}_kwargs": options}, f"{RECOMPUTATION}_kwargs={options}: ")
+            for options in ({"x": 1}, {"use_reentrant": "x"})
+        ),
+        ({"accelerator_config": {"even_batches": "x"}}, "even_batches must be true or false"),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"x": 1}}}, "unexpected keyword argument 'x'"),
+        ({"dataloader_num_workers": 1_000_000}, "dataloader_num_workers must be between 0 and 1024"),
+        ({"tokenizing_processes": 1_000_000}, "tokenizing_processes must be between 1 and 1024"),
+        ({"per_device_eval_batch_size": 10**12}, "per_device_eval_batch_size must be between 1 and 1000000"),
         ({"metric_for_best_model": "rouge"}, "metric_for_best_model must be one of loss, perplexity, got 'rouge'"),
     ],
 )
@@ -176,6 +198,69 @@ def test_what_cannot_be_made_is_refused_before_the_corpus_is_read(values, said, 
     path.write_text(yaml.safe_dump({**values, "config_overrides": {"n_layer": 1}, "output_dir": str(tmp_path / "out")}))
     assert main(["train", str(path)]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "said"),
+    [
+        *(
+            ("gpt2", {name: value}, f"config_overrides: {name} ")
+            for name, value in {"return_dict": False, "auto_map": [], "id2label": "", "num_labels": "x"}.items()
+        ),
+        ("gpt2", {"dtype": "zz"}, "dtype must be one of float32"),
+        ("gpt2", {"per_layer_config": 3}, "has no field per_layer_config"),
+        ("gpt2", {"attribute_map": {}}, "has no field attribute_map"),
+        ("gpt2", {1: 2}, "config_overrides must be a mapping"),
+        ("gpt2", {"softcap": 5.0}, "Did you mean 'attention_softcap'?"),
+        ("gpt2", {"n_inner": 0}, "n_inner must be at least 1"),
+        ("gpt2", {"pad_token_id": -1}, "pad_token_id must be at least 0"),
+        ("gpt2", {"eos_token_id": [1, -1]}, "eos_token_id must be at least 0"),
+        ("gpt2", {"attn_pdrop": math.nan}, "attn_pdrop must be between 0 and 1"),
+        ("gpt2", {"initializer_range": math.inf}, "initializer_range must be at least 0, got inf"),
+        ("gpt2", {"negative_slope": 1e300, "activation_function": "leaky_relu"}, "negative_slope must be a finite"),
+        ("gpt2", {"norm": "dyt", "norm_alpha": 1e300}, "norm_alpha must be a finite number"),
+        ("gpt2", "{n_layer: 1, n_layer: 2}", "'n_layer' stands there twice"),
+        ("gpt_neox", {"hidden_size": 33}, "33, must be a multiple of the number of heads, 8"),
+        ("gpt_neox", {"attention_dropout": 2}, "attention_dropout must be between 0 and 1"),
+        *(
+            ("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, name: value}}, said)
+            for name, value, said in (
+                ("partial_rotary_factor", 3, "partial_rotary_factor of rope_parameters must be between 0 and 1"),
+                ("partial_rotary_factor", 0.01, "leave 0 numbers to turn"),
+                ("rope_theta", -3.0, "rope_theta of rope_parameters must be above 0"),
+                ("rope_theta", "x", "make no model"),
+                ("factor", -1, "factor of rope_parameters must be at least 1"),
+            )
+        ),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_refused_by_field(family, overrides, said, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"family": family, "config_overrides": overrides}))
+    with pytest.raises((SettingsError, ConfigurationError)) as refused:
+        parse_arguments([str(path)])
+    assert said in str(refused.value)
+
+
+def test_a_field_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    for text in ("seed: 1\nrow: SM+G\nseed: 2\n", "config_overrides: {n_layer: 1, n_layer: 2}\n"):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="stands there twice"):
+            parse_arguments([str(path)])
+    path.write_text("row: &again SM+G\nlr_scheduler_kwargs: {<<: {a: 1}, b: 2}\nrun_name: *again\n")
+    assert parse_arguments([str(path)])[2].lr_scheduler_kwargs == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("option", ["--max-documents", "--batch-size"])
+def test_counts_beyond_what_can_be_counted_are_refused(option, capsys):
+    assert main(["evaluate", "nowhere", option, str(10**30)]) == 2
+    assert str(10**9) in capsys.readouterr().err
+
+
+def test_colons_in_a_name_are_no_emoji(capsys):
+    assert main(["evaluate", "a:b:c"]) == 1
+    assert "a:b:c" in capsys.readouterr().err
 
 
 def test_yaml_takes_no_for_false(tmp_path):

@@ -216,3 +216,75 @@ def test_the_rate_of_a_new_model_is_one_for_training_from_scratch(tmp_path):
     path.write_text("rows: {a: {}, b: {model_name_or_path: somewhere}, c: {learning_rate: 2.0e-3}}\n")
     study = Study.load(path)
     assert [study.arguments(row, 0, tmp_path)[2].learning_rate for row in "abc"] == [1e-3, 5e-5, 2e-3]
+
+
+IDLE = [
+    ({"entropy_tolerance": 0.2}, "entropy_tolerance=0.2 has no effect: it needs entropy_weight above 0"),
+    ({"entropy_form": "rows", "entropy_weight": 0}, "entropy_form='rows' has no effect"),
+    ({"num_train_epochs": 2, "max_steps": 5}, "num_train_epochs=2 has no effect: it needs max_steps=-1"),
+    ({"probe_sequences": 3, "probe_steps": 0}, "probe_sequences=3 has no effect"),
+    ({"eval_steps": 3}, "eval_steps=3 has no effect"),
+    ({"save_steps": 3, "save_strategy": "no"}, "save_steps=3 has no effect"),
+    ({"save_total_limit": 3, "save_strategy": "no"}, "save_total_limit=3 has no effect"),
+    ({"warmup_steps": 3, "lr_scheduler_type": "constant"}, "warmup_steps=3 has no effect"),
+    ({"metric_for_best_model": "loss"}, "metric_for_best_model='loss' has no effect"),
+    ({"validation_fraction": 0.1, "validation_data": "there"}, "validation_fraction=0.1 has no effect"),
+    ({"max_validation_documents": 3}, "max_validation_documents=3 has no effect"),
+    ({"text_column": "code"}, "text_column='code' has no effect: it needs data or validation_data other than 'stdlib'"),
+    ({"vocab_size": 300, "tokenizer": "there"}, "vocab_size=300 has no effect"),
+    ({"row": "SM+G", "model_name_or_path": "there"}, "row='SM+G' has no effect"),
+    ({"revision": "main"}, "revision='main' has no effect"),
+    ({"slope_weight_decay": 0.1}, "slope_weight_decay=0.1 has no effect"),
+    *(
+        ({"config_overrides": overrides}, f"config_overrides: {name}")
+        for name, overrides in {
+            "negative_slope=0.1": {"negative_slope": 0.1},
+            "slope_scope='global'": {"slope_scope": "global"},
+            "norm_alpha=0.1": {"norm_alpha": 0.1},
+            "weight_norm_scope='block'": {"weight_norm_scope": "block"},
+            "norm='dyt'": {"norm": "dyt", "n_layer": 1, "layer_norms": ["none"]},
+            "activation_function='gelu'": {"activation_function": "gelu", "n_layer": 1, "layer_activations": ["relu"]},
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), IDLE)
+def test_a_field_that_nothing_reads_is_refused_where_it_is_given(values, said, tmp_path):
+    """In a file, in a row, and as a flag; a base may have it, and a later place may switch off what reads it."""
+    path, above, study = tmp_path / "run.yaml", tmp_path / "above.yaml", tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    above.write_text("base: run.yaml\n")
+    study.write_text(yaml.safe_dump({"rows": {"a": values}}))
+    with pytest.raises(SettingsError) as refused:
+        parse_arguments([str(path)])
+    assert f"{path}: {said}" in str(refused.value)
+    with pytest.raises(SettingsError) as refused:
+        Study.load(study)
+    assert f"row a: {said}" in str(refused.value)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "config_overrides"]
+    if flags:
+        with pytest.raises(SettingsError, match="has no effect"):
+            parse_arguments(flags)
+    parse_arguments([str(above)])
+    study.write_text("base: run.yaml\nrows: {a: {}}\n")
+    Study.load(study)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("entropy_weight: 1.0\nentropy_tolerance: 0.2\n", ["--entropy-weight", "0"]),
+        ("eval_strategy: steps\neval_steps: 3\n", ["--eval-strategy", "no"]),
+        ("row: SM+LeakyR\nconfig_overrides: {negative_slope: 0.1}\n", ["--row", "SM+G"]),
+        ("row: SM+LeakyR\nconfig_overrides: {negative_slope: 0.1}\n", []),
+        ("row: SM+LearnableR-layer\nslope_weight_decay: 0.1\n", []),
+        ("config_overrides: {norm_alpha: 0.1, final_norm: dyt}\n", []),
+        ("max_steps: 5\n", ["--num-train-epochs", "2", "--max-steps", "-1"]),
+        ("num_train_epochs: 2\n", ["--max-steps", "5"]),
+    ],
+)
+def test_a_field_that_is_read_or_was_switched_off_later_is_accepted(text, flags, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    parse_arguments([str(path), *flags])
