@@ -1,6 +1,7 @@
 """The arguments of a training run: those of transformers, and those of this package."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from transformers import TrainingArguments
@@ -9,6 +10,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..checks import require_fields
 from ..errors import SettingsError
+from ..redaction import without_secrets
 from .fields import RANGES, ModelArguments, TrainingFields
 from .host_fields import HOST_RANGES
 
@@ -45,3 +47,14 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
             raise SettingsError(
                 f"report_to={', '.join(missing)} is not installed or not known. Here: {', '.join(here) or 'none'}."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Trainer pickles as training_args.bin, and pushes: without secrets."""
+        texts = {name: without_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return {**vars(self), **texts, "hub_token": None}
+
+    def __copy__(self) -> Self:
+        """With the token, which a pickle lacks."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new

@@ -15,6 +15,7 @@ from ..checks import described, fits
 from ..data.arguments import DataArguments
 from ..errors import SettingsError
 from ..loading import find_device, reason
+from ..redaction import keep_secret
 from .arguments import LNFreeTrainingArguments
 from .fields import ALIASES, FROM_SCRATCH, ModelArguments, as_mapping
 from .possible import require_row
@@ -43,11 +44,13 @@ def read_settings(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in within:
         raise SettingsError(f"{path} is its own base.")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        with open(path) as file:  # of a file an error tells the place, and quotes nothing
+            values = yaml.safe_load(file) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of fields to values.")
+    keep_secret(values)
     factors = values.get("factors")
     refuse_renamed([*values, *(factors if isinstance(factors, dict) else ())], f"{path}: ")
     return with_base(values, path.parent, (*within, path.resolve()))
@@ -102,6 +105,7 @@ def parse_settings(
     Raises:
         SettingsError: a field that no dataclass has, or a value that one refuses.
     """
+    keep_secret(values)
     source = f"{source}: " if source else ""
     names = [text.partition("=")[0][2:].replace("-", "_") for text in flags if text.startswith("--")]
     refuse_renamed(values, source)
