@@ -19,7 +19,7 @@ from ..files import atomic_folder
 from ..loading import load_model
 from ..models import LNFreeMixin
 from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES, blank, family_of, placed, require_no_adapters
+from .families import FAMILIES, blank, family_of, placed, require_plain
 from .planning import Plan, our_config, plan
 
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
@@ -107,7 +107,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ModelError: another family, or a head that no class of ours has.
     """
-    require_no_adapters(model)
+    require_plain(model)
     if isinstance(model.base_model, LNFreeMixin):
         return model
     family = family_of(model.config.model_type)
