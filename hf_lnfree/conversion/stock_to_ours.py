@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from ..errors import ModelError
 from ..files import atomic_folder
 from ..loading import load_model
 from ..models import LNFreeMixin
-from .checkpoint import BESIDE, Checkpoint
+from .beside import copy_beside
+from .checkpoint import Checkpoint
 from .families import FAMILIES, blank, family_of, placed, require_plain
 from .planning import Plan, our_config, plan
 
@@ -30,7 +30,7 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     Write a stock checkpoint as one of ours: the same tensors, shard by shard, so that memory holds one of them.
 
     Raises:
-        ModelError: as `plan`; or a tensor that is not finite. Nothing is written then.
+        ModelError: as `plan`; or a tensor that is not finite or of no floating dtype. Nothing is written then.
     """
     result = planned or plan(checkpoint)
     with atomic_folder(out) as folder:
@@ -68,9 +68,9 @@ def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> 
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """Raise ModelError for a stored tensor that holds NaN or infinities."""
+    """Raise ModelError for a stored tensor that holds NaN or infinities, or no floating-point numbers at all."""
     if not tensor.is_floating_point():
-        return
+        raise ModelError(f"{name} is stored as {tensor.dtype}, and a weight has floating-point numbers.")
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(FINITE_AT_A_TIME))
     if not bad:
         return
@@ -90,14 +90,6 @@ def save_code_and_config(model_class: type[PreTrainedModel], config: PreTrainedC
         settings: Any = config  # transformers' annotation says dict, its own calls pass configurations
         custom_object_save(model_class(config), folder, config=settings)
     config.save_pretrained(folder)
-
-
-def copy_beside(source: Path, folder: Path) -> None:
-    """Tokenizer, generation configuration and licence, as they are."""
-    for pattern in BESIDE:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
 
 
 def ours(model: PreTrainedModel) -> PreTrainedModel:
