@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .redaction import shareable
+from .redaction import secrets, shareable, without_secrets
 from .version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
@@ -38,8 +38,9 @@ def package_versions() -> dict[str, str]:
 def command() -> str:
     """The command line, without the place of an installed program, secrets and the user's home folder."""
     program = Path(sys.argv[0])
-    line = shlex.join([program.name if program.is_absolute() else str(program), *sys.argv[1:]])
-    return shareable(line)
+    words = [program.name if program.is_absolute() else str(program), *sys.argv[1:]]
+    known = secrets()
+    return shareable(shlex.join(without_secrets(word, known) for word in words))  # before a word is quoted
 
 
 def on_hub(name: str | None) -> str | None:

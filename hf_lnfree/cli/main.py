@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import LNFreeError
+from ..redaction import without_secrets
 from . import measuring, sharing, training  # noqa: F401  (they add their commands to `app`)
 from .app import app
 from .help import TRACEBACK
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     left = [argument for argument in given if argument != TRACEBACK[0]]
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.utils.data")
     logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(discreet)
     logging.getLogger("hf_lnfree").setLevel(logging.INFO)
     try:
         with terminable():
@@ -98,8 +101,15 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if left != list(given) or not isinstance(error, user_errors()):
             raise
-        errors.print(f"[bold red]error:[/] {escape(spoken(one_line(error), given))}", highlight=False, soft_wrap=True)
+        message = without_secrets(spoken(one_line(error), given))
+        errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         return 1
+
+
+def discreet(record: logging.LogRecord) -> bool:
+    """Take secrets out of what is logged."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
 
 
 def one_line(error: Exception) -> str:

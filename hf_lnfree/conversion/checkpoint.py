@@ -14,10 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from ..errors import listed
 from ..loading import find, reading, shards_of
-
-# What makes a checkpoint usable beside its weights.
-BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
-BESIDE += ["generation_config.json", "LICENSE*"]
+from .beside import BESIDE, CODE
 
 
 class Checkpoint:
@@ -38,7 +35,7 @@ class Checkpoint:
         weights = ("*.safetensors", "*.safetensors.index.json")
         folder = Path(find(source))
         if not folder.is_dir():
-            patterns = ["config.json", *weights, *BESIDE]
+            patterns = ["config.json", *weights, *BESIDE, CODE]
             with reading(source):
                 folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
                 if not any(folder.glob("*.safetensors")):

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .. import models
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from ..models import LNFreeMixin, StackSites
 
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
@@ -128,10 +128,15 @@ def stack_of(model: PreTrainedModel) -> StackSites:
     return stacks[0]
 
 
-def require_no_adapters(model: PreTrainedModel) -> None:
-    """Raise ModelError for a model with adapters: they stand between its norms and its weights."""
+def require_plain(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model with adapters, which stand between its norms and its weights, or one offloaded."""
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError("The model has adapters: merge them first (merge_and_unload), and adapt what comes out anew.")
+    if away := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ModelError(
+            f"The model has no values for {listed(away)}: it is offloaded, or on the meta device. Load it without "
+            "device_map, on one device that holds all of it."
+        )
 
 
 def set_block_norms(config: PreTrainedConfig, kinds: list[str]) -> None:

@@ -19,7 +19,7 @@ from ..errors import ModelError, listed
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
-from .families import blank, family_of, placed, require_no_adapters, set_block_norms, stack_of
+from .families import blank, family_of, placed, require_plain, set_block_norms, stack_of
 from .norm_sites import LEFT, NormSite, as_linear, norm_sites
 from .stabilizers import fold_stabilizers, fuse_identities, head_is_tied, untie_head
 
@@ -61,9 +61,9 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
 
     Raises:
         ModelError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled;
-            adapters.
+            adapters; a model that is offloaded.
     """
-    require_no_adapters(model)
+    require_plain(model)
     work = placed(copy.deepcopy(model), torch.float64).eval()
     tied = head_is_tied(work)
     fold_stabilizers(work)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .families import family_of, require_no_adapters
+from .families import family_of, require_plain
 from .norm_sites import norm_sites
 from .stabilizers import fold_stabilizers
 
@@ -37,7 +37,7 @@ def to_transformer_lens(
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:
         raise ModelError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
-    require_no_adapters(model)
+    require_plain(model)
     kinds = set(model.config.block_norms)
     if len(kinds) > 1 or not kinds | {model.config.final_norm} <= set(NORMALIZATION_TYPES):
         raise ModelError(

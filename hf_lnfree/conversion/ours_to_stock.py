@@ -21,7 +21,7 @@ from ..choices import Encoding
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of, placed, require_no_adapters, stack_of
+from .families import Family, blank, family_of, placed, require_plain, stack_of
 from .folding import fold
 from .norm_sites import LEFT, as_linear, norm_sites
 from .stabilizers import has_linear_stabilizers
@@ -50,7 +50,7 @@ def to_stock(
     Raises:
         ModelError: the stock class cannot hold the model; the message lists every reason.
     """
-    require_no_adapters(model)
+    require_plain(model)
     model = folded_where_linear(model)
     dtype = dtype or model.dtype
     family = family_of(model.config.model_type)

@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..files import atomic_folder, write_json
 from ..loading import find_device, load_model
 from ..provenance import command, environment
+from .beside import copy_beside, require_tokenizer_fits
 from .checking import difference, failure, onnx_difference
 from .checkpoint import Checkpoint
 from .families import placed
@@ -21,7 +22,7 @@ from .folding import Folding, fold
 from .onnx import export_onnx
 from .ours_to_stock import reading_recipe, to_stock
 from .planning import plan
-from .stock_to_ours import copy_beside, is_ours, load, write_checkpoint
+from .stock_to_ours import is_ours, load, write_checkpoint
 
 REPORT = "conversion.json"
 
@@ -73,6 +74,7 @@ def convert(
     if to == "lnfree" and is_ours(checkpoint):
         raise ModelError(f"{source} is a model of this package already. Choose --to folded, fused, stock or onnx.")
     planned = plan(checkpoint) if to == "lnfree" else None
+    said = require_tokenizer_fits(checkpoint.folder, checkpoint.config.get("vocab_size"))
     copied = planned is not None and not planned.disabled
     if copied and dtype is not None:
         raise ModelError("A stock checkpoint is copied as it is, shard by shard; --dtype is for the other targets.")
@@ -81,14 +83,14 @@ def convert(
     with atomic_folder(out, or_theirs=False) as folder:
         if planned is not None and copied:
             write_checkpoint(checkpoint, planned, folder, progress)
-            report |= {"notes": planned.notes, "dtype": str(planned.config.dtype)}
+            report |= {"notes": said + planned.notes, "dtype": str(planned.config.dtype)}
             if check and planned.model_class.__name__.endswith("ForCausalLM"):
                 before = reference(checkpoint, planned.config, trust_remote_code)
                 report |= difference(before, planned.model_class.from_pretrained(folder), place)
         else:
             model, notes = load(checkpoint)
             report |= write(model, folder, to, dtype, with_cache, check, place, encoding)
-            report["notes"] = notes + report.pop("folding_notes", [])
+            report["notes"] = said + notes + report.pop("folding_notes", [])
             copy_beside(checkpoint.folder, folder)
         write_report(folder, report)
         if (why := failure(report)) is not None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from ..errors import ModelError
 from ..files import atomic_folder
 from ..loading import load_model
 from ..models import LNFreeMixin
-from .checkpoint import BESIDE, Checkpoint
-from .families import FAMILIES, blank, family_of, placed, require_no_adapters
+from .beside import copy_beside
+from .checkpoint import Checkpoint
+from .families import FAMILIES, blank, family_of, placed, require_plain
 from .planning import Plan, our_config, plan
 
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
@@ -30,7 +30,7 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path, progress: bool = False
     Write a stock checkpoint as one of ours: the same tensors, shard by shard, so that memory holds one of them.
 
     Raises:
-        ModelError: as `plan`; or a tensor that is not finite. Nothing is written then.
+        ModelError: as `plan`; or a tensor that is not finite or of no floating dtype. Nothing is written then.
     """
     result = planned or plan(checkpoint)
     with atomic_folder(out) as folder:
@@ -68,9 +68,9 @@ def write_shard(checkpoint: Checkpoint, file: str, result: Plan, path: Path) -> 
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """Raise ModelError for a stored tensor that holds NaN or infinities."""
+    """Raise ModelError for a stored tensor that holds NaN or infinities, or no floating-point numbers at all."""
     if not tensor.is_floating_point():
-        return
+        raise ModelError(f"{name} is stored as {tensor.dtype}, and a weight has floating-point numbers.")
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(FINITE_AT_A_TIME))
     if not bad:
         return
@@ -92,14 +92,6 @@ def save_code_and_config(model_class: type[PreTrainedModel], config: PreTrainedC
     config.save_pretrained(folder)
 
 
-def copy_beside(source: Path, folder: Path) -> None:
-    """Tokenizer, generation configuration and licence, as they are."""
-    for pattern in BESIDE:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-
-
 def ours(model: PreTrainedModel) -> PreTrainedModel:
     """
     A stock model in memory as one of ours, a model of this package as it is.
@@ -107,7 +99,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ModelError: another family, or a head that no class of ours has.
     """
-    require_no_adapters(model)
+    require_plain(model)
     if isinstance(model.base_model, LNFreeMixin):
         return model
     family = family_of(model.config.model_type)

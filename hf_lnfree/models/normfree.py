@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .activations import FUSED, LearnableLeakyReLU, build_activation
+from .activations import FUSED, LEARNED, LearnableLeakyReLU, build_activation
 from .biases import QueryKeyBias, train_query_key_bias_only
 from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
@@ -133,6 +133,30 @@ def refuse_quantisation(model: PreTrainedModel) -> None:
         raise ConfigurationError(
             "Projections with frozen biases (linear_bias='query_key') cannot be quantised. Load the model with "
             "linear_bias='all', which computes the same."
+        )
+
+
+def refuse_tensor_parallelism(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigurationError: a part of the model needs more of a layer than the share that each process would have.
+    """
+    config = model.config
+    learned = any(isinstance(module, LEARNED) for module in model.modules())
+    asked = {
+        "query_key_norm": config.query_key_norm,  # which counts the heads in a projection's output
+        "attention_temperature": config.attention_temperature,
+        f"weight_norm={config.weight_norm!r}": config.weight_norm != "none",  # over whole rows and columns
+        "linear_bias='query_key'": config.linear_bias != "all",
+        "ffn_scale": config.ffn_scale,  # as below: each process would have the gradient of its own units alone
+        "an activation that learns": learned,
+        f"the activation {FUSED!r}": FUSED in config.block_activations,  # one matrix, where plans have two
+        "norms that are being removed": any(isinstance(module, RemovalNorm) for module in model.modules()),
+    }
+    if found := [name for name, there in asked.items() if there]:
+        raise ConfigurationError(
+            f"Tensor parallelism would compute or train something else with {', '.join(found)}. Load the model with "
+            "device_map, train it with FSDP or DDP, or fold first what can be folded (`hf-lnfree convert --to folded`)."
         )
 
 
@@ -268,6 +292,8 @@ class LNFreeMixin(Base):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "is_quantized" and value:  # a quantiser marks the model, then exchanges its projections
             refuse_quantisation(self)
+        if name == "_tp_size" and (value or 1) > 1:  # transformers marks the model, then shares its projections out
+            refuse_tensor_parallelism(self)
         if name == "peft_config":  # adapters were put in; PEFT itself compares shapes only
             trained_on = {config.base_model_name_or_path for config in value.values()} - {None, "", self.name_or_path}
             if trained_on and self.name_or_path:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from ..analysis.entropy_report import PAPER_RESULTS
 from ..checks import described, fits
 from ..errors import SettingsError
+from ..redaction import is_secret
 from ..training.settings import RunArguments, merge, parse_settings, read_settings, with_base
 
 OF_A_STUDY: dict[str, Any] = {
@@ -113,6 +114,8 @@ def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Ite
     factors = factors or {}
     if wrong := [name for name, values in factors.items() if not isinstance(values, list) or not values]:
         raise SettingsError(f"{path}: the factor {wrong[0]} must be a list of values.")
+    if secret := [name for name in factors if is_secret(name)]:
+        raise SettingsError(f"{path}: {secret[0]} cannot be a factor: its values would name rows and folders.")
     of_a_run = {field.name for kind in get_args(RunArguments) for field in fields(kind)}
     for values in itertools.product(*factors.values()):
         chosen = dict(zip(factors, values, strict=True))

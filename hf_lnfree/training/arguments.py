@@ -1,7 +1,7 @@
 """The arguments of a training run: those of transformers, and those of this package."""
 
 from dataclasses import dataclass, field
-from typing import get_type_hints
+from typing import Any, Self, get_type_hints
 
 import torch
 from accelerate.utils import GradientAccumulationPlugin
@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..checks import described, fits, require_fields
 from ..errors import SettingsError
+from ..redaction import without_secrets
 from .fields import RANGES, ModelArguments, TrainingFields
 from .host_fields import HOST_RANGES
 
@@ -51,3 +52,14 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
             raise SettingsError(
                 f"report_to={', '.join(missing)} is not installed or not known. Here: {', '.join(here) or 'none'}."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Trainer pickles as training_args.bin, and pushes: without secrets."""
+        texts = {name: without_secrets(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return {**vars(self), **texts, "hub_token": None}
+
+    def __copy__(self) -> Self:
+        """With the token, which a pickle lacks."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new

@@ -15,6 +15,7 @@ from ..checks import described, fits
 from ..data.arguments import DataArguments
 from ..errors import SettingsError
 from ..loading import find_device, reason
+from ..redaction import keep_secret
 from .arguments import LNFreeTrainingArguments
 from .fields import ALIASES, FROM_SCRATCH, YAML, ModelArguments, as_mapping
 from .idle import refuse_idle
@@ -54,11 +55,13 @@ def read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError(f"There is no configuration file {path}.")
     try:
-        values = yaml.load(path.read_text(), YAML) or {}
+        with open(path) as file:  # of a file an error tells the place, and quotes nothing
+            values = yaml.load(file, YAML) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of fields to values.")
+    keep_secret(values)
     factors = values.get("factors")
     refuse_renamed([*values, *(factors if isinstance(factors, dict) else ())], f"{path}: ")
     return values
@@ -117,6 +120,7 @@ def parse_settings(
     Raises:
         SettingsError: a field that no dataclass has, a value that one refuses, or a field that nothing reads.
     """
+    keep_secret(values)
     source = f"{source}: " if source else ""
     names = [text.partition("=")[0][2:].replace("-", "_") for text in flags if text.startswith("--")]
     refuse_renamed(values, source)

@@ -1,12 +1,15 @@
 """Folding changes no logit: both families, every form, and the ways in which GPT-2 without LayerNorm is published."""
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hf_lnfree.conversion import Checkpoint, convert, fold, load
+from hf_lnfree.conversion import Checkpoint, convert, fold, load, to_stock
+from hf_lnfree.conversion.stock_to_ours import ours
+from hf_lnfree.errors import ModelError
 from hf_lnfree.models.removal import RemovalNorm
 
 from .conftest import logits, trained
@@ -197,3 +200,16 @@ def test_a_published_encoding_in_float16_is_refused(family, tmp_path):
     save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="65504"):
         load(Checkpoint(tmp_path / "published"))
+
+
+@pytest.mark.parametrize("where", ["meta", "cpu_offload", "disk_offload"])
+@pytest.mark.parametrize("verb", [fold, to_stock, ours])
+def test_an_offloaded_model_is_refused_by_name(family, verb, where, tmp_path):
+    model = family.stock_model() if verb is ours else family.model(norm="layernorm", final_norm="layernorm")
+    if where == "meta":
+        model = model.to("meta")
+    else:
+        offload = {"offload_dir": str(tmp_path)} if where == "disk_offload" else {}
+        getattr(accelerate, where)(model, execution_device=torch.device("cpu"), **offload)
+    with pytest.raises(ModelError, match="it is offloaded, or on the meta device"):
+        verb(model)

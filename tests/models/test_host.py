@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import GPT2, GPT_NEOX
+from ..conftest import GPT2, GPT_NEOX, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -256,6 +256,44 @@ def whole_modules(pair):
 def checkpointed(pair):
     pair.same(lambda model: [n for n, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)])
     pair.same(lambda model: model.supports_gradient_checkpointing)
+
+
+SHARED_OUT = {
+    "plain": {},
+    "query_key_norm": {"query_key_norm": True},
+    "attention_temperature": {"attention_temperature": True},
+    "weight_norm='spectral'": {"weight_norm": "spectral"},
+    "weight_norm='weight'": {"weight_norm": "weight"},
+    "linear_bias='query_key'": {"linear_bias": "query_key"},
+    "ffn_scale": {"ffn_scale": True},
+    "an activation that learns": {"activation": "prelu"},
+    "'identity_fused'": {"activation": "identity_fused"},
+}
+
+
+def test_tensor_parallelism_is_refused_where_a_share_of_a_layer_does_not_suffice(family):
+    for name, fields in SHARED_OUT.items():
+        model = family.model(**fields)
+        model._tp_size = 1
+        if name == "plain":
+            model._tp_size = 2
+            continue
+        with pytest.raises(ConfigurationError, match=re.escape(name)):
+            model._tp_size = 2
+
+
+def test_two_processes_share_a_model_and_compute_the_same_or_refuse(tmp_path):
+    ids, folders, wanted = torch.arange(8)[None], [], None
+    for name in ("plain", "query_key_norm"):
+        model = GPT_NEOX.model(**SHARED_OUT[name]).eval()
+        model.save_pretrained(tmp_path / name)
+        folders.append(str(tmp_path / name))
+        wanted = model(ids).logits.double().sum().item() if name == "plain" else wanted
+    done = run_in_two(str(Path(__file__).with_name("tensor_parallel.py")), *folders)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+    assert float(said["plain"]) == pytest.approx(wanted, abs=1e-3)
+    assert said["query_key_norm"].startswith("refused: Tensor parallelism")
 
 
 ABILITIES = re.compile(r"_supports_\w+|_can_\w+|_is_\w+|_keys_to_ignore\w+|_keep_in_\w+|_skip_keys\w+|_no_split\w+")
