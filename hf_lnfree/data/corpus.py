@@ -122,6 +122,8 @@ def load_corpus(
     path = Path(data).expanduser()
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{data!r} is neither a file nor a folder.")
+    if path.is_dir():
+        require_corpus(data, path)
     if path.suffix in TABLES and path.is_file():
         corpus = _table(path, max_documents, text_column)
     elif data == STDLIB or path.exists():
@@ -135,6 +137,17 @@ def load_corpus(
             f"({', '.join(sorted(TEXT_SUFFIXES))}), or the name of a Hub dataset."
         )
     return corpus
+
+
+def require_corpus(data: str, folder: Path) -> None:
+    """Raise DataError for a folder above the working folder or the user's: a disk full of files, read by a slip."""
+    for below, what in ((Path.cwd(), "the folder that you work in"), (Path.home(), "your home folder")):
+        inside = below.resolve() != folder.resolve() and below.resolve().is_relative_to(folder.resolve())
+        if inside or folder.resolve() == Path.home().resolve():
+            raise DataError(
+                f"{data!r} is {folder.resolve()}, which is or holds {what}: every text file below it would be read. "
+                "Give the folder of the text itself."
+            )
 
 
 def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:

@@ -369,3 +369,16 @@ def test_batches_are_spread_over_a_split():
     few = window_batches(windows, 5, batch_size=2)
     assert [batch.flatten().tolist() for batch in few] == [[0, 25], [50, 75], [100]]
     assert torch.cat(window_batches(windows, 1000)).flatten().tolist() == list(range(101))
+
+
+def test_a_folder_above_the_one_that_is_worked_in_is_no_corpus(tmp_path, monkeypatch):
+    work = tmp_path / "home" / "project" / "work"
+    work.mkdir(parents=True)
+    (work / "a.txt").write_text("some text")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(work)
+    for data in ("..", "../..", "/", "~", str(tmp_path), str(tmp_path / "home")):
+        with pytest.raises(DataError, match="every text file below it would be read"):
+            load_corpus(data)
+    for data in (".", str(work)):
+        assert list(load_corpus(data).texts) == ["some text"]
