@@ -17,14 +17,14 @@ from .version import __version__
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, device and threads."""
-    cuda = torch.cuda.is_available()
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, device and threads; the device is the GPU, if there is one, unless the work was done on another."""
+    cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
     return {
         "hf_lnfree": __version__,
         "python": platform.python_version(),
         **package_versions(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads",
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 

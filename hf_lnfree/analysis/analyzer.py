@@ -118,7 +118,7 @@ class AttentionEntropyAnalyzer:
                 "method": self.method,
                 "attention": getattr(config, "_attn_implementation", None),
                 "dtype": str(next(self.model.parameters()).dtype),
-                "environment": environment(),
+                "environment": environment(next(self.model.parameters()).device),
             },
         )
 

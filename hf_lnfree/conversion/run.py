@@ -161,5 +161,5 @@ def folding_report(folding: Folding) -> dict[str, Any]:
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """The report, with versions and the command, into the folder of the conversion."""
-    full = report | {"environment": environment(), "command": command()}
+    full = report | {"environment": environment(torch.device("cpu")), "command": command()}
     write_json(folder / REPORT, full)

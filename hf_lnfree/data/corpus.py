@@ -145,8 +145,8 @@ def require_corpus(data: str, folder: Path) -> None:
         inside = below.resolve() != folder.resolve() and below.resolve().is_relative_to(folder.resolve())
         if inside or folder.resolve() == Path.home().resolve():
             raise DataError(
-                f"{data!r} is {folder.resolve()}, which is or holds {what}: every text file below it would be "
-                "read. Give the folder of the text itself."
+                f"{data!r} is {folder.resolve()}, which is or holds {what}: every text file below it would be read. "
+                "Give the folder of the text itself."
             )
 
 

@@ -89,7 +89,7 @@ def run_harness(
 
     scores = {name: score(name) for name in dict.fromkeys(models)}
     if out is not None:
-        record = {"scores": scores, "limit": limit, "environment": environment(), "command": command()}
+        record = {"scores": scores, "limit": limit, "environment": environment(wanted), "command": command()}
         write_json(out, record)
     return scores
 

@@ -112,7 +112,7 @@ def evaluate(
         "context_length": context_length,
         "stride": stride or context_length // 2,
         "first_token": first,
-        "environment": environment(),
+        "environment": environment(model.device),
         "command": command(),
     }
 

@@ -82,7 +82,7 @@ class Beginning(Record):
     ) -> Self:
         """That of a run that would begin now, before its data are read."""
         settings = arguments_of(model_args, data_args, args) | ({"procedure": procedure} if procedure else {})
-        return cls(settings=strict(settings), environment=strict(environment()))
+        return cls(settings=strict(settings), environment=strict(environment(args.device)))
 
     @classmethod
     def known(cls, folder: Path) -> Self | None:

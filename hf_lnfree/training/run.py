@@ -271,7 +271,7 @@ def inputs_of(
         "seed": args.seed,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
         "arguments": arguments_of(model_args, data_args, args),
-        "environment": environment(),
+        "environment": environment(args.device),
         "command": command(),
     }
 
