@@ -140,8 +140,8 @@ def arguments() -> str:
 
     parts = [
         "# Fields of a run\n\nA YAML file of `train`, `study` or `remove-norms` holds these fields; each is a "
-        "flag too, with dashes instead of underscores. `out` stands for `output_dir`, and `device` for `use_cpu`. Besides these, "
-        "every field of transformers' `TrainingArguments` is one (`hf-lnfree train --help-all`).\n"
+        "flag too, with dashes instead of underscores. `out` stands for `output_dir`, and `device` for `use_cpu`. "
+        "Besides these, every field of transformers' `TrainingArguments` is one (`hf-lnfree train --help-all`).\n"
     ]
     for kind in dict.fromkeys((ModelArguments, *DATACLASSES, TrainingFields)):
         if kind is LNFreeTrainingArguments or kind.__name__ == "CheckpointArguments":

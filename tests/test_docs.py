@@ -19,6 +19,7 @@ from hf_lnfree.studies.statistics import estimate
 from hf_lnfree.studies.study import Study
 
 from .fences import ROOT, commands, fenced
+from .test_layering import FLOORS
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
@@ -54,6 +55,24 @@ def test_commands_are_accepted(line, monkeypatch):
         parse_arguments([*arguments[1:], "--bf16", "false", "--device", "cpu"], dataclasses=DATACLASSES)
     else:  # usage is checked before anything is done
         COMMANDS[name].make_context(name, arguments)
+
+
+def test_the_picture_of_the_rooms_shows_the_order_of_the_layers():
+    shown = re.findall(r">(\w+)</text>", (DOCS / "images" / "rooms.svg").read_text())
+    assert [name for name in shown if name != "imports"] == FLOORS
+    page = (DOCS / "architecture.md").read_text()
+    assert re.findall(r"^\| `?(\w+)`? \|", page, flags=re.M)[1:] == FLOORS
+
+
+def test_what_a_page_loads_from_elsewhere_is_seen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from offline import loads
+
+    page = '<a href="https://a.org">link</a> <script src="https://cdn.b.org/x.js"></script> <link href="//c.org/y.css">'
+    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "style.css").write_text("@import url(https://d.org/font.css); body { background: url(here.png) }")
+    addresses = ["https://cdn.b.org/x.js", "//c.org/y.css", "https://d.org/font.css"]
+    assert [found.partition(": ")[2] for found in loads(tmp_path)] == addresses
 
 
 def test_own_activation_norm_and_family():

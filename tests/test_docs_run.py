@@ -3,6 +3,7 @@
 Training is cut to a few steps, so numbers are not compared; every word that a page shows must be printed.
 """
 
+import json
 import logging
 import re
 import shlex
@@ -20,7 +21,7 @@ from .fences import ROOT, Block, blocks, fenced
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-CUT = {"max_validation_windows": 16, "attention_report_windows": 16, "probe_steps": 0}
+CUT = {"max_validation_windows": 16, "attention_report_windows": 16, "probe_steps": 4}
 STEPS = ["--max-steps", "4"]
 FLAGS = [part for name, value in CUT.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 SET = [part for name, value in {**CUT, "max_steps": 2}.items() for part in ("--set", f"{name}={value}")]
@@ -139,6 +140,39 @@ def test_the_tutorial_prints_what_it_says(tutorial):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_guide_prints_what_it_says(page, tutorial, run_page, printed):
     assert run_page(page, printed) == []
+
+
+def keys_said(file: str) -> set[str]:
+    """The keys that the page of files gives for a file, with NN for the number of a layer."""
+    page = (ROOT / "docs" / "reference" / "files.md").read_text()
+    table = re.search(rf"^## {re.escape(file)}.*?^\| key \|(.*?)\n\n", page + "\n\n", flags=re.S | re.M)[1]
+    return {key for line in table.splitlines()[2:] for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+@pytest.mark.parametrize(
+    ("file", "folders", "page"),
+    [
+        ("choices.json", ["gelu"], None),
+        ("entropy.json", ["gelu"], None),
+        ("flight_recorder.json", ["diverged"], "diverged"),
+        ("attribution.json", ["attribution"], "attribute"),
+        ("study.json", ["study"], "study"),
+        ("summary.json", ["study"], "study"),
+        ("conversion.json", ["stock", "folded", "onnx"], "convert"),
+    ],
+)
+def test_files_have_the_keys_that_the_reference_says(file, folders, page, tutorial, clone, run_page, printed):
+    paths = [clone / "runs" / folder / file for folder in folders]
+    if not all(path.exists() for path in paths):
+        run_page(ROOT / "docs" / "how-to" / f"{page}.md", printed)
+    assert {key for path in paths for key in json.loads(path.read_text())} == keys_said(file)
+
+
+def test_the_log_has_no_key_that_the_reference_does_not_say(tutorial, clone):
+    entries = map(json.loads, (clone / "runs" / "layernorm" / "log.jsonl").read_text().splitlines())
+    logged = {re.sub(r"layer_\d\d", "layer_NN", key) for entry in entries for key in entry}
+    assert "entropy/layer_NN" in logged
+    assert logged <= keys_said("log.jsonl")
 
 
 def test_a_word_that_is_not_printed_is_seen():
