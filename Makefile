@@ -46,4 +46,4 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-* runs build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* runs build docs/_build docs/reference/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache

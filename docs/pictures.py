@@ -1,7 +1,8 @@
-"""The pictures of entropic-overload.md and of the findings. Usage: python docs/pictures.py"""
+"""The pictures of entropic-overload.md, architecture.md and the findings. Usage: python docs/pictures.py"""
 
 import json
 import re
+import runpy
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
@@ -150,6 +152,21 @@ def within(ax: Axes, ticks: list[Any]) -> None:
     ax.minorticks_off()
 
 
+def rooms() -> Figure:
+    """The rooms in the order that the test of the layers demands, and the way of the imports."""
+    names = runpy.run_path(str(IMAGES.parents[1] / "tests" / "test_layering.py"))["FLOORS"]
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = panels(1, 1, 4.2, 0.34 * len(names))
+        ax.set(xlim=(0, 1), ylim=(-0.2, len(names)))
+        ax.axis("off")
+        for floor, name in enumerate(names):
+            ax.add_patch(Rectangle((0.05, floor), 0.7, 0.8, facecolor="#E8EEF4", edgecolor="#0072B2", linewidth=0.8))
+            ax.text(0.4, floor + 0.4, name, ha="center", va="center", family="monospace")
+        ax.annotate("", (0.83, 0.2), (0.83, len(names) - 0.3), arrowprops={"arrowstyle": "->", "color": "0.4"})
+        ax.text(0.9, len(names) / 2, "imports", rotation=270, ha="center", va="center", color="0.3")
+        return figure
+
+
 def main() -> None:
     for path in sorted(RESULTS.glob("study-*-small.json")):
         study = json.loads(path.read_text())
@@ -157,6 +174,7 @@ def main() -> None:
         picture = over_factor(study, *factors) if factors else outcome(study, PUBLISHED.get(path.stem))
         save(picture, IMAGES / path.stem, [".svg"])
     save(drawn(maps()), IMAGES / "entropies", [".svg"])
+    save(rooms(), IMAGES / "rooms", [".svg"])
     rows = published_reports()
     save(heatmaps([rows[row] for row in ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")]), IMAGES / "published", [".svg"])
 

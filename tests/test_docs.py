@@ -19,34 +19,60 @@ from hf_lnfree.studies.statistics import estimate
 from hf_lnfree.studies.study import Study
 
 from .fences import ROOT, commands, fenced
+from .test_layering import FLOORS
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 COMMANDS = typer.main.get_command(app).commands
 
 
-def test_every_command_has_a_page():
-    assert {page.stem for page in HOW_TO} == set(COMMANDS)
-    for page in HOW_TO:
-        assert any(line.startswith(f"hf-lnfree {page.stem}") for line in commands(page)), page
+def test_every_command_occurs_in_a_guide():
+    lines = [line.split() for page in HOW_TO for line in commands(page)]
+    assert {line[1] for line in lines if line[0] == "hf-lnfree"} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("line", [line for page in HOW_TO for line in commands(page)])
+def test_every_guide_is_in_the_index():
+    listed = re.search(r"```{toctree}\n.*?\n\n(.*?)```", (DOCS / "how-to" / "index.md").read_text(), flags=re.S)
+    assert sorted(listed[1].split()) == [page.stem for page in HOW_TO if page.stem != "index"]
+
+
+@pytest.mark.parametrize("line", [line for page in (DOCS / "tutorial.md", *HOW_TO) for line in commands(page)])
 def test_commands_are_accepted(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(line)
     if program == "torchrun":
         program, *arguments = "hf-lnfree", *arguments[arguments.index("hf_lnfree.cli.main") + 1 :]
+    if program == "python":  # tests/test_examples.py runs them
+        assert Path(arguments[0]).is_file()
+        return
     assert program == "hf-lnfree"
     name, *arguments = arguments
-    if "--help" in arguments:
+    if name == "--version" or "--help" in arguments:
         assert main([name, *arguments]) == 0
     elif name == "train":
         parse_arguments(arguments)
     elif name == "remove-norms":
-        parse_arguments(arguments[1:], dataclasses=DATACLASSES)
+        parse_arguments([*arguments[1:], "--bf16", "false", "--device", "cpu"], dataclasses=DATACLASSES)
     else:  # usage is checked before anything is done
         COMMANDS[name].make_context(name, arguments)
+
+
+def test_the_picture_of_the_rooms_shows_the_order_of_the_layers():
+    shown = re.findall(r">(\w+)</text>", (DOCS / "images" / "rooms.svg").read_text())
+    assert [name for name in shown if name != "imports"] == FLOORS
+    page = (DOCS / "architecture.md").read_text()
+    assert re.findall(r"^\| `?(\w+)`? \|", page, flags=re.M)[1:] == FLOORS
+
+
+def test_what_a_page_loads_from_elsewhere_is_seen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from offline import loads
+
+    page = '<a href="https://a.org">link</a> <script src="https://cdn.b.org/x.js"></script> <link href="//c.org/y.css">'
+    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "style.css").write_text("@import url(https://d.org/font.css); body { background: url(here.png) }")
+    addresses = ["https://cdn.b.org/x.js", "//c.org/y.css", "https://d.org/font.css"]
+    assert [found.partition(": ")[2] for found in loads(tmp_path)] == addresses
 
 
 def test_own_activation_norm_and_family():

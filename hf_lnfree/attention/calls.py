@@ -173,6 +173,6 @@ def direct_call(
 
 @functools.lru_cache(maxsize=64)
 def parameters(function: Callable) -> tuple[str, ...]:
-    """The names in a function's signature, without *args and **kwargs."""
+    """The names in a function's signature, without `*args` and `**kwargs`."""
     collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return tuple(name for name, p in inspect.signature(function).parameters.items() if p.kind not in collecting)

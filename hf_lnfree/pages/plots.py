@@ -1,4 +1,4 @@
-"""Pictures of entropy reports and of training: every use of matplotlib is here.
+"""Pictures of entropy reports and of training.
 
 Colours are told apart by the colour-blind: viridis and PuOr for values, Okabe and Ito's palette, its yellow darker, for
 names.
