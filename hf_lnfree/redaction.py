@@ -14,7 +14,7 @@ SECRET_NAMES = re.compile(
     re.IGNORECASE,
 )
 ASSIGNED = re.compile(r"""([\w-]+)["']?\s*[=:]\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}\[\]]+))""")
-"""A name and its value, as a flag, --set, YAML and JSON have them."""
+"""A name and its value, as a flag, YAML and JSON have them."""
 RECOGNISED = re.compile(r"(?<=://)[^\s/?#@]+(?=@)|\bhf_[A-Za-z0-9]{30,}\b")
 """Who logs in by a URL, and tokens of the Hub."""
 SHORTEST = 8  # what is shorter stands by chance in other words

@@ -1,4 +1,4 @@
-"""The code of the tutorial and of the how-to guides runs, page by page, and prints what the pages say.
+"""The code of the README, the tutorial and the how-to guides runs, page by page, and prints what the pages say.
 
 Training is cut to a few steps, so numbers are not compared; every word that a page shows must be printed.
 """
@@ -20,6 +20,7 @@ from hf_lnfree.data import corpus
 from .fences import ROOT, Block, blocks, fenced
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 CUT = {"max_validation_windows": 16, "attention_report_windows": 16, "probe_steps": 4}
 STEPS = ["--max-steps", "4"]
@@ -29,6 +30,7 @@ SHORTER = {
     "train": ["--device", "cpu", *FLAGS, *STEPS],
     "remove-norms": ["--device", "cpu", *FLAGS, *STEPS, "--removal-windows", "4"],
     "study": ["--device", "cpu", "--jobs", "1", *SET],
+    "demo": ["--device", "cpu", "--jobs", "1", *SET],
     "entropy": ["--device", "cpu", "--max-windows", "32"],
     "evaluate": ["--device", "cpu", "--max-documents", "2"],
 }
@@ -131,6 +133,11 @@ def tutorial(clone, run_page, printed):
     if not (clone / "missing.txt").exists():
         (clone / "missing.txt").write_text("\n".join(run_page(TUTORIAL, printed)))
     return (clone / "missing.txt").read_text()
+
+
+def test_the_readme_prints_what_it_says(run_page, printed):
+    assert run_page(README, printed) == []
+    assert len(README.read_text().splitlines()) <= 120
 
 
 def test_the_tutorial_prints_what_it_says(tutorial):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from hf_lnfree import paper_config
-from hf_lnfree.cli.main import main
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.cli.train import parse_arguments
 from hf_lnfree.data import DataArguments
@@ -28,7 +26,7 @@ from hf_lnfree.training.recipes import MAIN_ROWS
 from hf_lnfree.training.settings import flag, parse_settings, read_settings
 
 from .conftest import GPT2
-from .fences import ROOT, commands, fenced
+from .fences import ROOT
 
 PAGE = ROOT / "README.md"
 README = PAGE.read_text()
@@ -186,50 +184,6 @@ def test_finetuning_scripts(script, workplace):
     for model in models:
         assert len(record["results"][model]) == 2
         assert 0 <= record["results"][model][0]["f1"] <= record["results"][model][0]["accuracy"] <= 1
-
-
-def test_readme_python_runs(workplace, monkeypatch, capsys):
-    monkeypatch.chdir(workplace)
-    assert fenced(PAGE, "python")
-    for code in fenced(PAGE, "python"):
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert "mean attention entropy" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("line", commands(PAGE))
-def test_readme_command_runs(line, workplace, monkeypatch, cache_dir):
-    monkeypatch.chdir(workplace)
-    program, *arguments = shlex.split(line)
-    if program == "make":
-        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
-    elif program == "hf-lnfree" and arguments[0] == "train":
-        assert main([*arguments, *SHORT, "--cache-dir", cache_dir]) == 0
-    elif program == "hf-lnfree" and arguments[0] == "remove-norms":
-        assert main([*arguments, *SHORT, "--removal-windows", "4", "--cache-dir", cache_dir]) == 0
-    elif program == "hf-lnfree" and arguments[0] in ("attribute", "convert", "card"):
-        assert main(arguments) == 0
-    elif program == "hf-lnfree" and arguments[0] == "evaluate":
-        assert main([*arguments, "--max-documents", "2"]) == 0
-    elif program == "hf-lnfree" and arguments[0] == "lm-eval":
-        assert all(Path(model).is_dir() for model in arguments[1:])  # tests/evaluation/test_harness.py runs it
-    elif program == "hf-lnfree" and arguments[0] == "push":
-        assert arguments[1:3] == ["runs/without-norms", "--repo-id"]  # tests/training/test_sharing.py pushes
-    elif program == "python" and arguments[0].startswith("examples/finetune"):
-        assert (ROOT / arguments[0]).is_file()  # run above
-    elif program == "hf-lnfree" and arguments[0] == "entropy":
-        assert main([*arguments, "--max-windows", "4"]) == 0
-    elif program == "hf-lnfree" and arguments[0] in ("study", "demo"):
-        one_seed = ["--seeds", "0"] if arguments[0] == "study" else []
-        local = ["--cache-dir", cache_dir, "--out", f"runs/{arguments[0]}-readme"]
-        assert main([*arguments, *one_seed, *SHORT_STUDY, *local]) == 0
-    elif program == "hf-lnfree" and arguments[0] == "compare":
-        assert main(["compare", "runs/demo", "runs/demo"]) == 0
-    elif program == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments, *SHORT, "--cache-dir", cache_dir]
-        subprocess.run(command, check=True, capture_output=True)
-    else:
-        known = ("git clone", "cd hf_lnfree", "pip install -e .")
-        assert line.startswith(known), f"the README has a command that nothing here runs: {line}"
 
 
 def test_readme_links_lead_somewhere():
