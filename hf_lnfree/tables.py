@@ -1,17 +1,30 @@
-"""A table of texts, for a terminal, a README or a paper; and numbers as texts."""
+"""A table of texts, for a terminal, a notebook, a README or a paper; numbers and long names as texts."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import chain
+
+LARGEST_SHOWN = 24  # rows in a notebook
 
 
-@dataclass
+@dataclass(repr=False)
 class Table:
-    """A header, rows of texts, and a note below."""
+    """A header, rows of texts, and a note below; shows itself in a terminal and in a notebook."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+    def __repr__(self) -> str:
+        lines = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*texts, *filter(None, [self.note])])
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def number(value: float, form: str) -> str:
@@ -19,11 +32,30 @@ def number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "not finite"
 
 
+def shorten(name: str, length: int = 24) -> str:
+    """The end of a long name, where paths differ."""
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
 def markdown(table: Table) -> str:
     """The table for a README."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{body}\n\n{table.note}\n" if table.note else f"{body}\n"
+
+
+def html(table: Table, lead: str = "") -> str:
+    """The table for a notebook, a sentence above it; of many rows, the first and the last."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    rows, half = list(table.rows), LARGEST_SHOWN // 2
+    if len(rows) > LARGEST_SHOWN:
+        rows = [*rows[:half], ["…"] * len(table.header), *rows[-half:]]
+    body = "".join(chain([line(table.header, "th")], (line(row, "td") for row in rows)))
+    parts = [f"<p>{escape(lead)}</p>" if lead else "", f"<table>{body}</table>" if rows else ""]
+    return "<div>" + "".join(parts) + (f"<p>{escape(table.note)}</p>" if table.note else "") + "</div>"
 
 
 LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "≤": r"$\leq$", ">": "$>$", "<": "$<$"}

@@ -16,7 +16,8 @@ FLOORS = [
     *(GROUND, "models", "attention", "analysis", "data", "conversion", "training", "removal", "studies", "sharing"),
     *("pages", "evaluation", "metrics", "cli"),
 ]
-ONLY_IN = {"matplotlib": {"pages/answer.py", "pages/plots.py", "pages/report.py"}, "jinja2": {"pages/report.py"}}
+MATPLOTLIB = {"analysis/drawing.py", "pages/answer.py", "pages/plots.py", "pages/report.py"}
+ONLY_IN = {"matplotlib": MATPLOTLIB, "jinja2": {"pages/report.py"}}
 
 
 def files(package):

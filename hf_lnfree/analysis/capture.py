@@ -57,6 +57,10 @@ class AttentionRecord:
         """[B or 1, H or 1, Q] number of keys each query may attend to, the last call of each module."""
         return {name: calls[-1].support for name, calls in self.calls.items()}
 
+    def __repr__(self) -> str:
+        calls = sum(map(len, self.calls.values()))
+        return f"<AttentionRecord {len(self.calls)} attention modules, {calls} calls>"
+
     def clear(self) -> None:
         """Forget what was recorded so far."""
         self.calls.clear()

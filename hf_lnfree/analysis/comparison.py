@@ -5,13 +5,17 @@ Entropies under one bound are compared in nats; under different bounds, as share
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..tables import number
+from ..tables import Table, html, number, shorten
 from .entropy_report import EntropyReport
+
+if TYPE_CHECKING:
+    from .drawing import NotebookFigure
 
 LARGE = 500  # degrees of freedom, from which Student's distribution is the normal one
 
@@ -43,28 +47,58 @@ class EntropyComparison:
         """Of the report with fewer."""
         return min(self.baseline.sequences, self.other.sequences)
 
-    def table(self, count: int = 10) -> str:
-        """How many heads moved, and those that moved furthest."""
+    def verdict(self) -> str:
+        """In a sentence: how far heads moved on average, and how many of them beyond chance."""
         heads = int(self.baseline.heads.sum())
-        change = float(self.difference[self.baseline.heads].mean())
+        change = self.format(float(self.difference[self.baseline.heads].mean()), sign=True)
         how = "paired by sequence" if self.paired else "unpaired: other batches, or another bootstrap"
         unit = "of the bound" if self.shares else "nats"
-        change_text = self.format(change, sign=True)
-        first = f"{self.other.name} against {self.baseline.name}: {change_text} {unit} on average"
+        first = f"{self.other.name} against {self.baseline.name}: {change} {unit} on average"
         if self.sequences < 2:
             return f"{first}; which heads moved cannot be told from a single sequence"
-        lines = [f"{first}, {int(self.moved.sum())} of {heads} heads moved (simultaneous 95 % interval, {how})"]
+        return f"{first}, {int(self.moved.sum())} of {heads} heads moved (simultaneous 95 % interval, {how})"
+
+    def furthest(self, count: int = 10) -> Table:
+        """The heads that moved furthest, with the half widths of their simultaneous 95 % intervals."""
         before, after = (r.entropy / scale_of(r, self.shares) for r in (self.baseline, self.other))
-        width = simultaneous(heads, self.sequences) * self.standard_error
+        width = simultaneous(int(self.baseline.heads.sum()), self.sequences) * self.standard_error
         order = self.difference.abs().where(self.moved, -1.0).flatten().argsort(descending=True)
+        rows = []
         for index in order[: min(count, int(self.moved.sum()))].tolist():
-            layer, head = divmod(index, self.difference.shape[1])
-            lines.append(
-                f"  layer {layer} head {head}: {self.format(before[layer, head])} to "
-                f"{self.format(after[layer, head])}, {self.format(self.difference[layer, head], sign=True)} "
-                f"± {self.format(width[layer, head])}"
-            )
+            place = divmod(index, self.difference.shape[1])
+            texts = (self.format(x[place]) for x in (before, after))
+            change, half = self.format(self.difference[place], sign=True), self.format(width[place])
+            rows.append([*map(str, place), *texts, f"{change} ± {half}"])
+        unit = "" if self.shares else " (nats)"
+        return Table(["layer", "head", f"before{unit}", f"after{unit}", f"difference{unit}"], rows)
+
+    def table(self, count: int = 10) -> str:
+        """How many heads moved, and those that moved furthest."""
+        lines = [self.verdict()]
+        for layer, head, before, after, change in self.furthest(count).rows if self.moved.any() else ():
+            lines.append(f"  layer {layer} head {head}: {before} to {after}, {change}")
         return "\n".join(lines)
+
+    def plot(self, *others: "EntropyComparison", columns: int = 2) -> "NotebookFigure":
+        """
+        Heat map of how far each head's mean entropy moved, what moved beyond chance framed; a matplotlib `Figure`.
+
+        Args:
+            others: comparisons that are drawn beside this one, all on one colour scale.
+            columns: how many of them stand side by side.
+        """
+        from .drawing import Grid, heatmaps
+
+        comparisons = (self, *others)
+        largest = max(float(c.difference.abs().nan_to_num().max()) for c in comparisons) or 1.0
+        grids = [Grid(c.title, c.difference, c.baseline.heads, c.moved) for c in comparisons]
+        unit = "shares of the bound" if any(c.shares for c in comparisons) else "nats"
+        return heatmaps(grids, "PuOr", -largest, largest, "+.2f", f"difference ({unit}); framed: moved", columns)
+
+    @property
+    def title(self) -> str:
+        """Of its panel in a picture."""
+        return f"{shorten(self.other.name)}\nminus {shorten(self.baseline.name)}"
 
     def format(self, value: Tensor | float, sign: bool = False) -> str:
         """Nats, or per cent of the bound."""
@@ -72,8 +106,14 @@ class EntropyComparison:
             return number(100 * float(value), "+.1f" if sign else ".1f") + " %"
         return number(float(value), "+.2f" if sign else ".2f")
 
+    def __repr__(self) -> str:
+        return f"<EntropyComparison {self.verdict()}>"
+
     def __str__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        return html(self.furthest() if self.moved.any() else Table([], []), self.verdict())
 
 
 def simultaneous(heads: int, sequences: int) -> float:

@@ -9,7 +9,7 @@ by $e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from ..models.normalizations import LINEAR, DynamicErf, DynamicTanh
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
 from ..models.stabilizers import EmbeddingScale
+from ..tables import Table, html, number
 from .modes import evaluation
+
+if TYPE_CHECKING:
+    from .drawing import NotebookFigure
 
 
 @dataclass
@@ -79,6 +83,47 @@ class Attribution:
         columns = (self.direct[:, sequence, position].tolist(), self.removed[:, sequence, position].tolist())
         rows = zip(self.names, *columns, strict=True)
         return sorted(rows, key=lambda row: -abs(row[1]))
+
+    def verdict(self, position: int = -1, sequence: int = 0) -> str:
+        """In a sentence: of how many components a logit is the sum, and how exactly."""
+        logit, token = self.logits[sequence, position].item(), int(self.targets[sequence, position])
+        error = number(self.largest_error, ".1e")
+        said = (
+            f"The logit {number(logit, '.4f')} of token {token} is the sum of {len(self.names)} components, with an "
+            f"error of at most {error} over all tokens and positions"
+        )
+        if self.linear:
+            return f"{said}: no norm divides before the logits."
+        frozen = number(100 * self.frozen_error(position)["relative"], ".1f")
+        return f"{said}; with the final norm frozen, which makes each of them wrong by {frozen} % (root mean square)."
+
+    def largest(self, count: int = 10, position: int = -1, sequence: int = 0) -> Table:
+        """The components that add most to a logit, and what it loses without each of them."""
+        rows = [
+            [name, number(direct, "+.4f"), "" if removed != removed else number(removed, "+.4f")]
+            for name, direct, removed in self.at(position, sequence)[:count]
+        ]
+        total = number(self.logits[sequence, position].item(), "+.4f")
+        header = ["component", "adds to the logit", "logit lost without it"]
+        return Table(header, [*rows, ["all together", total, ""]])
+
+    def plot(self, position: int = -1, sequence: int = 0, name: str = "") -> "NotebookFigure":
+        """
+        What every head, MLP and bias adds to the logit at one position; a matplotlib `Figure`.
+
+        Args:
+            name: its title.
+        """
+        from .drawing import attribution_grid
+
+        title = name or f"logit of token {int(self.targets[sequence, position])}"
+        return attribution_grid(*self.grid(position, sequence), title)
+
+    def __repr__(self) -> str:
+        return f"<Attribution {self.verdict()}>"
+
+    def _repr_html_(self) -> str:
+        return html(self.largest(), self.verdict())
 
 
 @torch.no_grad()

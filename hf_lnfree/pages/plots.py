@@ -1,7 +1,6 @@
-"""Pictures of entropy reports and of training.
+"""Pictures of entropy reports and of training, in the style that the pictures of single reports have.
 
-Colours are told apart by the colour-blind: viridis and PuOr for values, Okabe and Ito's palette, its yellow darker, for
-names.
+`analysis.drawing` draws layers x heads; the rest is here.
 """
 
 import io
@@ -11,49 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from cycler import cycler
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from ..analysis.comparison import EntropyComparison
+from ..analysis.drawing import PALETTE, STYLE, panels
+from ..analysis.drawing import attribution_grid as attribution_grid
 from ..analysis.entropy import MAXIMA
 from ..analysis.entropy_report import EntropyReport
 from ..errors import DataError
-from ..tables import number
+from ..tables import shorten
 from ..training.log import Curve, Entry, layer_curves
 
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999933", "#000000"]
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hf_lnfree",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=PALETTE),
-    "text.parse_math": False,  # names of models and tokens may hold a dollar
-}
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
-LARGEST_ANNOTATED = 16  # heads in a row
 SHOWN_LAYERS = 3  # in a legend
-
-
-def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes, `width` x `height` inches each; what the last row does not need is left blank."""
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
-    for ax in axes[count:]:
-        ax.axis("off")
-    for ax in axes[:count]:
-        ax.tick_params(labelbottom=True)  # also where axes are shared and no panel stands below
-    return figure, axes[:count]
 
 
 class PlainNumbers(LogFormatter):
@@ -72,81 +44,16 @@ def plain_ticks(axis: Axis) -> None:
         axis.set_minor_formatter(PlainNumbers(base))
 
 
-def title(report: EntropyReport) -> str:
-    """The title of a report's panel."""
-    return f"{shorten(report.name)} ({report.source})"
-
-
-def shorten(name: str, length: int = 24) -> str:
-    """The end of a long name, where paths differ."""
-    return name if len(name) <= length else "…" + name[1 - length :]
-
-
-def cells(ax: Axes, values: Any, shown: Any, cmap: str, low: float, high: float, form: str) -> Any:
-    """Layers x heads as an annotated image; heads that are not `shown` stay white."""
-    layers, heads = values.shape
-    colours = matplotlib.colormaps[cmap].with_extremes(bad="white")
-    image = ax.imshow(values.where(shown, math.nan).numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    for layer, head in shown.nonzero().tolist() if heads <= LARGEST_ANNOTATED else ():
-        value = float(values[layer, head])
-        r, g, b = to_rgb(colours((value - low) / (high - low))) if math.isfinite(value) else (1, 1, 1)
-        color = "black" if 0.3 * r + 0.6 * g + 0.1 * b > 0.45 else "white"
-        text = number(value, form).replace(" ", "\n")  # two words that are not finite fit on two lines
-        ax.text(head, layer, text, ha="center", va="center", fontsize=6.5, color=color)
-    every = 1 if max(layers, heads) <= LARGEST_ANNOTATED else 4
-    ax.set(xlabel="head", ylabel="layer", xticks=range(0, heads, every), yticks=range(0, layers, every))
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    return image
-
-
-def cell_size(reports: Sequence[EntropyReport]) -> tuple[float, float]:
-    """Width and height of a panel that keeps its numbers legible."""
-    layers, heads = (max(r.entropy.shape[i] for r in reports) for i in (0, 1))
-    width, height = (0.42 * heads, 0.32 * layers) if heads <= LARGEST_ANNOTATED else (0.18 * heads, 0.18 * layers)
-    longest = 0.085 * max(len(title(report)) for report in reports)  # at font size 10
-    return max(2.6, longest, width + 1.2), max(2.8, height + 0.9)  # room for the label of the colour bar
-
-
 def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
     """Mean entropy of every head in nats, side by side on one colour scale from 0 to the largest bound."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(reports), columns, *cell_size(reports))
-        top = max(float(r.bound[r.heads].max()) for r in reports) or 1.0  # sequences of one token
-        for report, ax in zip(reports, axes, strict=True):
-            image = cells(ax, report.entropy, report.heads, "viridis", 0.0, top, ".2f")
-            ax.set_title(title(report), fontsize=10)
-        figure.colorbar(image, ax=axes, label="mean attention entropy (nats)", shrink=0.8)
-        return figure
+    first, *others = reports
+    return first.plot(*others, columns=columns)
 
 
 def difference_heatmaps(comparisons: Sequence[EntropyComparison], columns: int = 2) -> Figure:
     """How far each head's mean entropy moved, in nats; what moved beyond chance is framed."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(comparisons), columns, *cell_size([c.other for c in comparisons]))
-        largest = max(float(c.difference.abs().nan_to_num().max()) for c in comparisons) or 1.0
-        for comparison, ax in zip(comparisons, axes, strict=True):
-            shown = comparison.baseline.heads
-            image = cells(ax, comparison.difference, shown, "PuOr", -largest, largest, "+.2f")
-            for layer, head in comparison.moved.nonzero().tolist():
-                frame = Rectangle((head - 0.46, layer - 0.44), 0.92, 0.88, fill=False, linewidth=0.8)
-                ax.add_patch(frame)
-            ax.set_title(f"{shorten(comparison.other.name)}\nminus {shorten(comparison.baseline.name)}", fontsize=10)
-        unit = "shares of the bound" if any(c.shares for c in comparisons) else "nats"
-        figure.colorbar(image, ax=axes, label=f"difference ({unit}); framed: moved", shrink=0.8)
-        return figure
-
-
-def attribution_grid(values: Any, columns: Sequence[str], name: str) -> Figure:
-    """What every head, MLP and bias adds to a logit, layers from top to bottom."""
-    with matplotlib.rc_context(STYLE):
-        figure, (ax,) = panels(1, 1, max(3.6, 0.5 * len(columns) + 1.4), max(2.6, 0.34 * len(values) + 1.0))
-        largest = float(values.abs().nan_to_num().max()) or 1.0
-        image = cells(ax, values, ~values.isnan(), "PuOr", -largest, largest, "+.2f")
-        ax.set(xlabel="head, and the rest of the layer", xticks=range(len(columns)), xticklabels=columns, title=name)
-        figure.colorbar(image, ax=ax, label="added to the logit", shrink=0.8)
-        return figure
+    first, *others = comparisons
+    return first.plot(*others, columns=columns)
 
 
 def bucket_bars(reports: Sequence[EntropyReport]) -> Figure:
@@ -191,7 +98,7 @@ def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
                 ax.plot(middle, layers, "o", color="white", markeredgecolor="black", markersize=4)
             ax.axvline(math.log(report.context_length), color="grey", linewidth=0.8, linestyle=":")
             ax.set(xlabel="entropy of a row (nats)", ylabel="layer")
-            ax.set_title(title(report), fontsize=10)
+            ax.set_title(report.title, fontsize=10)
             ax.invert_yaxis()
             ax.set_xlim(left=0)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -218,7 +125,7 @@ def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figur
                 plain_ticks(ax.xaxis)
                 ax.legend(frameon=False, fontsize=7)
             ax.set(xlabel="position (tokens)", ylabel="mean entropy (nats)")
-            ax.set_title(title(report), fontsize=10)
+            ax.set_title(report.title, fontsize=10)
         return figure
 
 

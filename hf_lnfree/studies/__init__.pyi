@@ -1,4 +1,5 @@
 from .cells import Cell as Cell
+from .cells import Cells as Cells
 from .comparison import compare_studies as compare_studies
 from .running import run_study as run_study
 from .search import search_layers as search_layers

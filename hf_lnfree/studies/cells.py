@@ -1,5 +1,6 @@
 """The cells of a study: one row with one seed, each a run in a folder of its own."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from ..analysis.entropy_report import EntropyReport
 from ..errors import RunError
+from ..tables import Table, html, number
 from ..training.beginning import Beginning
 from ..training.checkpoints import numbered
 from ..training.log import Curve, curve, read_log
@@ -14,7 +16,7 @@ from ..training.results import ENTROPY, RESULTS, RunResults
 from .study import Study
 
 
-@dataclass
+@dataclass(repr=False)
 class Cell:
     """One row with one seed."""
 
@@ -58,11 +60,43 @@ class Cell:
     def curve(self, key: str) -> Curve:
         return curve(self.log, key)
 
+    def __repr__(self) -> str:
+        found = self.results
+        perplexity = "" if found is None else f", perplexity {number(found.eval_perplexity, '.2f')}"
+        return f"<Cell {self.name}: {self.state}{perplexity}>"
 
-def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> list[Cell]:
+
+class Cells(list[Cell]):
+    """The cells of a study; shows itself as a table, in a terminal and in a notebook."""
+
+    def verdict(self) -> str:
+        """In a sentence: how many there are in each state."""
+        states = Counter(cell.state.partition(":")[0].partition(" at ")[0] for cell in self)
+        return f"{len(self)} cells: {', '.join(f'{count} {state}' for state, count in states.items())}."
+
+    def table(self) -> Table:
+        """A line for each cell; shares of overloaded and collapsed heads where they were measured."""
+        rows = []
+        for cell in self:
+            texts = ["", "", ""]
+            if (found := cell.results) is not None:
+                shares = (found.overloaded_heads, found.collapsed_heads)
+                texts = [number(found.eval_perplexity, ".2f")]
+                texts += ["" if share is None else f"{number(100 * share, '.0f')} %" for share in shares]
+            rows.append([cell.row, str(cell.seed), cell.state, *texts])
+        return Table(["row", "seed", "state", "perplexity", "overloaded", "collapsed"], rows)
+
+    def __repr__(self) -> str:
+        return f"{self.verdict()}\n{self.table()!r}"
+
+    def _repr_html_(self) -> str:
+        return html(self.table(), self.verdict())
+
+
+def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> Cells:
     """The grid, seed by seed, so that whole sets of rows are done first."""
     chosen = study.choose(rows).rows
-    return [Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen]
+    return Cells(Cell(row, seed, folder / row / f"seed-{seed}").load() for seed in seeds for row in chosen)
 
 
 def begun_with(folder: Path) -> Beginning | None:

@@ -18,7 +18,7 @@ from ..training.lock import RunInUse, only_run
 from ..training.results import RESULTS
 from ..training.run import train
 from ..training.settings import RunArguments
-from .cells import Cell, begun_with, cells_of
+from .cells import Cell, Cells, begun_with, cells_of
 from .side_by_side import Job, Report, shares, side_by_side
 from .study import Study
 
@@ -38,7 +38,7 @@ def run_study(
     finish: Finish | None = None,
     jobs: int | Literal["auto"] = 1,
     **local: Any,
-) -> list[Cell]:
+) -> Cells:
     """
     Train the cells that are not finished, in `folder`/ROW/seed-N; interrupted ones resume from their checkpoint.
 

@@ -20,7 +20,7 @@ OF_A_STUDY: dict[str, Any] = {
 """The fields of a study file that are not those of its rows, and what they hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """
     Args:
@@ -102,6 +102,10 @@ class Study:
         if unknown := [row for row in rows or () if row not in self.rows]:
             raise SettingsError(f"The study has no row {', '.join(unknown)}. It has: {', '.join(self.rows)}.")
         return replace(self, rows={row: fields for row, fields in self.rows.items() if rows is None or row in rows})
+
+    def __repr__(self) -> str:
+        scale, seeds = f" at the {self.scale} scale" if self.scale else "", ", ".join(map(str, self.seeds))
+        return f"<Study {self.title}{scale}: {', '.join(self.rows)}; seeds {seeds}>"
 
     def arguments(self, row: str, seed: int, folder: Path, **local: Any) -> RunArguments:
         """What `hf-lnfree train` would be told for one cell; `local` are fields that no result depends on."""

@@ -79,6 +79,24 @@ def test_four_rows_two_seeds_and_their_checkpoints(finished):
     assert first != second
 
 
+def test_a_study_and_its_cells_show_themselves(finished):
+    folder, study, cells, table = finished
+    assert repr(study) == f"<Study {study.title} at the minutes scale: {', '.join(ROWS)}; seeds 0>"
+    shown = cells_of(study, [0, 1, 2], folder)
+    shown[1].damage = "results.json: " + 40 * "wrong "
+    assert shown.verdict() == "12 cells: 7 finished, 1 not read, 4 to do."
+    lines = shown.table().rows
+    assert [(line[0], line[1]) for line in lines] == [(cell.row, str(cell.seed)) for cell in shown]
+    assert lines[0][2:4] == ["finished", f"{cells[0].results.eval_perplexity:.2f}"]
+    assert lines[0][4] == f"{100 * cells[0].entropy.overloaded():.0f} %"
+    assert lines[-1][2:] == ["to do", "", "", ""]
+    assert repr(cells[0]) == f"<Cell SM+LN+G, seed 0: finished, perplexity {lines[0][3]}>"
+    assert repr(cells).splitlines()[0] == "8 cells: 8 finished."
+    assert len(repr(cells).splitlines()) == 2 + 8
+    for page, first in ((cells._repr_html_(), cells.verdict()), (table._repr_html_(), table.header[0])):
+        assert re.findall(r">([^<]+)<", page)[0] == first
+
+
 def test_table_shows_intervals_and_differences_paired_by_seed(finished):
     _, _, cells, table = finished
     assert [row[0] for row in table.rows] == ROWS
