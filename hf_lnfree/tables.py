@@ -7,11 +7,20 @@ from dataclasses import dataclass
 
 @dataclass
 class Table:
-    """A header, rows of texts, and a note below."""
+    """A header, rows of texts, and a note; the last `foot` rows are sums of the others."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    foot: int = 0
+
+    @property
+    def body(self) -> Sequence[Sequence[str]]:
+        return self.rows[: len(self.rows) - self.foot]
+
+    @property
+    def sums(self) -> Sequence[Sequence[str]]:
+        return self.rows[len(self.rows) - self.foot :]
 
 
 def number(value: float, form: str) -> str:
