@@ -56,10 +56,11 @@ def verdict(attribution: Attribution, prompt: str, target: str) -> Verdict:
     """How likely the token is, and what adds most to its logit."""
     name, direct, _ = attribution.at()[0]
     found = of_target(attribution)
+    frozen = "" if attribution.linear else ", with the final norm frozen"
     said = (
         f"After {prompt!r} the model gives {target!r} a probability of {number(found['probability'], '.3g')}, rank "
-        f"{found['rank']} of all tokens. What changes its logit of {number(found['logits'], '.2f')} most is "
-        f"{name}, with {number(direct, '+.2f')}."
+        f"{found['rank']} of all tokens. The largest part of its logit of {number(found['logits'], '.2f')} is that of "
+        f"{name}: {number(direct, '+.2f')}{frozen}."
     )
     return Verdict(said, " ".join(certificate(attribution)))
 

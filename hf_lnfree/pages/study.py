@@ -124,7 +124,7 @@ def for_each_seed(rows: Rows, draw: Callable[[dict[str, Cell]], Sequence[Block]]
 def head_entropies(study: Study, rows: Rows) -> Section:
     """Shares of heads and a heat map of each row, for every seed; published ones below them."""
 
-    def draw(of_seed: dict[str, Cell]) -> list[Block]:
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         found = {row: cell for row, cell in of_seed.items() if cell.entropy is not None}
         reports = [cell.entropy for cell in found.values() if cell.entropy is not None]
         if not reports:
@@ -157,7 +157,7 @@ def head_entropies(study: Study, rows: Rows) -> Section:
 def training_dynamics(rows: Rows) -> list[Section]:
     """By layer: entropy, residual stream and sparsity of each row, for every seed; what activations learned."""
 
-    def draw(of_seed: dict[str, Cell]) -> list[Block]:
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         probed = {row: cell for row, cell in of_seed.items() if cell.curve("entropy/mean")}
         if not probed:
             return []
@@ -191,7 +191,7 @@ def training_dynamics(rows: Rows) -> list[Section]:
 def losses(rows: Rows) -> Section:
     """Training and held-out loss over steps, and how far each row is from the first, for every seed."""
 
-    def draw(of_seed: dict[str, Cell]) -> list[Block]:
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         pictures = []
         for key, caption in LOSSES.items():
             found = {row: cell.curve(key) for row, cell in of_seed.items() if cell.curve(key)}

@@ -1,5 +1,6 @@
 """What a reader of a report meets, and in which order."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -13,12 +14,18 @@ from matplotlib.colors import to_rgba_array
 
 from hf_lnfree import AttentionEntropyAnalyzer
 from hf_lnfree.analysis.entropy_report import EntropyReport
+from hf_lnfree.analysis.linearity import attribute
+from hf_lnfree.pages.attribution import write_attribution
 from hf_lnfree.pages.differences import curves_and_differences, minus_first
 from hf_lnfree.pages.entropy import write_entropy_page
 from hf_lnfree.pages.heads import entropy_verdict
 from hf_lnfree.pages.plots import curves, heatmaps, layer_dynamics, save
+from hf_lnfree.pages.removal import verdict as removal_verdict
+from hf_lnfree.pages.removal import write_removal_report
 from hf_lnfree.pages.report import Choice, Fold, Listing, Picture, Section, Verdict, write_report
+from hf_lnfree.removal.results import RemovalSummary
 from hf_lnfree.tables import Table
+from tests.conftest import GPT2
 from tests.pages.pages import read
 
 TEMPLATES = files("hf_lnfree.pages") / "templates"
@@ -27,8 +34,6 @@ TEMPLATES = files("hf_lnfree.pages") / "templates"
 @pytest.fixture(scope="module")
 def report() -> EntropyReport:
     """40 keys, 12 sequences, and chosen entropies: head h of layer l at (l + 8 h + 1.25) / 66 of the bound."""
-    from tests.conftest import GPT2
-
     ids = torch.randint(3, 99, (12, 40), generator=torch.Generator().manual_seed(1)).split(6)
     model = GPT2.model(seed=0, activation="relu", max_position_embeddings=64, num_hidden_layers=8, n_head=8)
     found = AttentionEntropyAnalyzer(model).run(ids, name="model")
@@ -192,3 +197,66 @@ def test_a_colour_bar_names_every_layer():
     assert [text.get_text() for text in bar.get_yticklabels()] == [str(i) for i in range(8)]
     colours = next(part for part in bar.collections if isinstance(part, QuadMesh)).get_facecolors()
     assert to_rgba_array([line.get_color() for line in panel.lines]) == pytest.approx(colours)
+
+
+@pytest.mark.parametrize("norm", ["none", "layernorm"])
+def test_an_attribution_says_how_likely_its_token_is_and_sums_what_it_does_not_list(norm, tmp_path):
+    model = GPT2.model(seed=0, norm=norm, final_norm=norm).double()
+    ids = torch.tensor([[5, 17, 3]])
+    with torch.no_grad():
+        chances = model(ids).logits[0, -1].softmax(-1)
+    token = int(chances.argsort(descending=True)[2])
+    found = attribute(model, ids, torch.full_like(ids, token))
+    write_attribution(tmp_path, found, "model", "a prompt", "word", top=3)
+    record = json.loads((tmp_path / "attribution.json").read_text())
+    assert record["probability"] == pytest.approx(float(chances[token]))
+    assert record["rank"] == 3
+    page = read(tmp_path / "report.html")
+    verdict = page.all("p", class_="verdict")[0].text
+    assert f"a probability of {chances[token]:.3g}, rank 3 of all tokens" in verdict
+    (table,) = page.all("table")
+    assert len(table.all("th")) == (2 if norm == "none" else 3)  # equal columns say nothing
+    listed = [float(row.all("td")[1].text) for row in table.all("tr")[1:]]
+    assert len(listed) == 3 + 2
+    assert sum(listed[:-1]) == pytest.approx(listed[-1], abs=3e-4)
+    assert next(row.all("td")[0].text for row in table.all("tfoot")[0].all("tr")).startswith("the other ")
+
+
+def removal(**changes):
+    events = [
+        {"step": i, "norm": f"norm {i}", "part": "all", "loss_before": 3.0, "loss_after": 3.0 + (7 * i % 12) / 100}
+        for i in range(12)
+    ]
+    fields = {
+        **{"model": "gpt2", "loss_before": 3.5, "loss_after": 3.45, "loss_plain": 3.4, "gap": 0.05, "steps": 20},
+        **{"norms_left": "none", "events": events, "curves": {"removal": [(0, 3.5)], "plain": [(0, 3.5)]}},
+        **{"tokens": 100, "sigma": {}, "arguments": {"removal_windows": 4}, "seed": 0, "data": {}, "environment": {}},
+        **{"command": "", "diverged_at": None},
+    }
+    return RemovalSummary(**(fields | changes))
+
+
+def test_a_removal_begins_with_what_it_cost(tmp_path):
+    write_removal_report(tmp_path, removal())
+    page = read(tmp_path / "report.html")
+    verdict = page.all("p", class_="verdict")[0].text
+    assert "0.0500 nats a token higher than after as many steps of plain fine-tuning: 3.4500 against 3.4000" in verdict
+    worst = next(table for table in page.all("table") if "norm" in table.all("thead")[0].text.split("loss")[0])
+    assert not worst.inside("details")
+    steps = [int(row.all("td")[0].text) for row in worst.all("tbody")[0].all("tr")]
+    assert steps == sorted(range(12), key=lambda i: -(7 * i % 12))[:10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"curves": {"removal": [(0, 3.5)]}}, "cannot be told without as many steps of plain fine-tuning"),
+        ({"loss_after": math.nan, "gap": math.nan, "diverged_at": 7}, "diverged at step 7"),
+        ({"norms_left": "mixed"}, "Norms are left in the model (mixed)"),
+        ({"loss_after": 3.35, "gap": -0.05}, "0.0500 nats a token lower"),
+    ],
+)
+def test_what_the_verdict_of_a_removal_cannot_say(changes, words):
+    said = removal_verdict(removal(**changes))
+    assert words in f"{said.said} {said.limits}"
+    assert "nan" not in said.said
