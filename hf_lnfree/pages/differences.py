@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..training.log import Curve
-from .plots import STYLE, panels
+from .plots import STYLE, panels, shorten
 
 
 def curves_and_differences(lines: Mapping[str, Curve], xlabel: str, ylabel: str) -> Figure:
@@ -21,7 +21,7 @@ def curves_and_differences(lines: Mapping[str, Curve], xlabel: str, ylabel: str)
         axes[0].legend(frameon=False, fontsize=8)
         if len(lines) > 1:
             first = next(iter(lines))
-            draw(axes[1], minus_first(lines), xlabel, f"{ylabel}, minus {first}'s")
+            draw(axes[1], minus_first(lines), xlabel, f"{ylabel}, minus {shorten(first)}'s")
         return figure
 
 
@@ -35,6 +35,6 @@ def draw(ax: Axes, lines: Mapping[str, Curve], xlabel: str, ylabel: str) -> None
     """Every curve; those that have no points keep the colours of the others in step."""
     for name, points in lines.items():
         xs, ys = zip(*points, strict=True) if points else ((), ())
-        ax.plot(xs, ys, label=name, linewidth=1.4)
+        ax.plot(xs, ys, label=name, linewidth=1.4, marker="o" if len(points) == 1 else None)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.25, linewidth=0.5)

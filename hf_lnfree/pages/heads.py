@@ -37,9 +37,12 @@ def said(report: EntropyReport, maximum: Maximum | float) -> str:
 
 def limits(reports: Sequence[EntropyReport]) -> str:
     """What the words of the verdict mean, where its intervals are from, and what they do not cover."""
+    judged = [report for report in reports if not report.too_short]
+    if not judged:
+        return ""
     text = "Overloaded: mean entropy above 3/4 of the maximum. Collapsed: at or below 1/4."
-    measured = [report for report in reports if report.source == "measured"]
-    if len(measured) < len(reports):
+    measured = [report for report in judged if report.source == "measured"]
+    if len(measured) < len(judged):
         text += " Published entropies have no intervals: means alone were printed."
     few = [report for report in measured if report.sequences < FEWEST_SEQUENCES or not len(report.replicates)]
     if few:

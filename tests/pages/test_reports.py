@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from matplotlib.colors import to_rgba_array
 from hf_lnfree import AttentionEntropyAnalyzer
 from hf_lnfree.analysis.entropy_report import EntropyReport
 from hf_lnfree.analysis.linearity import attribute
+from hf_lnfree.pages.answer import answer_sentence, best_row
 from hf_lnfree.pages.attribution import write_attribution
 from hf_lnfree.pages.differences import curves_and_differences, minus_first
 from hf_lnfree.pages.entropy import write_entropy_page
@@ -24,6 +26,8 @@ from hf_lnfree.pages.removal import verdict as removal_verdict
 from hf_lnfree.pages.removal import write_removal_report
 from hf_lnfree.pages.report import Choice, Fold, Listing, Picture, Section, Verdict, write_report
 from hf_lnfree.removal.results import RemovalSummary
+from hf_lnfree.studies.cells import Cell
+from hf_lnfree.studies.summary import share
 from hf_lnfree.tables import Table
 from tests.conftest import GPT2
 from tests.pages.pages import read
@@ -93,6 +97,30 @@ def test_a_text_that_is_too_short_has_no_verdict(report, tmp_path):
     assert all("overloaded" not in cell.text for cell in page.all("td"))
     assert all("overloaded" not in title.text for title in page.all("title"))
     assert "no verdict" not in entropy_verdict([report], "causal").said
+
+
+def test_a_study_passes_no_verdict_on_heads_of_short_texts(report, tmp_path):
+    cell = Cell("SM+G", 0, tmp_path, entropy=report)
+    assert share([cell], "overloaded") == "23 %"
+    rows = {"SM+G": [cell], "SM+R": [replace(cell, row="SM+R", entropy=replace(report, context_length=31))]}
+    assert share(rows["SM+R"], "overloaded") == "too short"
+    assert "No verdict on heads" in answer_sentence(rows, None)
+    assert "overloaded" not in answer_sentence(rows, None)
+
+
+def test_any_study_has_a_verdict(tmp_path):
+    def cells(row, *values):
+        found = [SimpleNamespace(eval_perplexity=value) for value in values]
+        return [Cell(row, seed, tmp_path, results=results) for seed, results in enumerate(found)]
+
+    rows = {"a": cells("a", 10.0, 10.0), "b": cells("b", 9.0, 9.1), "c": cells("c", 8.0, math.nan)}
+    assert best_row(rows) == (
+        "The lowest perplexity is that of b, 9.05 ± 0.64, 9.5 ± 6.4 % below that of a. Seeds diverged in c."
+    )
+    rows["b"] = cells("b", 9.0, 10.7)
+    assert "(the interval holds 0: no difference is shown)" in best_row(rows)
+    rows = {"a": cells("a", 10.0), "b": cells("b", 9.0)}
+    assert "(one seed, so no interval)" in best_row(rows)
 
 
 def test_intervals_that_are_not_there_are_explained(report):
