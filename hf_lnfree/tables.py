@@ -11,11 +11,23 @@ LARGEST_SHOWN = 24  # rows in a notebook
 
 @dataclass(repr=False)
 class Table:
-    """A header, rows of texts, and a note below; shows itself in a terminal and in a notebook."""
+    """A header, rows of texts, of which the last `foot` are sums of the others, and a note.
+
+    Shows itself in a terminal and in a notebook.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    foot: int = 0
+
+    @property
+    def body(self) -> Sequence[Sequence[str]]:
+        return self.rows[: len(self.rows) - self.foot]
+
+    @property
+    def sums(self) -> Sequence[Sequence[str]]:
+        return self.rows[len(self.rows) - self.foot :]
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]

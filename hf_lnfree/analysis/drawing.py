@@ -26,6 +26,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_lnfree",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # an SVG names all of them at every text
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -37,6 +37,8 @@ class Attribution:
             "final norm bias" and "head bias", which are constants of the logits.
         targets: [B, T] tokens whose logits are attributed.
         logits: [B, T] of the targets.
+        probability: [B, T] of the targets.
+        rank: [B, T] of the targets among all tokens, 1 for the one that the model predicts.
         direct: [C, B, T] $a_k$, what each component adds to the target's logit with the final norm frozen.
         removed: [C, B, T] $e_k$, by how much the logit falls when the component is taken from the stream; NaN for the
             constants.
@@ -47,6 +49,8 @@ class Attribution:
     names: list[str]
     targets: Tensor
     logits: Tensor
+    probability: Tensor
+    rank: Tensor
     direct: Tensor
     removed: Tensor
     largest_error: float
@@ -174,10 +178,13 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
             direct.append(in_logits[targets])
             removed.append(torch.full_like(direct[-1], torch.nan))
             total += in_logits
+    of_targets = logits.gather(-1, targets[..., None])
     return Attribution(
         names=names,
         targets=targets,
-        logits=logits.gather(-1, targets[..., None]).squeeze(-1),
+        logits=of_targets.squeeze(-1),
+        probability=(of_targets - logits.logsumexp(-1, keepdim=True)).exp().squeeze(-1),
+        rank=(logits > of_targets).sum(-1) + 1,
         direct=torch.stack(direct),
         removed=torch.stack(removed),
         largest_error=(total - logits).abs().max().item(),

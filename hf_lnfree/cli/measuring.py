@@ -101,7 +101,7 @@ def lm_eval(
     """Run lm-evaluation-harness, by default on multiple choice over Python code that needs no network."""
     from ..evaluation.harness import run_harness
     from .lm_eval import table
-    from .study import rich_table
+    from .tables import rich_table
 
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
     scores = run_harness(models, names(tasks), limit, batch_size, device, out=out, **access)  # type: ignore[arg-type]
@@ -121,15 +121,15 @@ def attribute(
     out: Annotated[Path | None, o.report_folder("report.html, picture and JSON")] = None,
 ) -> None:
     """Attribute the logit of a token to embeddings, heads, MLPs and biases, and certify how exact that is."""
-    from ..pages.attribution import attribution_table, certificate
+    from ..pages.attribution import attribution_table, verdict
     from .attribute import attribute_command
-    from .study import rich_table
+    from .tables import rich_table
 
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
     found, text = attribute_command(model, prompt, target, top, out, dtype, device, access)
-    say(f"Logit of {text!r} after {prompt!r}:")
+    answer = verdict(found, prompt, text)
+    say(answer.said)
     console.print(rich_table(attribution_table(found, top)))
-    for sentence in certificate(found):
-        say(sentence)
+    say(answer.limits)
     if out is not None:
         say(f"Report: {out / 'report.html'}")

@@ -13,7 +13,7 @@ from ..removal.arguments import RemovalArguments
 from ..removal.run import PLAIN, remove_norms
 from ..training.arguments import LNFreeTrainingArguments
 from ..training.fields import CheckpointArguments
-from .study import rich_table
+from .tables import rich_table
 from .train import DIVERGED, parse_arguments
 
 DATACLASSES = (RemovalArguments, DataArguments, LNFreeTrainingArguments, CheckpointArguments)

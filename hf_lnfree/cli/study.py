@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from ..errors import SettingsError
 from ..files import write_text
@@ -21,7 +18,8 @@ from ..studies.comparison import compare_studies
 from ..studies.running import check_study, is_first_process, run_study
 from ..studies.search import SEARCH, search_layers
 from ..studies.study import Study
-from ..tables import Table, latex, markdown
+from ..tables import latex, markdown
+from .tables import rich_table
 from .train import DIVERGED
 
 DEMO = Path(str(files("hf_lnfree") / "studies" / "demo.yaml"))
@@ -152,13 +150,3 @@ def compare_command(one: Path, other: Path, out: Path | None, console: Console) 
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "comparison.md", markdown(table))
         write_text(out / "comparison.tex", latex(table))
-
-
-def rich_table(table: Table) -> RichTable:
-    """The table as a terminal shows it."""
-    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in table.header:
-        shown.add_column(Text(heading), overflow="fold")
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    return shown

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
+from ..analysis.entropy_report import FEWEST_KEYS, PAPER_RESULTS, EntropyReport, published_reports
+from ..studies.comparison import counted
 from ..studies.statistics import Estimate, estimate
-from ..studies.summary import Rows, paired, perplexities, share
+from ..studies.summary import TOO_SHORT, Rows, paired, perplexities, share
 from .plots import PALETTE, STYLE, panels
 
 QUESTION = "Do GELU's early heads overload without LayerNorm, and does ReLU win?"
@@ -59,7 +60,7 @@ def measured(rows: Rows) -> Outcome:
         for row, cells in rows.items()
     }
     return Outcome(
-        f"here, {len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        f"here, {counted(len(seeds))}",
         {row: [of_row[seed] for seed in seeds] for row, of_row in found.items()},
         {row: layer_shares(of_row) for row, of_row in reports.items() if of_row},
     )
@@ -131,13 +132,43 @@ def answer_sentence(rows: Rows, key: str | None) -> str:
     shares = {row: share(rows[row], "overloaded") for row in LOOKS if row in rows}
     heads = ", ".join(f"{row} {of_row}" for row, of_row in shares.items() if of_row)
     said = f"Heads that are overloaded (mean entropy above 3/4 of the largest possible): {heads}. " if heads else ""
+    if TOO_SHORT in shares.values():
+        said = f"No verdict on heads: their queries have fewer than {FEWEST_KEYS} keys. "
     if gap is not None:
-        several = len(rows["SM+G"]) > 1
-        said += f"Without LayerNorm, ReLU's perplexity is {beside(gap)} GELU's"
-        said += "." if several else " (one seed, so no interval)."
+        said += f"Without LayerNorm, ReLU's perplexity is {beside(gap)} GELU's{doubt(gap)}."
     if key is not None and {"SM+G", "SM+R"} <= set(values := PAPER_RESULTS["eval_perplexity"][key]):
         said += f" Published, {key}: {beside(estimate([values['SM+R'] / values['SM+G'] - 1]))}."
     return said
+
+
+def best_row(rows: Rows) -> str:
+    """Which row has the lowest perplexity, and how far it is from the first; for studies of any rows."""
+    first = next(iter(rows))
+    means = {row: estimate(list(perplexities(cells).values())) for row, cells in rows.items()}
+    finite = [row for row in rows if math.isfinite(means[row].mean)]
+    if not finite:
+        return "No row has a perplexity: in each at least one seed diverged."
+    best = min(finite, key=lambda row: means[row].mean)
+    gap = paired(rows[best], rows[first])
+    said = f"The lowest perplexity is that of {best}, {means[best].format(2)}"
+    if best != first and gap is not None and math.isfinite(gap.mean):
+        said += f", {beside(gap)} that of {first}{doubt(gap)}"
+    lost = [row for row in rows if row not in finite]
+    return f"{said}." + (f" Seeds diverged in {', '.join(lost)}." if lost else "")
+
+
+def doubt(gap: Estimate) -> str:
+    """What keeps a difference from being shown by its seeds; "" for one that is."""
+    if gap.seeds < 2:
+        return " (one seed, so no interval)"
+    return " (the interval holds 0: no difference is shown)" if abs(gap.mean) <= gap.half_width else ""
+
+
+def limits(rows: Rows) -> str:
+    """What a study's verdict cannot say."""
+    seeds = max(len(cells) for cells in rows.values())
+    spread = "Intervals are over seeds, 95 %." if seeds > 1 else "One seed does not tell a difference from chance."
+    return f"{spread} This holds for models of this size, trained this long on this text."
 
 
 def beside(gap: Estimate) -> str:

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
+from ..analysis import drawing
 from ..analysis.comparison import EntropyComparison
-from ..analysis.drawing import PALETTE, STYLE, panels
-from ..analysis.drawing import attribution_grid as attribution_grid
-from ..analysis.entropy import MAXIMA
+from ..analysis.drawing import LARGEST_ANNOTATED, PALETTE, STYLE, panels
+from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_report import EntropyReport
 from ..errors import DataError
 from ..tables import shorten
 from ..training.log import Curve, Entry, layer_curves
+from .pointer import Says, change_texts, head_texts, with_titles
 
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
 SHOWN_LAYERS = 3  # in a legend
@@ -44,24 +48,49 @@ def plain_ticks(axis: Axis) -> None:
         axis.set_minor_formatter(PlainNumbers(base))
 
 
-def heatmaps(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
-    """Mean entropy of every head in nats, side by side on one colour scale from 0 to the largest bound."""
+def heatmaps(reports: Sequence[EntropyReport], columns: int = 2, maximum: Maximum | float = "causal") -> Figure:
+    """
+    Mean entropy of every head in nats, side by side on one colour scale from 0 to the largest bound. Under the pointer
+    each says its share of the maximum and what that makes it.
+    """
     first, *others = reports
-    return first.plot(*others, columns=columns)
+    figure = first.plot(*others, columns=columns)
+    for ax, report in zip(figure.axes, reports, strict=False):  # the last is the scale's
+        ax.add_artist(Says(head_texts(report, maximum)))
+    return figure
 
 
 def difference_heatmaps(comparisons: Sequence[EntropyComparison], columns: int = 2) -> Figure:
     """How far each head's mean entropy moved, in nats; what moved beyond chance is framed."""
     first, *others = comparisons
-    return first.plot(*others, columns=columns)
+    figure = first.plot(*others, columns=columns)
+    for ax, comparison in zip(figure.axes, comparisons, strict=False):
+        ax.add_artist(Says(change_texts(comparison)))
+    return figure
 
 
-def bucket_bars(reports: Sequence[EntropyReport]) -> Figure:
-    """Shares of heads by quarter of each of three maxima, with 95 % bootstrap intervals."""
+def attribution_grid(values: Tensor, columns: Sequence[str], name: str) -> Figure:
+    """What every head, MLP and bias adds to a logit, layers from top to bottom; each says its own under the pointer."""
+    figure = drawing.attribution_grid(values, columns, name)
+    texts = {
+        (layer, column): f"layer {layer}, {component(columns[column])}: {values[layer, column]:+.4f}"
+        for layer, column in (~values.isnan()).nonzero().tolist()
+    }
+    figure.axes[0].add_artist(Says(texts))
+    return figure
+
+
+def component(column: str) -> str:
+    """A column of an attribution grid in words: "head 3", "mlp", "biases"."""
+    return f"head {column}" if column.isdigit() else column
+
+
+def bucket_bars(reports: Sequence[EntropyReport], maxima: Sequence[Maximum | float] = MAXIMA) -> Figure:
+    """Shares of heads by quarter of each maximum, with 95 % bootstrap intervals."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(MAXIMA), 3, 3.3, 2.9, sharey=True)
+        figure, axes = panels(len(maxima), 3, 3.3 if len(maxima) > 1 else 5.0, 2.9, sharey=True)
         width = 0.8 / len(reports)
-        for ax, maximum in zip(axes, MAXIMA, strict=True):
+        for ax, maximum in zip(axes, maxima, strict=True):
             for index, report in enumerate(reports):
                 shares = 100 * report.buckets(maximum)
                 intervals = 100 * report.bucket_intervals(maximum)
@@ -76,7 +105,8 @@ def bucket_bars(reports: Sequence[EntropyReport]) -> Figure:
                     error_kw={"linewidth": 0.8},
                 )
             ax.set(xticks=range(4), xticklabels=["≤ ¼", "≤ ½", "≤ ¾", "> ¾"], ylim=(0, 105))
-            ax.set_xlabel(f"mean entropy / {MAXIMUM_LABELS[maximum]}")
+            nats = maximum if isinstance(maximum, str) else f"{maximum:g} nats"
+            ax.set_xlabel(f"mean entropy / {MAXIMUM_LABELS.get(nats, nats)}")
         axes[0].set_ylabel("heads (%)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
         return figure
@@ -110,12 +140,13 @@ def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figur
     each kind of layer: one with a window has a lower one."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(reports), columns, 3.6, 2.7, sharex=True, sharey=True)
+        most = max(len(report.modules) for report in reports)
         for report, ax in zip(reports, axes, strict=True):
             rows = report.strata_rows.sum((0, 1)) > 0
             middles = [(2 ** (s - 1) + 1 + 2**s) / 2 if s else 1.0 for s in rows.nonzero().flatten().tolist()]
             for layer, heads in enumerate(report.heads):
                 values = report.strata_entropy[layer, heads][:, rows].mean(0).tolist()
-                ax.plot(middles, values, "o-", markersize=2.5, **layer_style(layer, len(report.modules)))
+                ax.plot(middles, values, "o-", markersize=2.5, **layer_style(layer, most))
             if middles:
                 kinds = bounds_by_position(report, rows)
                 for bound, layers in kinds.items():
@@ -126,6 +157,7 @@ def position_curves(reports: Sequence[EntropyReport], columns: int = 2) -> Figur
                 ax.legend(frameon=False, fontsize=7)
             ax.set(xlabel="position (tokens)", ylabel="mean entropy (nats)")
             ax.set_title(report.title, fontsize=10)
+        layer_bar(figure, axes, most)
         return figure
 
 
@@ -146,25 +178,35 @@ def listed(layers: Sequence[int]) -> str:
 
 
 def layer_style(layer: int, layers: int) -> dict[str, Any]:
-    """Dark to light by depth; the first and the last have a label."""
-    return {
-        "color": matplotlib.colormaps["viridis"](layer / max(1, layers - 1) * 0.9),
-        "label": f"layer {layer}" if layer in (0, layers - 1) else None,
-        "linewidth": 1.2,
-    }
+    """Dark to light by depth, as `layer_bar` tells."""
+    return {"color": matplotlib.colormaps["viridis"](layer / max(1, layers - 1) * 0.9), "linewidth": 1.2}
+
+
+def layer_bar(figure: Figure, axes: Sequence[Axes], layers: int) -> None:
+    """Which colour is which layer, the first on top as in heat maps; nothing for a single line."""
+    if layers < 2:
+        return
+    colours = ListedColormap([layer_style(layer, layers)["color"] for layer in range(layers)])
+    norm = BoundaryNorm([layer - 0.5 for layer in range(layers + 1)], layers)
+    ticks: Any = range(layers) if layers <= LARGEST_ANNOTATED else MaxNLocator(integer=True)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="layer", ticks=ticks, aspect=30)
+    bar.ax.tick_params(length=0, which="both")
+    bar.ax.invert_yaxis()
 
 
 def layer_dynamics(rows: Mapping[str, Sequence[Curve]], ylabel: str, bound: float | None = None) -> Figure:
     """For each panel one curve a layer over training steps, early layers dark and late layers light."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(rows), 2, 4.6, 2.7, sharex=True, sharey=True)
+        most = max(map(len, rows.values()))
         for ax, (name, layers) in zip(axes, rows.items(), strict=True):
             for layer, points in enumerate(layers):
-                ax.plot(*zip(*points, strict=True), **layer_style(layer, len(layers)))
+                ax.plot(*zip(*points, strict=True), **layer_style(layer, most))
             if bound is not None:
                 ax.axhline(bound, color="grey", linewidth=0.8, linestyle=":", label="maximum")
+                ax.legend(frameon=False, fontsize=7)
             ax.set(title=name, xlabel="step", ylabel=ylabel)
-            ax.legend(frameon=False, fontsize=7)
+        layer_bar(figure, axes, most)
         return figure
 
 
@@ -199,16 +241,24 @@ def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = Fal
 
 def save(figure: Figure, path: str | Path, suffixes: Sequence[str] = (".svg", ".png")) -> None:
     """The figure as `path` with each suffix; a picture of the same numbers is the same file."""
+    for suffix in suffixes:
+        file = Path(path).with_suffix(suffix)
+        if suffix == ".svg":
+            file.write_text(svg_document(figure), encoding="utf-8")
+        else:
+            with matplotlib.rc_context(STYLE):
+                figure.savefig(file, dpi=150)
+
+
+def svg_document(figure: Figure) -> str:
+    """The figure as an SVG file, with what its cells say under the pointer."""
+    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        for suffix in suffixes:
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(Path(path).with_suffix(suffix), dpi=150, metadata=metadata)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return with_titles(buffer.getvalue())
 
 
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to stand inside a page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
+    svg = svg_document(figure)
     return svg[svg.index("<svg") :]

@@ -1,12 +1,14 @@
 """report.html of a norm removal: losses around every removal, against plain fine-tuning."""
 
+import math
 from pathlib import Path
 
 from ..files import json_text
 from ..removal.results import RemovalSummary
 from ..tables import Table, number
+from .heads import MOST_LISTED
 from .plots import curves, save
-from .report import Picture, Section, write_report
+from .report import Block, Fold, Listing, Picture, Section, Verdict, write_report
 
 CURVES = {"removal": "norms removed", "plain": "plain fine-tuning"}
 
@@ -20,7 +22,7 @@ def loss_table(summary: RemovalSummary) -> Table:
     if summary.loss_plain is not None and summary.gap is not None:
         rows.append(["after as many steps of plain fine-tuning", number(summary.loss_plain, ".4f")])
         rows.append(["gap", number(summary.gap, "+.4f")])
-    return Table(["held-out loss (nats a token)", ""], rows)
+    return Table(["model", "held-out loss (nats a token)"], rows)
 
 
 def event_table(summary: RemovalSummary) -> Table:
@@ -57,10 +59,55 @@ def write_removal_report(folder: Path, summary: RemovalSummary) -> None:
         "Scales": summary.sigma,
         "Environment": summary.environment | {"command": summary.command},
     }
+    alt = f"Curves of the held-out loss over steps: {', '.join(named)}."
     sections = [
-        Section("Losses", tables=[loss_table(summary)], figures=[Picture(figure, "Held-out loss over fine-tuning.")]),
-        Section("Every removal", tables=[event_table(summary)]),
-        Section("What this rests on", details={name: json_text(value) for name, value in rests_on.items()}),
+        Section(
+            "Verdict",
+            [verdict(summary), Picture(figure, "Held-out loss over fine-tuning.", alt), loss_table(summary)],
+        ),
+        Section("Every removal", removals(summary)),
+        Section("What this rests on", [Fold(name, [Listing(json_text(value))]) for name, value in rests_on.items()]),
     ]
     lead = f"{summary.model}, {summary.steps} steps, {summary.tokens:,} tokens, seed {summary.seed}."
     write_report(folder / "report.html", "LayerNorms removed by fine-tuning", lead, sections)
+
+
+def verdict(summary: RemovalSummary) -> Verdict:
+    """What taking the norms out cost, and what one run cannot say of it."""
+    after, before = number(summary.loss_after, ".4f"), number(summary.loss_before, ".4f")
+    limits = "One run with one seed: no interval tells this from chance."
+    if summary.norms_left != "none":
+        limits = f"Norms are left in the model ({summary.norms_left}). {limits}"
+    if summary.diverged:
+        limits = f"The run diverged at step {summary.diverged_at}. {limits}"
+    if summary.gap is None or summary.loss_plain is None:
+        said = f"The held-out loss went from {before} to {after} nats a token while LayerNorms were taken out."
+        return Verdict(said, f"What that cost cannot be told without as many steps of plain fine-tuning. {limits}")
+    if not math.isfinite(summary.gap):
+        said = f"What taking LayerNorms out cost cannot be told: a loss is not finite ({after} nats a token after it, "
+        return Verdict(f"{said}{number(summary.loss_plain, '.4f')} after plain fine-tuning).", limits)
+    side = "higher" if summary.gap > 0 else "lower"
+    said = (
+        f"With its LayerNorms taken out the model's held-out loss is {abs(summary.gap):.4f} nats a token {side} than "
+        f"after as many steps of plain fine-tuning: {after} against {summary.loss_plain:.4f}; it was {before} before."
+    )
+    return Verdict(said, limits)
+
+
+def removals(summary: RemovalSummary) -> list[Block]:
+    """The removals that cost most at once, the others folded."""
+    table = event_table(summary)
+    if len(table.rows) <= MOST_LISTED:
+        return [table]
+
+    def jump(index: int) -> float:
+        """By how much the loss rose; a loss that is not finite first, one that was not measured last."""
+        before, after = (summary.events[index][key] for key in ("loss_before", "loss_after"))
+        if before is None or after is None:
+            return -math.inf
+        return rise if math.isfinite(rise := after - before) else math.inf
+
+    order = sorted(range(len(table.rows)), key=jump, reverse=True)[:MOST_LISTED]
+    note = f"The {MOST_LISTED} of {len(table.rows)} removals after which the loss rose most."
+    shown = Table(table.header, [table.rows[index] for index in order], note)
+    return [shown, Fold(f"All {len(table.rows)} removals", [table])]

@@ -1,7 +1,7 @@
-"""A self-contained HTML page out of paragraphs, tables and figures; the only use of jinja2."""
+"""A self-contained HTML page out of sentences, tables and pictures; the only use of jinja2."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,31 +10,69 @@ from matplotlib.figure import Figure
 from ..files import write_text
 from ..redaction import redactor
 from ..tables import Table
+from .inline import inline
 from .plots import to_svg
 
 
 @dataclass
+class Verdict:
+    """What a page says, in a sentence or two, and what that cannot say."""
+
+    said: str
+    limits: str = ""
+
+
+@dataclass
 class Picture:
-    """A figure and what is written below it."""
+    """A figure, what is written below it, and what it shows, for readers who do not see it."""
 
     figure: Figure
     caption: str
+    alt: str
 
     @property
     def svg(self) -> str:
-        return to_svg(self.figure)
+        return inline(to_svg(self.figure))
+
+
+@dataclass
+class Listing:
+    """A text that is shown as it is: settings, environment, hashes."""
+
+    text: str
+
+
+@dataclass
+class Fold:
+    """Blocks that a reader opens by their summary."""
+
+    summary: str
+    blocks: Sequence["Block"]
+
+
+@dataclass
+class Choice:
+    """
+    One of several sets of blocks, chosen from a menu; without JavaScript all of them are shown.
+
+    Args:
+        label: of the menu. Menus with the same label choose together.
+        options: name -> its blocks.
+    """
+
+    label: str
+    options: Mapping[str, Sequence["Block"]]
+
+
+Block = str | Verdict | Table | Picture | Listing | Fold | Choice
 
 
 @dataclass
 class Section:
-    """A part of a page: paragraphs, then tables, then figures, then folded texts."""
+    """A part of a page: a heading, and blocks in the order in which they are read."""
 
     heading: str
-    paragraphs: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    figures: Sequence[Picture] = ()
-    details: dict[str, str] = field(default_factory=dict)
-    """Folded texts by their heading: settings, environment, hashes."""
+    blocks: Sequence[Block]
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:
@@ -43,8 +81,11 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
     environment = Environment(
         loader=PackageLoader("hf_lnfree.pages"),
         autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=StrictUndefined,
         finalize=lambda value: redact(value) if type(value) is str else value,
     )
+    environment.filters["kind"] = lambda block: type(block).__name__
     page = environment.get_template("report.html").render(title=title, lead=lead, sections=sections)
     write_text(Path(path), page)

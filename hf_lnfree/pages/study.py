@@ -1,9 +1,9 @@
 """The page of a study: its table, every head, curves over training, settings; published figures beside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..analysis.entropy_report import PAPER_RESULTS, EntropyReport, published_reports
+from ..analysis.entropy_report import PAPER_RESULTS, published_reports
 from ..files import json_text, write_json, write_text
 from ..provenance import command, environment
 from ..studies.cells import Cell
@@ -11,11 +11,13 @@ from ..studies.study import Study
 from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, summary, summary_table
 from ..tables import Table, latex, markdown
 from ..training.log import layer_curves
-from .answer import QUESTION, answer_picture, answer_sentence, measured, published
-from .entropy import bucket_table
-from .plots import curves, entropy_dynamics, heatmaps, layer_dynamics, save
-from .report import Picture, Section, write_report
+from .answer import QUESTION, answer_picture, answer_sentence, best_row, limits, measured, published
+from .differences import curves_and_differences
+from .heads import bucket_table
+from .plots import entropy_dynamics, heatmaps, layer_dynamics, save
+from .report import Block, Choice, Fold, Listing, Picture, Section, Verdict, write_report
 
+LOSSES = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
 CAPTIONS = {
     "slope": "Learnable slopes.",
     "gelu_share": "Share of GELU in each layer's activation; the rest is ReLU.",
@@ -28,17 +30,17 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
     if not rows:
         return None
     table = summary_table(study, rows)
-    first = {row: done[0] for row, done in rows.items()}
     sections = [
-        *answer(study, rows),
+        answer(study, rows),
         outcome(study, cells, table),
-        head_entropies(study, first),
-        training_dynamics(rows),
-        losses(first),
+        head_entropies(study, rows),
+        *training_dynamics(rows),
+        losses(rows),
         settings_and_hashes(cells),
     ]
+    sections = [section for section in sections if section.blocks]
     write_report(folder / "report.html", study.title, f"{study.scale} scale" if study.scale else "", sections)
-    measured = [cell.entropy for cell in first.values() if cell.entropy is not None]
+    measured = [done[0].entropy for done in rows.values() if done[0].entropy is not None]
     if measured:
         save(heatmaps(measured), folder / "heatmaps.png", [".png"])
     write_text(folder / "table.md", markdown(table))
@@ -47,11 +49,11 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
     return table
 
 
-def answer(study: Study, rows: Rows) -> list[Section]:
-    """The paper's question; none for a study without its rows."""
-    sentence = answer_sentence(rows, study.published)
-    if not sentence:
-        return []
+def answer(study: Study, rows: Rows) -> Section:
+    """The paper's question and its picture; which row came out best in a study without the paper's rows."""
+    said = answer_sentence(rows, study.published)
+    if not said:
+        return Section("Verdict", [Verdict(best_row(rows), limits(rows))])
     outcomes = [measured(rows)] + ([published(study.published, list(rows))] if study.published else [])
     caption = (
         "Left: perplexity of every seed, relative to that of the first row. Right: by layer, the mean entropy "
@@ -59,7 +61,8 @@ def answer(study: Study, rows: Rows) -> list[Section]:
     )
     if study.published:
         caption += f" Below: {PAPER_RESULTS['source']}"
-    return [Section(QUESTION, [sentence], figures=[Picture(answer_picture(outcomes), caption)])]
+    alt = f"Points: perplexity of each seed of {', '.join(rows)}. Lines: mean entropy of the heads of each layer."
+    return Section(QUESTION, [Verdict(said, limits(rows)), Picture(answer_picture(outcomes), caption, alt)])
 
 
 def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
@@ -79,7 +82,7 @@ def outcome(study: Study, cells: Sequence[Cell], table: Table) -> Section:
         tables.append(Table(header, diverged, "Steps whose loss or gradient was not finite."))
     if study.published is not None:
         tables.append(published_perplexities(study.published))
-    return Section("What came out", paragraphs, tables)
+    return Section("What came out", [*tables, *paragraphs])
 
 
 def unfinished(cells: Sequence[Cell]) -> str:
@@ -104,63 +107,104 @@ def published_perplexities(key: str) -> Table:
     return Table(["row", "perplexity", f"to {baseline}"], rows, note)
 
 
-def head_entropies(study: Study, first: Mapping[str, Cell]) -> Section:
-    """Heat maps and shares of heads of each row's first seed, published ones beside them."""
-    measured = {row: cell.entropy for row, cell in first.items() if cell.entropy is not None}
-    if not measured:
-        return Section("Entropy of every head at the end of training", ["No entropy report was asked for."])
-    seed = next(iter(first.values())).seed
-    published = {row: report for row, report in published_reports().items() if row in measured and study.published}
-    shown: list[EntropyReport] = []
-    for row, report in measured.items():
-        shown += [report, published[row]] if row in published else [report]
-    tables = [bucket_table([*measured.values()], "causal", f"measured here, seed {seed}")]
-    if published:
+def by_seed(rows: Rows) -> dict[int, dict[str, Cell]]:
+    """Of every seed its finished cells, by row."""
+    seeds = dict.fromkeys(cell.seed for cells in rows.values() for cell in cells)
+    return {seed: {cell.row: cell for cells in rows.values() for cell in cells if cell.seed == seed} for seed in seeds}
+
+
+def for_each_seed(rows: Rows, draw: Callable[[dict[str, Cell]], Sequence[Block]]) -> list[Block]:
+    """What `draw` makes of each seed's cells, to choose from; nothing to choose where one seed has something."""
+    options = {str(seed): blocks for seed, of_seed in by_seed(rows).items() if (blocks := draw(of_seed))}
+    if len(options) > 1:
+        return [Choice("seed", options)]
+    return [block for blocks in options.values() for block in blocks]
+
+
+def head_entropies(study: Study, rows: Rows) -> Section:
+    """Shares of heads and a heat map of each row, for every seed; published ones below them."""
+
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
+        found = {row: cell for row, cell in of_seed.items() if cell.entropy is not None}
+        reports = [cell.entropy for cell in found.values() if cell.entropy is not None]
+        if not reports:
+            return []
+        seed = next(iter(found.values())).seed
+        caption = f"Measured here, seed {seed}. Under the pointer: what each head is."
+        alt = f"Heat maps of the mean attention entropy of every head, seed {seed}, of {', '.join(found)}."
+        return [
+            bucket_table(reports, "causal", f"measured here, seed {seed}"),
+            Picture(heatmaps(reports), caption, alt),
+        ]
+
+    heading = "Entropy of every head at the end of training"
+    blocks = for_each_seed(rows, draw)
+    if not blocks:
+        return Section(heading, ["No entropy report was asked for."])
+    reports = [report for row, report in published_reports().items() if row in rows and study.published]
+    if reports:
         top = PAPER_RESULTS["bucket_maximum"]["value"]
-        tables.append(bucket_table([*published.values()], top, "published, GPT-2 small, T=128"))
-    caption = f"Measured here, seed {seed}."
-    if published:
-        caption = f"Measured here, seed {seed}; beside them published, {PAPER_RESULTS['source']}"
-    return Section(
-        "Entropy of every head at the end of training", tables=tables, figures=[Picture(heatmaps(shown), caption)]
-    )
+        alt = (
+            f"Heat maps of the published mean attention entropy of every head, of {', '.join(r.name for r in reports)}."
+        )
+        blocks += [
+            bucket_table(reports, top, "published, GPT-2 small, T=128"),
+            Picture(heatmaps(reports, maximum=top), f"Published, {PAPER_RESULTS['source']}", alt),
+        ]
+    return Section(heading, blocks)
 
 
-def training_dynamics(rows: Rows) -> Section:
-    """By layer: entropy, residual stream and sparsity of each row's first seed; slopes of every seed."""
-    first = {row: cells[0] for row, cells in rows.items()}
-    figures = []
-    probed = {row: cell for row, cell in first.items() if cell.curve("entropy/mean")}
-    if probed:
+def training_dynamics(rows: Rows) -> list[Section]:
+    """By layer: entropy, residual stream and sparsity of each row, for every seed; what activations learned."""
+
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
+        probed = {row: cell for row, cell in of_seed.items() if cell.curve("entropy/mean")}
+        if not probed:
+            return []
         bounds = [float(cell.entropy.bound.max()) for cell in probed.values() if cell.entropy is not None]
-        figure = entropy_dynamics({row: c.log for row, c in probed.items()}, max(bounds, default=None))
         seed = next(iter(probed.values())).seed
-        figures.append(Picture(figure, f"Entropy by layer, held-out windows in eval mode, seed {seed}."))
+        figure = entropy_dynamics({row: c.log for row, c in probed.items()}, max(bounds, default=None))
+        caption = f"Mean entropy by layer, held-out windows in eval mode, seed {seed}."
+        pictures = [Picture(figure, caption, f"A curve for each layer over steps. {caption}")]
         for key, label, caption in (
             ("residual_rms", "residual stream (RMS)", "Size of the residual stream after each block"),
             ("sparsity", "activations that are 0", "Share of the MLPs' activations that are exactly 0"),
         ):
             panels = {row: layer_curves(cell.log, key) for row, cell in probed.items()}
-            figures.append(Picture(layer_dynamics(panels, label), f"{caption}, seed {seed}."))
+            caption = f"{caption}, seed {seed}."
+            pictures.append(
+                Picture(layer_dynamics(panels, label), caption, f"A curve for each layer over steps. {caption}")
+            )
+        return pictures
+
     cells = [cell for done in rows.values() for cell in done]
+    learned: list[Block] = []
     for key, label in LEARNED.items():
         panels = {c.name: layer_curves(c.log, key) or [c.curve(f"{key}/global")] for c in cells}
         panels = {name: lines for name, lines in panels.items() if any(lines)}
         if panels:
-            figures.append(Picture(layer_dynamics(panels, label), CAPTIONS[key]))
-    return Section("Over training", figures=figures)
+            alt = f"A curve for each layer over steps, of {', '.join(panels)}. {CAPTIONS[key]}"
+            learned.append(Picture(layer_dynamics(panels, label), CAPTIONS[key], alt))
+    return [Section("Over training", for_each_seed(rows, draw)), Section("What activations learn", learned)]
 
 
-def losses(first: Mapping[str, Cell]) -> Section:
-    """Training and held-out loss over steps, of each row's first seed."""
-    seed = next(iter(first.values())).seed
-    shown = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
-    figures = []
-    for key, caption in shown.items():
-        found = {row: cell.curve(key) for row, cell in first.items() if cell.curve(key)}
-        if found:
-            figures.append(Picture(curves(found, "step", "loss (nats/token)"), f"{caption}, seed {seed}."))
-    return Section("Loss", figures=figures)
+def losses(rows: Rows) -> Section:
+    """Training and held-out loss over steps, and how far each row is from the first, for every seed."""
+
+    def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
+        pictures = []
+        for key, caption in LOSSES.items():
+            found = {row: cell.curve(key) for row, cell in of_seed.items() if cell.curve(key)}
+            if found:
+                seed = next(iter(of_seed.values())).seed
+                first, *others = found
+                caption = f"{caption}, seed {seed}."
+                caption += f" Right: the loss of each row minus that of {first} at the same step." if others else ""
+                alt = f"Curves of the loss over steps of {', '.join(found)}. {caption}"
+                pictures.append(Picture(curves_and_differences(found, "step", "loss (nats/token)"), caption, alt))
+        return pictures
+
+    return Section("Loss", for_each_seed(rows, draw))
 
 
 def settings_and_hashes(cells: Sequence[Cell]) -> Section:
@@ -170,6 +214,5 @@ def settings_and_hashes(cells: Sequence[Cell]) -> Section:
     blocks = {"environment": environment(), "data": data_of(cells), **details}
     return Section(
         "Exact settings and hashes",
-        [f"Command: {command()}"],
-        details={name: json_text(block) for name, block in blocks.items()},
+        [f"Command: {command()}", *(Fold(name, [Listing(json_text(block))]) for name, block in blocks.items())],
     )

@@ -32,7 +32,7 @@ def compare_studies(one: Path, other: Path) -> Table:
             [
                 row,
                 *(estimate(list(perplexities(cells).values())).format(2) for cells in (before, after)),
-                "no common seed" if gap is None else f"{gap.format(1, percent=True, sign=True)} ({gap.seeds} seeds)",
+                "no common seed" if gap is None else f"{gap.format(1, percent=True, sign=True)} ({counted(gap.seeds)})",
                 *(share(cells, "overloaded") for cells in (before, after)),
             ]
         )
@@ -42,6 +42,11 @@ def compare_studies(one: Path, other: Path) -> Table:
         note += " The held-out tokens differ: perplexities of different data or tokenizers do not compare."
     header = ["row", *(f"perplexity, {name}" for name in names), "change", *(f"overloaded, {name}" for name in names)]
     return Table(header, lines, note)
+
+
+def counted(seeds: int) -> str:
+    """ "1 seed" or "3 seeds"."""
+    return f"{seeds} seed{'s' * (seeds != 1)}"
 
 
 def finished_cells(folder: Path) -> dict[str, list[Cell]]:

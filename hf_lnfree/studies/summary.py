@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from ..analysis.entropy import causal_bound
+from ..analysis.entropy_report import FEWEST_KEYS
 from ..provenance import command
 from ..tables import Table
 from ..training.log import layer_curves
@@ -14,6 +15,8 @@ from .statistics import Estimate, estimate, relative_difference
 from .study import Study
 
 SUMMARY = "summary.json"
+TOO_SHORT = "too short"
+LONGEST_IN_HEADER = 12  # characters of a row's name, for a table of 80
 # What activations learn: the key of the recorder's log, and what it is.
 LEARNED = {"slope": "negative slope", "gelu_share": "share of GELU"}
 Rows = Mapping[str, Sequence[Cell]]
@@ -43,8 +46,10 @@ def paired(one: Sequence[Cell], other: Sequence[Cell]) -> Estimate | None:
 
 
 def share(cells: Sequence[Cell], which: str) -> str:
-    """Of heads that are "overloaded" or "collapsed"; "" where no entropies were measured."""
+    """Of heads that are "overloaded" or "collapsed"; "" where no entropies were measured; "too short" for a verdict."""
     reports = [cell.entropy for cell in cells if cell.entropy is not None]
+    if any(report.too_short for report in reports):
+        return TOO_SHORT
     return estimate([getattr(r, which)("causal") for r in reports]).format(0, percent=True) if reports else ""
 
 
@@ -79,10 +84,13 @@ def summary_table(study: Study, rows: Rows) -> Table:
         "shares of heads whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: "
         f"{bounds}."
     )
+    if any(TOO_SHORT in line for line in lines):
+        note += f" Too short: no query has {FEWEST_KEYS} keys, and with fewer even random heads are near their maximum."
     for one, other in study.compare:
         if one in rows and other in rows and (gap := paired(rows[one], rows[other])) is not None:
             note += f" Perplexity of {one} to {other}: {gap.format(1, percent=True, sign=True)}."
-    return Table(["row", "seeds", "perplexity", f"to {baseline}", "overloaded", "collapsed"], lines, note)
+    to = f"to {baseline}" if len(baseline) <= LONGEST_IN_HEADER else "to the first"
+    return Table(["row", "seeds", "perplexity", to, "overloaded", "collapsed"], lines, note)
 
 
 def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]:

@@ -113,9 +113,10 @@ def test_page_is_self_contained_and_shows_measured_beside_published(finished):
     folder, _, cells, _ = finished
     page = (folder / "report.html").read_text()
     assert re.findall(r'(?:href|src)="(?!#|data:)([^"]+)"', page) == []
-    assert page.count("<svg") == 7
+    # the answer; of two seeds heat maps, three pictures of training and two of losses; published heat maps
+    assert page.count("<svg") == 1 + 2 * 6 + 1
     data_hash = cells[0].results.data["train"]["sha256"]
-    for words in ("SM+LN+G (measured)", "SM+LN+G (published)", "max/4..max/2", data_hash, "Published, GPT-2 T=128"):
+    for words in ("SM+LN+G (measured)", "SM+LN+G (published)", "1/4 to 1/2", data_hash, "Published, GPT-2 T=128"):
         assert words in page
     assert "2.936" in page
     measured = page[page.index("What came out") :]
@@ -307,7 +308,7 @@ def test_two_studies_compare_over_their_common_seeds(finished, changes, local, t
     assert [row[0] for row in table.rows] == ["SM+G", "SM+R"]
     before = next(c for c in cells if (c.row, c.seed) == ("SM+G", 1)).results.eval_perplexity
     after = cells_of(other, [1], tmp_path / "faster", ["SM+G"])[0].results.eval_perplexity
-    assert table.rows[0][3] == f"{100 * (after / before - 1):+.1f} % (1 seeds)"
+    assert table.rows[0][3] == f"{100 * (after / before - 1):+.1f} % (1 seed)"
     assert "do not compare" not in table.note
     assert main(["compare", str(folder), str(tmp_path / "faster"), "--out", str(tmp_path / "out")]) == 0
     assert "SM+R" in (tmp_path / "out" / "comparison.tex").read_text()
