@@ -13,3 +13,5 @@ from .entropy import overloaded_share as overloaded_share
 from .entropy import row_support as row_support
 from .entropy_report import EntropyReport as EntropyReport
 from .entropy_report import published_reports as published_reports
+from .linearity import Attribution as Attribution
+from .linearity import attribute as attribute
