@@ -2,6 +2,7 @@
 
 import warnings
 from html import escape
+from typing import Any
 
 import matplotlib
 import torch
@@ -76,7 +77,7 @@ def share_heatmap(report: EntropyReport) -> Figure:
         for layer, head, kind, _ in report.flags():
             if kind in MARKS:
                 color, line = MARKS[kind]
-                frame = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": 2}
+                frame: dict[str, Any] = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": 2}
                 ax.add_patch(Rectangle((head - 0.44, layer - 0.44), 0.88, 0.88, **frame))
                 legend[kind] = Patch(**frame, label=kind)
         if legend:
