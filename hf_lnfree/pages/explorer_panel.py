@@ -46,9 +46,11 @@ def panel(explorer: Explorer, text: str, layer: int, head: int) -> str:
     if reading.attribution is not None:
         parts.append(paragraph(f"The logit of {reading.next_tokens[0][0]}:"))
         parts.append(html_table(attribution_table(reading.attribution, COMPONENTS)))
-        error = number(reading.attribution.largest_error, ".1e")
+        largest = number(reading.attribution.largest_error, ".1e")
         parts.append(
-            paragraph(f"All components add up to the logits with a largest error of {error} over the whole vocabulary.")
+            paragraph(
+                f"All components add up to the logits with a largest error of {largest} over the whole vocabulary."
+            )
         )
     return "".join(parts)
 
