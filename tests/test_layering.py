@@ -16,7 +16,11 @@ FLOORS = [
     *(GROUND, "models", "attention", "analysis", "data", "conversion", "training", "removal", "studies", "sharing"),
     *("pages", "evaluation", "metrics", "cli"),
 ]
-ONLY_IN = {"matplotlib": ("analysis/drawing.py", "pages/"), "jinja2": "pages/report.py"}
+ONLY_IN = {
+    "matplotlib": ("analysis/drawing.py", "pages/"),
+    "jinja2": "pages/report.py",
+    "gradio": "pages/explorer_app.py",
+}
 
 
 def files(package):

@@ -131,7 +131,14 @@ class Attribution:
 
 
 @torch.no_grad()
-def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None = None, **inputs: Any) -> Attribution:
+def attribute(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    targets: Tensor | None = None,
+    *,
+    position: int | None = None,
+    **inputs: Any,
+) -> Attribution:
     """
     What every component adds to the logit of a token, and how exact that is.
 
@@ -140,6 +147,7 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
             float64 the sum is exact to about 1e-12.
         input_ids: [B, T].
         targets: [B, T] tokens; those that the model predicts by default.
+        position: attribute the logits of this one alone, so that T is 1 in what is returned; all of them by default.
         inputs: more arguments of the model, like an attention mask.
 
     Raises:
@@ -162,6 +170,9 @@ def attribute(model: PreTrainedModel, input_ids: Tensor, targets: Tensor | None 
     with evaluation(model):
         components, stream, logits = decompose(model, norm, input_ids, inputs)
     targets = logits.argmax(-1) if targets is None else targets
+    if position is not None:
+        targets, stream, logits = targets[:, [position]], stream[:, [position]], logits[:, [position]]
+        components = {name: part[:, [position]] for name, part in components.items()}
     rows = head.weight[targets]  # B T D
     frozen, constant = linearised(norm, stream)
     direct, removed, total = [], [], torch.zeros_like(logits)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -66,3 +66,13 @@ class TextWindows:
             for start in range(0, whole, self.length):
                 self.windows += 1
                 yield ids[start : min(start + self.length, whole)]
+
+
+def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
+    """Windows as the model takes them; a decoder beside an encoder reads the same text, one token later."""
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if model.config.is_encoder_decoder:
+        start = model.config.decoder_start_token_id
+        first = torch.full_like(input_ids[:, :1], model.config.bos_token_id if start is None else start)
+        inputs["decoder_input_ids"] = torch.cat((first, input_ids[:, :-1]), dim=1)
+    return inputs

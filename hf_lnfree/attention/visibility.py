@@ -4,6 +4,7 @@ Shapes: B batch, H heads, Q queries, K keys.
 """
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,17 @@ class Mask:
         return create_mask(
             lambda b, h, query, key: rule(b, h, query + first, key), batch, heads, last - first, keys, str(self.device)
         )
+
+    def of_head(self, head: int) -> "Mask":
+        """What one head sees, as the mask of an attention of one head."""
+        batch, heads, queries, keys = self.shape
+        one = copy(self)
+        one.shape = (batch, 1, queries, keys)
+        one.tensors = tuple(t[:, head : head + 1] if t.shape[1] > 1 else t for t in self.tensors)
+        rule = self.rule
+        if rule is not None and heads > 1:
+            one.rule = lambda b, h, query, key: rule(b, h + head, query, key)
+        return one
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """All of it, [B, H, Q, K]: for those who hold a map anyway."""

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
+from ..analysis.texts import model_inputs
 from ..choices import MAXIMA, Maximum, Method
 from ..data.arguments import DataArguments
 from ..data.splits import load_validation
@@ -69,7 +68,7 @@ def display_names(models: Sequence[str]) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def headless_model(name: str, context_length: int, **options: Any) -> PreTrainedModel:
+def headless_model(name: str, context_length: int = 1, **options: Any) -> PreTrainedModel:
     """Any checkpoint of AutoModel, without its head."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is left out is no news
@@ -81,16 +80,6 @@ def headless_model(name: str, context_length: int, **options: Any) -> PreTrained
     if context_length > positions:
         raise SettingsError(f"--context-length {context_length} exceeds the {positions} positions of {name}.")
     return model
-
-
-def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
-    """Windows as the model takes them; a decoder beside an encoder reads the same text, one token later."""
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    if model.config.is_encoder_decoder:
-        start = model.config.decoder_start_token_id
-        first = torch.full_like(input_ids[:, :1], model.config.bos_token_id if start is None else start)
-        inputs["decoder_input_ids"] = torch.cat((first, input_ids[:, :-1]), dim=1)
-    return inputs
 
 
 def parse_maximum(text: str) -> Maximum | float:

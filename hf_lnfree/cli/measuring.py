@@ -1,4 +1,4 @@
-"""The commands that measure models: entropy, evaluate, lm-eval, attribute."""
+"""The commands that measure models: entropy, evaluate, lm-eval, attribute, explore."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,3 +133,27 @@ def attribute(
     say(answer.limits)
     if out is not None:
         say(f"Report: {out / 'report.html'}")
+
+
+@command("explore", MEASURE, "hf-lnfree explore runs/with-norms runs/without-norms")
+def explore(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODELS", help="Folders or Hub names of causal models or encoders.")
+    ],
+    trust_remote_code: o.TrustRemoteCode = False,
+    revision: o.Revision = None,
+    device: o.Device = None,
+    host: Annotated[str, o.option(o.OUTPUT, "Where the page is served; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, o.option(o.OUTPUT, "The first free one from 7860 on by default.", min=1, max=65535)
+    ] = None,
+    no_browser: Annotated[bool, o.option(o.OUTPUT, "Do not open the page in a browser.", "--no-browser")] = False,
+) -> None:
+    """Type a text into a local page: entropies of heads, the map of one, next tokens, attribution; models side by side.
+
+    Needs the extra `app`. Nothing is sent anywhere or fetched from elsewhere.
+    """
+    from .explore import explore_command
+
+    access = {"trust_remote_code": trust_remote_code, "revision": revision}
+    explore_command(models, host, port, not no_browser, device, access, say)

@@ -108,3 +108,16 @@ def test_stock_models_are_told_what_to_do(input_ids):
     stock = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, bos_token_id=0, eos_token_id=1))
     with pytest.raises(ValueError, match=r"hf_lnfree\.conversion\.load"):
         attribute(stock, input_ids)
+
+
+@pytest.mark.parametrize("fields", KINDS)
+def test_of_one_position_alone(family, fields, input_ids):
+    model = trained(family.model(**fields)).double()
+    everything, found = attribute(model, input_ids), attribute(model, input_ids, position=-1)
+    assert found.names == everything.names
+    for name in ("direct", "removed"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(everything, name)[..., -1:], rtol=0, atol=1e-12, equal_nan=True
+        )
+    assert torch.equal(found.targets, everything.targets[:, -1:])
+    assert found.largest_error <= 1e-9
