@@ -39,7 +39,7 @@ OWN_STEPS = ("diverged",)
 """Pages whose commands are short enough, and would print something else if they were cut."""
 
 
-CHOSEN_BY_THE_MODEL = re.compile(r"Logit of .*|.* (head|bias|MLP|embedding)[\w ]* +[-+]\d.*")
+CHOSEN_BY_THE_MODEL = re.compile(r"After .* the model gives .*|.* (head|bias|MLP|embedding)[\w ]* +[-+]\d.*")
 """Lines whose words depend on what a model has learned: the token that it predicts, and its largest components."""
 
 
@@ -122,7 +122,7 @@ def run_commands(page: Path, block: Block) -> None:
 @pytest.fixture(autouse=True)
 def here(clone, monkeypatch):
     monkeypatch.chdir(clone)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
     paths = SimpleNamespace(get_paths=lambda: {"stdlib": str(clone.parent / "stdlib")})
     monkeypatch.setattr(corpus, "sysconfig", paths)
 

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from ..analysis.drawing import cells
 from ..analysis.entropy_report import EntropyReport
 from ..errors import LNFreeError
 from ..tables import Table, number
 from .attribution import attribution_table
 from .explorer import Explorer, Reading
-from .plots import STYLE, cells, to_svg
+from .plots import STYLE, to_svg
 
 MARKS = {"overloaded": ("#D55E00", "-"), "collapsed": ("#CC79A7", "--"), "not finite": ("#000000", ":")}
 COMPONENTS = 12  # of an attribution
