@@ -20,6 +20,7 @@ html_theme, html_title = "furo", f"hf_lnfree {release}"
 html_math_renderer = "mathml"
 default_role = "code"
 autodoc_member_order = "bysource"
+autodoc_mock_imports = generate.OF_EXTRAS
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_lnfree.cli.app import console
 from hf_lnfree.cli.main import main
 from hf_lnfree.data import corpus
 
@@ -122,7 +123,7 @@ def run_commands(page: Path, block: Block) -> None:
 @pytest.fixture(autouse=True)
 def here(clone, monkeypatch):
     monkeypatch.chdir(clone)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console, "_width", 120)  # COLUMNS is not asked for where TERM says that the terminal is dumb
     paths = SimpleNamespace(get_paths=lambda: {"stdlib": str(clone.parent / "stdlib")})
     monkeypatch.setattr(corpus, "sysconfig", paths)
 
