@@ -38,7 +38,7 @@ PACKAGE = Path(hf_lnfree.__file__).parent
 OUTLANDISH = -12345
 WIDTH = 100
 RECORDS = (RunResults, Beginning, RemovalSummary)
-OF_EXTRAS = ["gradio"]  # what the pages are made without
+OF_EXTRAS = ["gradio", "starlette"]  # what the pages are made without
 
 
 def write(folder: Path) -> None:
