@@ -176,14 +176,25 @@ def all_finite(parameter: torch.Tensor) -> bool:
 def require_mappings(folder: Path) -> None:
     """Raise ModelError for a file of settings in which there is no JSON mapping: transformers takes it for one."""
     for path in (folder / name for name in SETTINGS_FILES):
-        if not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path} is damaged: {error}. Copy or download it again.") from error
-        if not isinstance(found, dict):
-            raise ModelError(f"{path} is damaged: it holds no mapping. Copy or download it again.")
+        mapping_in(path)
+
+
+def mapping_in(path: Path) -> dict[str, Any]:
+    """
+    What a JSON file of a checkpoint holds; nothing where there is none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}. Copy or download it again.") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is damaged: it holds no mapping. Copy or download it again.")
+    return found
 
 
 def require_own_files(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """What a checkpoint has beside its weights: a tokenizer, with the code that it needs, how it generates, a licence."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..errors import ModelError, listed
+from ..loading import mapping_in
 
 BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
 BESIDE += ["generation_config.json", "LICENSE*"]
@@ -35,7 +35,7 @@ def copy_beside(source: Path, folder: Path) -> None:
 
 def tokenizer_code(source: Path) -> list[Path]:
     """The files with a tokenizer's own classes, and what they import; those of another repository are found there."""
-    named = mapping(source / "tokenizer_config.json").get("auto_map") or {}
+    named = mapping_in(source / "tokenizer_config.json").get("auto_map") or {}
     classes = named.get("AutoTokenizer") if isinstance(named, dict) else named
     references = [classes] if isinstance(classes, str) else list(classes or ())
     own = {str(name).rpartition(".")[0] for name in references if name is not None and "--" not in str(name)}
@@ -57,7 +57,7 @@ def require_tokenizer_fits(source: Path, vocab_size: int | None) -> list[str]:
     Raises:
         ModelError: the vocabulary itself is larger, or a file is damaged.
     """
-    state, words, more = (mapping(source / name) for name in ("tokenizer.json", "vocab.json", "added_tokens.json"))
+    state, words, more = (mapping_in(source / name) for name in ("tokenizer.json", "vocab.json", "added_tokens.json"))
     model = state.get("model")
     vocab = (model.get("vocab") if isinstance(model, dict) else None) or words
     ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
@@ -75,21 +75,3 @@ def require_tokenizer_fits(source: Path, vocab_size: int | None) -> list[str]:
     if not beyond:
         return []
     return [f"The tokenizer has tokens beyond the model's vocabulary of {vocab_size}: {listed(beyond)}."]
-
-
-def mapping(path: Path) -> dict[str, Any]:
-    """
-    What a JSON file of the tokenizer holds; nothing where there is none.
-
-    Raises:
-        ModelError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}. Copy or download it again.") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is damaged: it holds no mapping. Copy or download it again.")
-    return found
