@@ -212,7 +212,7 @@ def test_the_windows_of_a_step_may_be_shared_out_otherwise(arguments, tmp_path, 
         resumed(per_device_train_batch_size=2)
     two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     with monkeypatch.context() as patch:
-        patch.setattr("hf_lnfree.training.beginning.environment", lambda: {"processes": 2})
+        patch.setattr("hf_lnfree.training.beginning.environment", lambda device: {"processes": 2})
         with pytest.raises(ValueError, match=r"gradient_accumulation_steps was 1, is 2.*processes was 1, is 2"):
             resumed(**two)
     assert resumed(**two) == 12
