@@ -13,6 +13,7 @@ from .parts import name_of_maximum, parts_of
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
+OVERLOADED, COLLAPSED = 0.75, 0.25  # above, and at most, of the maximum: the outer quarters of `bucket_shares`
 FEWEST_SEQUENCES = 10  # below, a bootstrap over sequences says too little of how they differ
 FEWEST_KEYS = 32  # below, random heads are near their maximum
 
@@ -155,9 +156,9 @@ class HeadEntropies:
             if lost := int(self.nonfinite_rows[layer, head]):
                 reason = f"{lost} of {int(self.rows[layer, head])} rows are NaN or infinite"
                 found.append(HeadFlag(layer, head, "not finite", reason))
-            elif limit > 0 and (mean > 0.75 * limit or mean <= 0.25 * limit):  # one key leaves no choice
+            elif limit > 0 and (mean > OVERLOADED * limit or mean <= COLLAPSED * limit):  # one key leaves no choice
                 kind, word, threshold = (
-                    ("overloaded", "above", 0.75) if mean > limit / 2 else ("collapsed", "at most", 0.25)
+                    ("overloaded", "above", OVERLOADED) if mean > limit / 2 else ("collapsed", "at most", COLLAPSED)
                 )
                 reason = (
                     f"{mean:.2f} nats is {100 * mean / limit:.0f} % of {limit:.2f} ({word} {100 * threshold:.0f} %)"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..analysis.entropy_report import FEWEST_KEYS, PAPER_RESULTS, EntropyReport, published_reports
+from ..analysis.head_entropies import OVERLOADED
 from ..studies.comparison import counted
 from ..studies.statistics import Estimate, estimate
 from ..studies.summary import TOO_SHORT, Rows, paired, perplexities, share
@@ -19,7 +20,6 @@ from .plots import PALETTE, STYLE, panels
 
 QUESTION = "Do GELU's early heads overload without LayerNorm, and does ReLU win?"
 PUBLISHED_ENTROPIES = "GPT-2 T=128"  # the only ones that were printed head by head
-OVERLOADED = 0.75  # as `overloaded_share` has it
 # What the eye is to compare: GELU and ReLU by colour, with and without LayerNorm by line.
 LOOKS = {
     "SM+LN+G": {"color": "#0072B2", "linestyle": ":", "marker": "o", "markerfacecolor": "white"},
