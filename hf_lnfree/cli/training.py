@@ -1,5 +1,6 @@
 """The commands that train, and what looks at many runs: train, remove-norms, demo, study, compare."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,7 @@ def demo(
     Rows: SM+LN+G, SM+LN+R (LayerNorm) and SM+G, SM+R (without), with GELU and ReLU. Finished rows are kept when the
     command is run again.
     """
+    begin_importing(jobs)
     from .study import DEMO, parse_jobs, parse_seeds, study_command
 
     local = {"cache_dir": cache_dir, "device": device}
@@ -127,6 +129,8 @@ def study(
     any moment. Several processes may share an output folder. Exit code 3: a cell diverged. With --search each layer of
     one row gets one of two activations, by sequential halving that begins with the layers whose heads are overloaded.
     """
+    if not dry_run:
+        begin_importing(jobs)
     from .study import parse_jobs, parse_seeds, search_command, study_command
 
     numbers, at_once = parse_seeds(seeds), parse_jobs(jobs)
@@ -140,6 +144,14 @@ def study(
             search_command(file, scale, chosen, search, budget, numbers, folder, change, at_once, local, console)
         )
     raise typer.Exit(study_command(file, scale, numbers, folder, chosen, dry_run, change, at_once, local, console))
+
+
+def begin_importing(jobs: str) -> None:
+    """In the process that those of several jobs are forked from."""
+    if jobs != "1" and "RANK" not in os.environ:
+        from ..studies.server import start_importing
+
+        start_importing()
 
 
 @command("compare", TRAIN, "hf-lnfree compare runs/demo runs/demo-three --out runs/comparison")

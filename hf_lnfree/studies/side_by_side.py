@@ -17,8 +17,8 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from ..data.processes import exit_without
 from ..errors import LNFreeError, SettingsError
+from .server import process_context
 
 Report = Callable[[int, int], None]
 """Takes the step that was done and the number of all."""
@@ -137,8 +137,7 @@ class Worker:
     """A process that does jobs, and how far it is with the one that it has."""
 
     def __init__(self, threads: int):
-        # Not forked: that would be quicker, but a forked process cannot use an accelerator.
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=do_jobs, args=(threads, theirs))
         self.process.start()
@@ -187,10 +186,7 @@ def how_it_ended(code: int | None) -> str:
 
 def do_jobs(threads: int, connection: Connection) -> None:
     """What a process does: one job after the other, each with its output in a file and its steps in the connection."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A process whose parent was killed would train on unseen.
-    threading.Thread(target=exit_without, args=(parent.pid,), daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
     def report(step: int, steps: int) -> None:
@@ -207,6 +203,14 @@ def do_jobs(threads: int, connection: Connection) -> None:
                 traceback.print_exc()
                 said = str(error) if isinstance(error, (LNFreeError, OSError)) else f"{type(error).__name__}: {error}"
                 connection.send(End(" ".join(said.split()), failed=True))
+
+
+def end_with_parent() -> None:
+    """A process whose parent was killed would train on unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def print_to(path: Path) -> None:
