@@ -101,9 +101,36 @@ GPT_NEOX = Family(
     blocks="layers",
     projections=("attention.dense", "mlp.dense_4h_to_h"),
 )
+LLAMA = Family(
+    name="llama",
+    prefix="LNFreeLlama",
+    stock_prefix="Llama",
+    activation_field="hidden_act",
+    tiny={**TOKENS, **SIZES, "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64},
+    blocks="layers",
+    projections=("self_attn.o_proj", "mlp.down_proj"),
+)
+QWEN3 = Family(
+    name="qwen3",
+    prefix="LNFreeQwen3",
+    stock_prefix="Qwen3",
+    activation_field="hidden_act",
+    tiny={**LLAMA.tiny, "head_dim": 16},
+    blocks="layers",
+    projections=("self_attn.o_proj", "mlp.down_proj"),
+)
+OPT = Family(
+    name="opt",
+    prefix="LNFreeOPT",
+    stock_prefix="OPT",
+    activation_field="activation_function",
+    tiny={**TOKENS, **SIZES, "word_embed_proj_dim": 32, "ffn_dim": 128, "max_position_embeddings": 64, "dropout": 0.0},
+    blocks="decoder.layers",
+    projections=("self_attn.out_proj", "fc2"),
+)
 
 
-@pytest.fixture(params=[GPT2, GPT_NEOX], ids=lambda f: f.name)
+@pytest.fixture(params=[GPT2, GPT_NEOX, LLAMA, QWEN3, OPT], ids=lambda f: f.name)
 def family(request) -> Family:
     return request.param
 

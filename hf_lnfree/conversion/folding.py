@@ -173,7 +173,8 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     set_block_norms(config, [kinds.pop() for kinds in by_layer])
     if ("disabled layernorm", "none") in folding.norms.values() and "layernorm" not in left:
         eps_field = family_of(config.model_type).eps_field
-        setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for whoever adds some
+        if eps_field is not None:
+            setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for who adds some
     state = work.state_dict()
     config.lm_head_bias = "lm_head.bias" in state
     biases = {name for name in state if name.endswith(".bias")} - {name for name, _ in model.named_parameters()}

@@ -71,8 +71,8 @@ def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:
     before, after = scaled.scales
     projections = mlp.projections(block)
     writer = projections.pop(mlp.writer)
-    for reader in projections.values():
-        scale_output(reader, before)
+    if projections:  # of a gated MLP the first is activated
+        scale_output(projections[mlp.readers[0]], before)
     as_linear(writer).mul_(after if projections else before * after)
     block.set_submodule(mlp.activation, scaled.activation)
 
@@ -107,7 +107,7 @@ def fuse_identities(model: PreTrainedModel) -> None:
     stack, config = stack_of(model), model.config
     activations = config.block_activations  # a list of its own
     for index, block in enumerate(stack.block_list(model.base_model)):
-        if activations[index] != "identity":
+        if activations[index] != "identity" or stack.mlp.gated:
             continue
         (reader,), writer = stack.mlp.reader_modules(block), stack.mlp.writer_module(block)
         one = stack.mlp.fuse(block)

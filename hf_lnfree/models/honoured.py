@@ -24,6 +24,11 @@ def unfused(branch: Branch, block: nn.Module) -> str | None:
     return "has no fused projection to query, key and value" if apart else None
 
 
+def without_query_key_norms(branch: Branch, block: nn.Module) -> str | None:
+    """An attention that has norms of its own for queries and keys keeps or loses them."""
+    return None if isinstance(branch, AttentionBranch) and branch.query_key_norms else unfused(branch, block)
+
+
 def gated(branch: Branch, block: nn.Module) -> str | None:
     """A gated MLP is not one matrix, even with the identity as its activation."""
     return "is gated" if isinstance(branch, MLPBranch) and branch.gated else None
@@ -51,7 +56,7 @@ class Requirement:
 
 REQUIREMENTS = {
     "residual_gain": Requirement(lambda config: config.residual_gain != "none", without_dropout),
-    "query_key_norm": Requirement(lambda config: config.query_key_norm, unfused),
+    "query_key_norm": Requirement(lambda config: config.query_key_norm, without_query_key_norms),
     "attention_temperature": Requirement(lambda config: config.attention_temperature, unfused),
     "attention_softcap": Requirement(lambda config: config.attention_softcap is not None, without_seam),
     "linear_bias": Requirement(lambda config: config.linear_bias == "query_key", unfused),

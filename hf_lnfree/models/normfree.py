@@ -88,9 +88,12 @@ def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> 
             shared = shared or (gain if config.residual_gain == "rezero" else None)
     for attention in stack.attentions(block):
         module = block.get_submodule(attention.module)
-        if config.query_key_norm or config.attention_temperature:
+        for path in attention.query_key_norms if not config.query_key_norm else ():
+            block.set_submodule(path, nn.Identity())
+        own = config.query_key_norm and not attention.query_key_norms
+        if own or config.attention_temperature:
             heads, groups = config.num_attention_heads, attention.groups(config.num_attention_heads)
-            control = QueryKeyControl(heads, groups, config.query_key_norm, config.attention_temperature)
+            control = QueryKeyControl(heads, groups, own, config.attention_temperature)
             module.query_key = control
             control.attach(block, attention.readers[0])
         if config.attention_softcap is not None:
@@ -202,17 +205,17 @@ class LNFreeMixin(Base):
         As in transformers.
 
         Raises:
-            ConfigurationError: a stock checkpoint, which has LayerNorms, without a word on what becomes of them.
+            ConfigurationError: a stock checkpoint, which has norms, without a word on what becomes of them.
         """
         if pretrained_model_name_or_path is not None and not {"config", "norm", "layer_norms"} & set(kwargs):
             place = {name: kwargs[name] for name in PLACE if name in kwargs}
-            config_class = cast(type[PreTrainedConfig], cls.config_class)
+            config_class: Any = cls.config_class
             stored, _ = config_class.get_config_dict(pretrained_model_name_or_path, **place)
             if stored.get("model_type", config_class.model_type) != config_class.model_type:
                 raise ConfigurationError(
-                    f"{pretrained_model_name_or_path} is a stock {stored['model_type']} with LayerNorms, and "
+                    f"{pretrained_model_name_or_path} is a stock {stored['model_type']} with norms, and "
                     f"{config_class.__name__} has norm='none' by default: they would be dropped. Pass "
-                    'norm="layernorm" to keep them, or norm="none" to drop those of the blocks.'
+                    f'norm="{config_class.stock_norm}" to keep them, or norm="none" to drop those of the blocks.'
                 )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
