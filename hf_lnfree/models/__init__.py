@@ -79,8 +79,9 @@ FAMILIES = {
 
 for _backbone, _heads in FAMILIES.items():
     _backbone.config_class.register_for_auto_class()
+    _prefix = _backbone.__name__.removesuffix("Model")
     for _model in (_backbone, *_heads):
-        _auto = f"AutoModel{_model.__name__.removeprefix(_backbone.__name__.removesuffix('Model')).removesuffix('Model')}"
+        _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
 # As of the stock families: GPT-2 has an entry, GPT-NeoX has none.

@@ -41,9 +41,9 @@ class LNFreeOPTConfig(LNFreeConfigMixin, OPTConfig):  # noqa: D101  set in the n
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ConfigurationError(
-                    f"{name}={getattr(self, name)!r} is not supported: {type(self).__name__} knows the OPT of all sizes "
-                    f"but 350M, which has {value!r} there: norms with gains before its branches and after the last "
-                    "block, and embeddings as wide as the stream."
+                    f"{name}={getattr(self, name)!r} is not supported, only {value!r}: {type(self).__name__} knows OPT "
+                    "of every size but 350M, with norms before its branches and after the last block, and embeddings "
+                    "as wide as the stream."
                 )
 
 

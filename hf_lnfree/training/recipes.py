@@ -90,8 +90,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     GPT-2 small has 124.242M parameters with LayerNorm and 124.206M without; 64,512 of them are frozen zero biases.
 
     Args:
-        family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M); beyond the paper "llama" (SmolLM-135M), "opt" (OPT-125M)
-            or "qwen3" (Qwen3-0.6B), whose norm is RMSNorm but for OPT.
+        family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M). Beyond the paper "opt" (OPT-125M), and two that have
+            RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B).
         row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
         context_length: tokens a window; positions are never fewer than the published model's.
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
