@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..models.normalizations import FixedScale
+from ..models.normalizations import FixedScale, epsilon
 from ..models.removal import OTHERS, RemovalNorm
 from ..models.sites import Projection
 from .families import stack_of
 
-# From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
+# From here on epsilon is no guard against zero: the norm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
 LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
 HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
@@ -38,8 +38,8 @@ class NormSite:
             return self.norm.sigma.item()
         if isinstance(self.norm, RemovalNorm):
             return self.norm.sigma[OTHERS].item() if self.norm.finished else None
-        if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
-            return math.sqrt(self.norm.eps)
+        if (isinstance(self.norm, nn.LayerNorm) or self.kind == "rmsnorm") and epsilon(self.norm) >= DISABLING_EPS:
+            return math.sqrt(epsilon(self.norm))
         return None
 
     @property

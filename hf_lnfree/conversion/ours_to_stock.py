@@ -131,8 +131,8 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
     norm = {"layernorm": "a LayerNorm", "rmsnorm": "an RMSNorm"}[config.stock_norm]
     if unknown := kinds - {"none", config.stock_norm, "rmspre", "removal"}:
         reasons.append(f"{', '.join(sorted(unknown))} is nothing that {norm} can be")
-    if kinds == {"none"} and family_of(config.model_type).eps_field is None:
-        reasons.append("its norms do nothing, and the stock class has no epsilon that would disable its own")
+    if kinds == {"none"} and (family_of(config.model_type).eps_field is None or config.stock_query_key_norm):
+        reasons.append("its norms do nothing, and the stock class has no epsilon that would disable these alone")
     if config.lm_head_bias and config.stock_norm == "rmsnorm":
         reasons.append("its head has a bias")
     if FUSED in activations:

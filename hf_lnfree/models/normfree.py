@@ -124,14 +124,15 @@ def control_heads(block: nn.Module, attention: AttentionBranch, config: PreTrain
 
 def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
     """Tell the norms that are being removed where sequences begin, and which projection makes values of them."""
-    norms = [module for module in model.modules() if isinstance(module, RemovalNorm)]
-    if not norms:
-        return
-    first = FirstPosition()
-    model.register_forward_pre_hook(first.locate, with_kwargs=True)
-    for removed in norms:
-        removed.first = first
     for stack in stacks:
+        owner = model.get_submodule(stack.blocks.rpartition(".")[0])  # OPT's head calls its decoder past its backbone
+        norms = [module for module in owner.modules() if isinstance(module, RemovalNorm)]
+        if not norms:
+            continue
+        first = FirstPosition()
+        owner.register_forward_pre_hook(first.locate, with_kwargs=True)
+        for removed in norms:
+            removed.first = first
         for block in stack.block_list(model):
             for attention in stack.attentions(block):
                 norm = attention.norm_module(block)

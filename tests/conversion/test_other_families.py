@@ -59,17 +59,18 @@ def test_folding_changes_nothing_but_rounding(family, tied, fields, input_ids):
     folded, told = fold(model)
     assert {*folded.config.block_norms, folded.config.final_norm} == {"rmspre"}
     assert told.untied == tied
-    torch.testing.assert_close(logits(folded, input_ids), logits(model, input_ids), rtol=1e-9, atol=1e-9)
+    exact = 1e-9 if family is OPT else 1e-5  # RMSNorms of these families work in float32
+    torch.testing.assert_close(logits(folded, input_ids), logits(model, input_ids), rtol=exact, atol=exact)
     if family is OPT:  # centred: what divides by the root mean square divides by the deviation
         assert folded.model.decoder.embed_tokens.weight.mean(1).abs().max() < 1e-12
     stock = to_stock(folded) if family is not QWEN3 or "attention_temperature" not in fields else folded
-    torch.testing.assert_close(logits(stock, input_ids), logits(model, input_ids), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits(stock, input_ids), logits(model, input_ids), rtol=exact, atol=exact)
 
 
-@rms
 @tied
-def test_a_norm_free_model_is_a_stock_one_whose_norms_do_nothing(family, tied, input_ids, tmp_path):
+def test_a_norm_free_llama_is_a_stock_one_whose_norms_do_nothing(tied, input_ids, tmp_path):
     """x / sqrt(mean(x^2) + 1e12) * 1e6, and no centring: nothing becomes wider."""
+    family = LLAMA
     model = wide(family.model(norm="none", final_norm="none", activation="relu", tie_word_embeddings=tied))
     stock = to_stock(model)
     assert stock.config.hidden_size == model.config.hidden_size
@@ -87,7 +88,8 @@ def test_a_norm_free_model_is_a_stock_one_whose_norms_do_nothing(family, tied, i
 @pytest.mark.parametrize(
     ("family", "fields", "why"),
     [
-        (OPT, {"norm": "none", "final_norm": "none"}, "no epsilon that would disable its own"),
+        (OPT, {"norm": "none", "final_norm": "none"}, "no epsilon that would disable these alone"),
+        (QWEN3, {"norm": "none", "final_norm": "none"}, "no epsilon that would disable these alone"),
         (LLAMA, {"norm": "layernorm", "final_norm": "layernorm"}, "layernorm is nothing that an RMSNorm can be"),
         (LLAMA, {"norm": "rmsnorm", "query_key_norm": True}, "its queries and keys are normalised"),
         (QWEN3, {"norm": "rmsnorm", "query_key_norm": False}, "its queries and keys are not normalised"),

@@ -1,12 +1,10 @@
-"""What a model does is tested for every family here, elsewhere for the paper's two; what is removed are LayerNorms."""
+"""What a model does is tested for every family here, elsewhere for the paper's two."""
 
-from ..conftest import EVERY
+import pytest
 
-WITH_LAYERNORM = ("test_removal_norm",)
+from ..conftest import EVERY, Family
 
 
-def pytest_generate_tests(metafunc):
-    if "family" in metafunc.fixturenames:
-        only = metafunc.module.__name__.endswith(WITH_LAYERNORM)
-        families = [family for family in EVERY if family.norm == "layernorm" or not only]
-        metafunc.parametrize("family", families, ids=lambda f: f.name)
+@pytest.fixture(params=EVERY, ids=lambda f: f.name)
+def family(request) -> Family:
+    return request.param

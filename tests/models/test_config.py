@@ -65,6 +65,8 @@ def test_assignment_is_checked_too(family):
     "field", ["task_specific_params", "batch_norm_eps", "rms_norm_eps", "act_bits", "use_norm_bias", "hidden_act_scale"]
 )
 def test_other_unknown_fields_are_kept_as_transformers_keeps_them(family, field, tmp_path):
+    if field == "rms_norm_eps" and family.gated:
+        pytest.skip("a field of its own")
     config = family.config(**{field: 3})
     config.save_pretrained(tmp_path)
     assert getattr(AutoConfig.from_pretrained(tmp_path), field) == 3
