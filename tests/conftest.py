@@ -68,14 +68,20 @@ class Family:
         """Of a block or behind the last one; Qwen3 has others, of queries and keys."""
         return type(module).__name__.endswith("Norm") and not name.endswith(("q_norm", "k_norm"))
 
-    def activation(self, block: torch.nn.Module) -> torch.nn.Module:
+    @property
+    def stack(self) -> hf_lnfree.StackSites:
         (stack,) = getattr(hf_lnfree, f"{self.prefix}Model").stacks
-        return block.get_submodule(stack.mlp.activation)
+        return stack
+
+    def activation(self, block: torch.nn.Module) -> torch.nn.Module:
+        return block.get_submodule(self.stack.mlp.activation)
 
     def spelt(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields under the family's own names, and with biases where some are to be frozen."""
         names = {"activation": self.activation_field, "initializer_range": self.range_field}
         fields = {names.get(name, name): value for name, value in fields.items()}
+        if self.name == "opt" and "hidden_size" in fields:
+            fields = {"word_embed_proj_dim": fields["hidden_size"], **fields}
         biased = self.gated and fields.get("linear_bias") == "query_key"
         return ({"attention_bias": True} if biased else {}) | fields
 

@@ -179,7 +179,10 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     state = work.state_dict()
     config.lm_head_bias = "lm_head.bias" in state
     biases = {name for name in state if name.endswith(".bias")} - {name for name, _ in model.named_parameters()}
-    if biases - {"lm_head.bias"}:  # GPT-NeoX without biases in its attention
+    of_mlps = {name for name in biases if ".mlp." in name}
+    if of_mlps:
+        config.mlp_bias = True
+    if biases - of_mlps - {"lm_head.bias"}:
         config.attention_bias = True
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"

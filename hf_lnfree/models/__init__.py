@@ -4,6 +4,7 @@ This folder is flat and its files import each other with a single dot: save_pret
 """
 
 import transformers
+from transformers import PreTrainedModel
 
 from .activations import LearnableLeakyReLU, leaky_relu
 from .modeling_lnfree_gpt2 import (
@@ -48,7 +49,7 @@ from .modeling_lnfree_qwen3 import (
 from .normfree import LNFreeMixin, named_slopes
 from .sites import AttentionBranch, MLPBranch, StackSites
 
-FAMILIES = {
+FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
     LNFreeGPT2Model: (
         LNFreeGPT2ForCausalLM,
         LNFreeGPT2ForSequenceClassification,
@@ -78,6 +79,7 @@ FAMILIES = {
 """The backbone of each family, and its heads."""
 
 for _backbone, _heads in FAMILIES.items():
+    assert _backbone.config_class is not None
     _backbone.config_class.register_for_auto_class()
     _prefix = _backbone.__name__.removesuffix("Model")
     for _model in (_backbone, *_heads):

@@ -170,7 +170,8 @@ def refuse_tensor_parallelism(model: PreTrainedModel) -> None:
     config = model.config
     learned = any(isinstance(module, LEARNED) for module in model.modules())
     asked = {
-        "query_key_norm": config.query_key_norm,  # which counts the heads in a projection's output
+        # Which counts the heads in a projection's output; that of the stock attention stands behind it.
+        "query_key_norm": config.query_key_norm and not config.stock_query_key_norm,
         "attention_temperature": config.attention_temperature,
         f"weight_norm={config.weight_norm!r}": config.weight_norm != "none",  # over whole rows and columns
         "linear_bias='query_key'": config.linear_bias != "all",
@@ -272,7 +273,9 @@ class LNFreeMixin(Base):
         super().initialize_weights()
         # A stack that is a model of its own (OPT, T5) was initialised by the stock class's rules.
         for module in self.modules():
-            if not getattr(module, "_study_initialized", False):
+            if isinstance(module, NormedWeight) and getattr(module, "_is_hf_initialized", False):
+                module.reset_norm()  # what is trained has been drawn
+            elif not getattr(module, "_study_initialized", False):
                 self._init_study(module)
 
     @torch.no_grad()

@@ -96,7 +96,9 @@ def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
         model = family.head("CausalLM").from_pretrained(
             tmp_path, norm=family.norm, negative_slope=0.3, **{family.activation_field: name}
         )
-        values = [p.detach() for n, p in model.named_parameters() if ".act." in n or ".act_fn." in n or "activation_fn." in n]
+        values = [
+            p.detach() for n, p in model.named_parameters() if ".act." in n or ".act_fn." in n or "activation_fn." in n
+        ]
         assert len(values) == 3
         assert all(torch.equal(value, torch.full_like(value, expected)) for value in values)
 

@@ -102,8 +102,9 @@ def test_first_positions_are_found_with_padding_and_caches(family, gate, input_i
         cache, parts = DynamicCache(config=model.config), []
         for part in input_ids.split((5, 1, 6), dim=1):
             parts.append(model(part, **{name: cache}, use_cache=True).logits)
-    torch.testing.assert_close(left, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
+    near = 1e-5 * expected.abs().max().item() + 1e-5  # OPT's stream grows
+    torch.testing.assert_close(left, expected, rtol=1e-4, atol=near)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=near)
     generated = model.generate(padded, attention_mask=mask, max_new_tokens=3, do_sample=False)[:, 3:]
     step = input_ids
     for _ in range(3):

@@ -331,7 +331,7 @@ def test_capped_attention_is_that_of_gemma_2(family, input_ids):
     wide = family.model(norm="none", attention_softcap=1e4)
     wide.load_state_dict(model.state_dict())
     expected = logits(model, input_ids)
-    torch.testing.assert_close(logits(wide.eval(), input_ids), logits(free.eval(), input_ids))
+    torch.testing.assert_close(logits(wide.eval(), input_ids), logits(free.eval(), input_ids), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, logits(free, input_ids), atol=1e-3)
     maps = model(input_ids, output_attentions=True).attentions
     with record_attention_entropy(model) as record:
@@ -377,12 +377,15 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
     torch.testing.assert_close(logits(loaded, input_ids)[..., :99], expected)
 
     folded, _ = fold(copy.deepcopy(model).double())
-    torch.testing.assert_close(logits(folded, input_ids), logits(copy.deepcopy(model).double(), input_ids))
+    exact = 1e-5 if family.gated else 1e-7  # RMSNorms of these families work in float32
+    wide = logits(copy.deepcopy(model).double(), input_ids)
+    torch.testing.assert_close(logits(folded, input_ids), wide, rtol=exact, atol=exact)
     left = folded.config
     assert (left.weight_norm, left.residual_gain, left.ffn_scale) == ("none", "none", False)
     assert not left.embedding_scale
     assert not left.attention_temperature or left.query_key_norm
-    assert not set(left.block_norms) & {"scale", "affine", "fixed_scale", "rmsnorm"}
+    kept = {"affine", "fixed_scale"} if family.name == "qwen3" else set()  # nothing there may have a bias
+    assert not set(left.block_norms) & ({"scale", "affine", "fixed_scale", "rmsnorm"} - kept)
 
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
     changed = logits(adapted.eval(), input_ids)
@@ -391,7 +394,8 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
         with pytest.raises(ValueError, match=r"computed \(weight_norm\).*Fold first"):
             adapted.merge_and_unload()
     else:
-        torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=1e-4)
+        near = 1e-4 * changed.abs().max().clamp(min=1).item()  # streams without norms grow
+        torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=near)
 
 
 def test_identity_mlps_become_one_matrix(family, input_ids, tmp_path):
@@ -501,7 +505,7 @@ def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, t
         ({"norm": "dyt", "norm_alpha_mlp": "0.2"}, "must be a finite number"),
         ({"norm": "layernorm", "norm_alpha_attention": 0.8}, r"norm_alpha_attention=0.8 .* 'layernorm'.*Leave it"),
         ({"norm": "affine", "norm_alpha_mlp": 0.2}, "no norm there has one: 'affine'"),
-        ({"norm": "dyt", "norm_alpha_final": 0.2}, "no norm there has one: 'layernorm'"),
+        ({"norm": "dyt", "norm_alpha_final": 0.2}, "no norm there has one: '(layer|rms)norm'"),
         ({"norm": "dyt", "alpha_mlp": 0.2, "norm_alpha_mpl": 0.2}, "Did you mean 'norm_alpha_mlp'"),
     ],
 )
