@@ -16,6 +16,7 @@ from .differences import curves_and_differences
 from .heads import bucket_table
 from .plots import entropy_dynamics, heatmaps, layer_dynamics, save
 from .report import Block, Choice, Fold, Listing, Picture, Section, Verdict, write_report
+from .timeline import head_timeline
 
 LOSSES = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
 CAPTIONS = {
@@ -122,25 +123,28 @@ def for_each_seed(rows: Rows, draw: Callable[[dict[str, Cell]], Sequence[Block]]
 
 
 def head_entropies(study: Study, rows: Rows) -> Section:
-    """Shares of heads and a heat map of each row, for every seed; published ones below them."""
+    """Shares of heads, a heat map of each row, and its way there, for every seed; published ones below them."""
 
     def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         found = {row: cell for row, cell in of_seed.items() if cell.entropy is not None}
         reports = [cell.entropy for cell in found.values() if cell.entropy is not None]
+        seed = next(iter(of_seed.values())).seed
+        timeline = head_timeline(of_seed, seed)
+        over_training = [] if timeline is None else [timeline]
         if not reports:
-            return []
-        seed = next(iter(found.values())).seed
+            return over_training
         caption = f"Measured here, seed {seed}. Under the pointer: what each head is."
         alt = f"Heat maps of the mean attention entropy of every head, seed {seed}, of {', '.join(found)}."
         return [
             bucket_table(reports, "causal", f"measured here, seed {seed}"),
             Picture(heatmaps(reports), caption, alt),
+            *over_training,
         ]
 
     heading = "Entropy of every head at the end of training"
     blocks = for_each_seed(rows, draw)
-    if not blocks:
-        return Section(heading, ["No entropy report was asked for."])
+    if not any(cell.entropy for cells in rows.values() for cell in cells):
+        return Section(heading, ["No entropy report was asked for.", *blocks])
     reports = [report for row, report in published_reports().items() if row in rows and study.published]
     if reports:
         top = PAPER_RESULTS["bucket_maximum"]["value"]
