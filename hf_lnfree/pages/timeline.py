@@ -16,7 +16,10 @@ DASHES = {"-": "", "--": "6 3", ":": "2 3"}  # matplotlib's line styles in SVG
 
 def head_timeline(cells: Mapping[str, Cell], seed: int) -> Timeline | None:
     """The heads of one seed's cells, by variant; None where fewer than two steps were probed."""
-    probed = {name: probes for name, cell in cells.items() if (probes := dict(cell.curve(HEADS)))}
+    recorded = {
+        name: {entry["step"]: entry[HEADS] for entry in cell.log if HEADS in entry} for name, cell in cells.items()
+    }
+    probed = {name: probes for name, probes in recorded.items() if probes}
     steps = sorted({step for probes in probed.values() for step in probes})
     if len(steps) < 2:
         return None
