@@ -114,4 +114,4 @@ def part_table(report: EntropyReport) -> Table:
         mean = number(found["mean_entropy"], ".3f")
         rows.append([part, found["bound"], str(found["heads"]), mean, f"{share} %", collapsed, overloaded])
     header = ["part", "bound", "heads", "mean (nats)", "of the bound", "collapsed", "overloaded"]
-    return Table(header, rows, f"{report.name}: its attentions, each against the bound of its own rows.")
+    return Table(header, rows, f"{report.name}: its attentions, each against the bound of its own queries.")
