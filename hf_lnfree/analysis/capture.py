@@ -69,7 +69,7 @@ class AttentionRecord:
 @contextmanager
 def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Iterator[AttentionRecord]:
     """
-    Record exact row entropies of every self- and cross-attention of `model`.
+    Record the exact entropy of every query in each self- and cross-attention of `model`.
 
     The model may be wrapped by PEFT or DistributedDataParallel; functions that `torch.compile` made run eagerly inside
     the context. What a gradient checkpoint runs again is recorded once. Not thread-safe.

@@ -14,7 +14,8 @@ from ..errors import SettingsError
 
 def attention_entropy(probabilities: Tensor) -> Tensor:
     r"""
-    Shannon entropy of each row, $H_i = -\sum_j p_{ij} \ln p_{ij}$ with $0 \ln 0 = 0$ (arXiv 2410.09637, eq. 3).
+    Shannon entropy of each query's row of an attention map, $H_i = -\sum_j p_{ij} \ln p_{ij}$ with $0 \ln 0 = 0$
+    (arXiv 2410.09637, eq. 3).
 
     A row that holds a NaN has entropy NaN: a diverged head must not look like a collapsed one.
 

@@ -226,7 +226,7 @@ PAPER_RESULTS: dict[str, Any] = json.loads((files(__package__) / "data" / "paper
 
 
 def published_reports() -> dict[str, EntropyReport]:
-    """The head-entropy heatmaps printed for GPT-2 small at T=128 (arXiv 2410.09637, 2501.03489), by row name."""
+    """The head-entropy heatmaps printed for GPT-2 small at T=128 (arXiv 2410.09637, 2501.03489), by variant."""
     length = PAPER_RESULTS["setting"]["context_length"]
     return {row: _published(row, heatmap, length) for row, heatmap in PAPER_RESULTS["heatmaps"].items()}
 

@@ -31,19 +31,20 @@ class HeadFlag(NamedTuple):
 @dataclass
 class HeadEntropies:
     r"""
-    Means over rows, that is over all queries that are tokens and may attend to at least one key. Entropies are in nats.
+    A row is that of one query in an attention map: its distribution over keys. Means are over the rows of all queries
+    that are tokens and may attend to at least one key. Entropies are in nats.
 
     Shapes: L attention modules, H heads (of the module with most; what another lacks is NaN), S strata, N bins, R
     bootstrap replicates.
 
     Args:
-        name: model or row.
+        name: of the model, or of a variant of the paper.
         modules: names of the L attention modules.
         entropy: [L, H] mean entropy of each head.
         standard_error: [L, H] of `entropy`, sequences being independent; NaN from a single sequence.
         normalized: [L, H] mean of $H_i / \ln n_i$ over rows with $n_i > 1$ keys, 0 to 1.
         bound: [L, H] largest mean entropy possible on this data, the mean of $\ln n_i$.
-        row_variance, row_minimum, row_maximum: [L, H] over rows.
+        row_variance, row_minimum, row_maximum: [L, H] of the entropies of rows.
         rows: [L, H] how many were averaged.
         masked_rows: [L, H] queries that are tokens and may attend to nothing; left out.
         nonfinite_rows: [L, H] rows whose entropy was NaN or infinite; not left out.
@@ -181,7 +182,7 @@ class HeadEntropies:
         return [float(row[heads].mean()) for row, heads in zip(self.entropy, self.heads, strict=True)]
 
     def quantiles(self, q: list[float], by_layer: bool = False) -> Tensor:
-        """[len(q), L, H], or [len(q), L] over all heads: quantiles of row entropies, right to a bin of 1/64 nat."""
+        """[len(q), L, H], or [len(q), L] over all heads: quantiles of entropies of rows, right to a bin of 1/64 nat."""
         counts = (self.histogram.sum(1) if by_layer else self.histogram).double()
         cumulative = counts.cumsum(-1)
         found = []

@@ -6,6 +6,7 @@ $a_k = W (g \odot P c_k / \sigma(x))$, which adds up but is not what a component
 by $e_k = f(x) - f(x - c_k)$, where $\sigma$ is another. Shapes: C components, B batch, T tokens, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -88,28 +89,44 @@ class Attribution:
         rows = zip(self.names, *columns, strict=True)
         return sorted(rows, key=lambda row: -abs(row[1]))
 
-    def verdict(self, position: int = -1, sequence: int = 0) -> str:
-        """In a sentence: of how many components a logit is the sum, and how exactly."""
-        logit, token = self.logits[sequence, position].item(), int(self.targets[sequence, position])
-        error = number(self.largest_error, ".1e")
+    def certificate(self, position: int = -1) -> str:
+        """How exactly the components add up, and how far those at one position are from true direct effects."""
+        several = self.logits.shape[1] > 1
         said = (
-            f"The logit {number(logit, '.4f')} of token {token} is the sum of {len(self.names)} components, with an "
-            f"error of at most {error} over all tokens and positions"
+            f"The components add up to the logits with a largest error of {number(self.largest_error, '.1e')} over the "
+            f"whole vocabulary{' and all positions' if several else ''}."
         )
         if self.linear:
-            return f"{said}: no norm divides before the logits."
-        frozen = number(100 * self.frozen_error(position)["relative"], ".1f")
-        return f"{said}; with the final norm frozen, which makes each of them wrong by {frozen} % (root mean square)."
+            return f"{said} No norm divides before the logits: these are the direct effects themselves."
+        errors = self.frozen_error(position), self.frozen_error()
+        here, everywhere = (number(100 * error["relative"], ".1f") for error in errors)
+        return (
+            f"{said} The final norm was frozen at its scale. Against the logits without a component, where the norm is "
+            f"computed anew, frozen attributions are off by {here} % here (root mean square over the components; up to "
+            f"{number(errors[0]['largest'], '.2g')}){f' and by {everywhere} % over all positions' if several else ''}."
+        )
+
+    def verdict(self, position: int = -1, sequence: int = 0) -> str:
+        """Of how many components a logit is the sum, and the certificate of that."""
+        logit, token = number(self.logits[sequence, position].item(), ".4f"), int(self.targets[sequence, position])
+        said = f"The logit {logit} of token {token} is the sum of {len(self.names)} components."
+        return f"{said} {self.certificate(position)}"
 
     def largest(self, count: int = 10, position: int = -1, sequence: int = 0) -> Table:
-        """The components that add most to a logit, and what it loses without each of them."""
-        rows = [
-            [name, number(direct, "+.4f"), "" if removed != removed else number(removed, "+.4f")]
-            for name, direct, removed in self.at(position, sequence)[:count]
-        ]
-        total = number(self.logits[sequence, position].item(), "+.4f")
+        """
+        The components with the largest shares in a logit, the sum of the others, and the logit.
+
+        What the logit loses without a component has a column where it is something else.
+        """
+        components = self.at(position, sequence)
+        rows = [[name, number(direct, "+.4f"), signed(removed)] for name, direct, removed in components[:count]]
+        if others := [direct for _, direct, _ in components[count:]]:
+            rows.append([f"the other {len(others)}", number(math.fsum(others), "+.4f"), ""])
+        rows.append(["all together, the logit", number(self.logits[sequence, position].item(), "+.4f"), ""])
+        columns = 2 if self.linear else 3
         header = ["component", "adds to the logit", "logit lost without it"]
-        return Table(header, [*rows, ["all together", total, ""]])
+        note = "Components by what they add to the logit, the largest first."
+        return Table(header[:columns], [row[:columns] for row in rows], note, foot=2 if others else 1)
 
     def plot(self, position: int = -1, sequence: int = 0, name: str = "") -> "NotebookFigure":
         """
@@ -128,6 +145,11 @@ class Attribution:
 
     def _repr_html_(self) -> str:
         return html(self.largest(), self.verdict())
+
+
+def signed(removed: float) -> str:
+    """With its sign; nothing for a constant, which is not taken away."""
+    return "" if math.isnan(removed) else number(removed, "+.4f")
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 r"""Streaming sums over rows and sequences, from which an `EntropyReport` follows; they stay on the model's device.
 
-Sequences, not rows, are independent. Standard errors are those of a ratio of sums over sequences; for everything that
-is no mean (shares of heads over a threshold) there are bootstrap replicates, in which each sequence has a weight drawn
-from an exponential distribution instead of 1 (Rubin, The Bayesian Bootstrap, 1981): nothing but their sums is kept, and
-unlike counts, which may all be 0, such weights leave no replicate of a few sequences empty. Modules that see another
-batch than the rest, such as pictures or windows beside texts, count what they see as sequences of their own.
+A row is that of a query in an attention map. Sequences, not rows, are independent. Standard errors are those of a ratio
+of sums over sequences; for everything that is no mean (shares of heads over a threshold) there are bootstrap
+replicates, in which each sequence has a weight drawn from an exponential distribution instead of 1 (Rubin, The Bayesian
+Bootstrap, 1981): nothing but their sums is kept, and unlike counts, which may all be 0, such weights leave no replicate
+of a few sequences empty. Modules that see another batch than the rest, such as pictures or windows beside texts, count
+what they see as sequences of their own.
 
 Shapes: L attention modules, B batch, H heads, Q queries, N bins, S strata, R replicates.
 """

@@ -121,7 +121,7 @@ def attribute(
     out: Annotated[Path | None, o.report_folder("report.html, picture and JSON")] = None,
 ) -> None:
     """Attribute the logit of a token to embeddings, heads, MLPs and biases, and certify how exact that is."""
-    from ..pages.attribution import attribution_table, verdict
+    from ..pages.attribution import verdict
     from .attribute import attribute_command
     from .tables import rich_table
 
@@ -129,7 +129,7 @@ def attribute(
     found, text = attribute_command(model, prompt, target, top, out, dtype, device, access)
     answer = verdict(found, prompt, text)
     say(answer.said)
-    console.print(rich_table(attribution_table(found, top)))
+    console.print(rich_table(found.largest(top)))
     say(answer.limits)
     if out is not None:
         say(f"Report: {out / 'report.html'}")

@@ -36,8 +36,8 @@ class Outcome:
     """
     Args:
         title: of its panels.
-        perplexity: row -> one value a seed, the same seeds in all rows; not finite where a run diverged.
-        shares: row -> of every layer, the mean entropy of its heads as a share of the largest possible.
+        perplexity: variant -> one value a seed, the same seeds in all of them; not finite where a run diverged.
+        shares: variant -> of every layer, the mean entropy of its heads as a share of the largest possible.
     """
 
     title: str
@@ -52,7 +52,7 @@ def layer_shares(reports: Sequence[EntropyReport]) -> list[float]:
 
 
 def measured(rows: Rows) -> Outcome:
-    """What was trained here; seeds that every row has."""
+    """What was trained here; seeds that every variant has."""
     found = {row: perplexities(cells) for row, cells in rows.items()}
     seeds = [seed for seed in next(iter(found.values())) if all(seed in of_row for of_row in found.values())]
     reports = {
@@ -67,7 +67,7 @@ def measured(rows: Rows) -> Outcome:
 
 
 def published(key: str, rows: Sequence[str]) -> Outcome:
-    """The paper's figures for these rows; entropies only where they were printed."""
+    """The paper's figures for these variants; entropies only where they were printed."""
     values = PAPER_RESULTS["eval_perplexity"][key]
     heads = published_reports() if key == PUBLISHED_ENTROPIES else {}
     return Outcome(
@@ -78,7 +78,7 @@ def published(key: str, rows: Sequence[str]) -> Outcome:
 
 
 def answer_picture(outcomes: Sequence[Outcome]) -> Figure:
-    """A line of panels for each outcome: perplexity relative to its first row, and entropy by layer."""
+    """A line of panels for each outcome: perplexity relative to its first variant, and entropy by layer."""
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(2 * len(outcomes), 2, 4.2, 2.6)
         for outcome, left, right in zip(outcomes, axes[::2], axes[1::2], strict=True):
@@ -88,7 +88,7 @@ def answer_picture(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def draw_perplexities(ax: Axes, outcome: Outcome) -> None:
-    """One point a seed, in percent of the first row's; the mean perplexity is written beside."""
+    """One point a seed, in per cent of the first variant's; the mean perplexity is written beside."""
     first, *_ = outcome.perplexity.values()
     for index, (row, values) in enumerate(outcome.perplexity.items()):
         gaps = [100 * (value / base - 1) for value, base in zip(values, first, strict=True)]
@@ -105,7 +105,7 @@ def draw_perplexities(ax: Axes, outcome: Outcome) -> None:
 
 
 def draw_shares(ax: Axes, outcome: Outcome) -> None:
-    """A line a row, over layers, and the share above which a head counts as overloaded."""
+    """A line a variant, over layers, and the share above which a head counts as overloaded."""
     for index, (row, shares) in enumerate(outcome.shares.items()):
         ax.plot(range(len(shares)), shares, label=row, **look(row, index) | {"markersize": 4})
     ax.axhline(OVERLOADED, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
@@ -119,13 +119,13 @@ def draw_shares(ax: Axes, outcome: Outcome) -> None:
 
 
 def look(row: str, index: int) -> dict[str, Any]:
-    """Of a row's points and lines."""
+    """Of a variant's points and lines."""
     other = {"color": OTHERS[index % len(OTHERS)], "linestyle": "--" if index >= len(OTHERS) else "-", "marker": "o"}
     return LOOKS.get(row, other)
 
 
 def answer_sentence(rows: Rows, key: str | None) -> str:
-    """What came out for the paper's question; "" for a study without its rows SM+G and SM+R."""
+    """What came out for the paper's question; "" for a study without SM+G and SM+R."""
     if not {"SM+G", "SM+R"} <= set(rows):
         return ""
     gap = paired(rows["SM+R"], rows["SM+G"])
@@ -142,12 +142,12 @@ def answer_sentence(rows: Rows, key: str | None) -> str:
 
 
 def best_row(rows: Rows) -> str:
-    """Which row has the lowest perplexity, and how far it is from the first; for studies of any rows."""
+    """Which variant has the lowest perplexity, and how far it is from the first; for studies of any variants."""
     first = next(iter(rows))
     means = {row: estimate(list(perplexities(cells).values())) for row, cells in rows.items()}
     finite = [row for row in rows if math.isfinite(means[row].mean)]
     if not finite:
-        return "No row has a perplexity: in each at least one seed diverged."
+        return "No variant has a perplexity: in each at least one seed diverged."
     best = min(finite, key=lambda row: means[row].mean)
     gap = paired(rows[best], rows[first])
     said = f"The lowest perplexity is that of {best}, {means[best].format(2)}"

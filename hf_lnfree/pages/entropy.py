@@ -53,8 +53,8 @@ def write_entropy_page(
         ),
         "distributions": Picture(
             distributions(reports),
-            "Entropy of rows by layer: median, middle half, 5 % to 95 %. Dotted: ln(context length).",
-            f"By layer, the median and spread of the entropies of single rows, of {labels}.",
+            "Entropy of single queries by layer: median, middle half, 5 % to 95 %. Dotted: ln(context length).",
+            f"By layer, the median and spread of the entropies of single queries, of {labels}.",
         ),
         "positions": Picture(
             position_curves(reports),
@@ -81,7 +81,7 @@ def write_entropy_page(
         Section("Heads that stand out", [block for report in reports for block in flagged_heads(report, maximum)]),
         Section("Heads by quarter", quarters(reports, maximum, figures["buckets"])),
         *changes(comparisons, figures),
-        Section("Single rows", [figures["distributions"], figures["positions"]]),
+        Section("Single queries", [figures["distributions"], figures["positions"]]),
         Section(
             "Where the numbers are from",
             [*map(report_line, reports), *(Fold(r.name, [Listing(json_text(r.metadata))]) for r in reports)],
@@ -121,7 +121,7 @@ def report_line(report: EntropyReport) -> str:
     mean, normalized = number(summary["mean_entropy"], ".3f"), number(100 * summary["mean_normalized"], ".1f")
     return (
         f"{report.name} ({report.source}): {mean} nats on average over {summary['heads']} heads, {normalized} % of "
-        f"what each row could have; {int(report.rows.max())} rows of {report.sequences} sequences, up to "
-        f"{report.context_length} keys; {int(report.nonfinite_rows.sum())} rows not finite, "
-        f"{int(report.masked_rows.sum())} left out for having no key."
+        f"what each query could have; {int(report.rows.max())} queries of {report.sequences} sequences, up to "
+        f"{report.context_length} keys. Over all heads {int(report.nonfinite_rows.sum())} entropies are not finite; "
+        f"{int(report.masked_rows.sum())} queries were left out for having no key."
     )

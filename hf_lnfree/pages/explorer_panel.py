@@ -15,7 +15,6 @@ from ..analysis.drawing import cells
 from ..analysis.entropy_report import EntropyReport
 from ..errors import LNFreeError
 from ..tables import Table, number
-from .attribution import attribution_table
 from .explorer import Explorer, Reading
 from .plots import STYLE, to_svg
 
@@ -46,13 +45,8 @@ def panel(explorer: Explorer, text: str, layer: int, head: int) -> str:
         parts.append(html_table(Table(["next token", "probability (%)"], rows)))
     if reading.attribution is not None:
         parts.append(paragraph(f"The logit of {reading.next_tokens[0][0]}:"))
-        parts.append(html_table(attribution_table(reading.attribution, COMPONENTS)))
-        largest = number(reading.attribution.largest_error, ".1e")
-        parts.append(
-            paragraph(
-                f"All components add up to the logits with a largest error of {largest} over the whole vocabulary."
-            )
-        )
+        parts.append(html_table(reading.attribution.largest(COMPONENTS)))
+        parts.append(paragraph(reading.attribution.certificate()))
     return "".join(parts)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..analysis.entropy import Maximum
 from ..analysis.entropy_report import EntropyReport
-from ..analysis.head_entropies import FEWEST_KEYS, FEWEST_SEQUENCES, HeadFlag
+from ..analysis.head_entropies import FEWEST_SEQUENCES, HeadFlag
 from ..tables import Table, number
 from .report import Block, Fold, Verdict
 
@@ -15,46 +15,42 @@ QUARTERS = ("up to 1/4", "1/4 to 1/2", "1/2 to 3/4", "above 3/4")
 
 def entropy_verdict(reports: Sequence[EntropyReport], maximum: Maximum | float) -> Verdict:
     """How many heads of each model are overloaded or collapsed, and how far that can be trusted."""
-    return Verdict(" ".join(said(report, maximum) for report in reports), limits(reports))
+    return Verdict(" ".join(report.verdict(maximum) for report in reports), limits(reports, maximum))
 
 
-def said(report: EntropyReport, maximum: Maximum | float) -> str:
-    """The verdict on one model; none where its text is too short for one."""
-    if report.too_short:
-        verdict = (
-            f"{report.name}: no verdict. No query had more than {report.context_length} keys; with fewer than "
-            f"{FEWEST_KEYS}, even random heads are near their maximum."
-        )
-    else:
-        collapsed, *_, overloaded = report.format_shares(maximum)
-        verdict = (
-            f"{report.name}: {overloaded} of {int(report.heads.sum())} heads are overloaded, {collapsed} collapsed, "
-            f"by the {report.name_of(maximum)} maximum of {report.format_maximum(maximum)} nats."
-        )
-    if lost := int((report.nonfinite_rows > 0).sum()):
-        verdict += f" {lost} heads have entropies that are NaN or infinite: the model has diverged there."
-    return verdict
-
-
-def limits(reports: Sequence[EntropyReport]) -> str:
-    """What the words of the verdict mean, where its intervals are from, and what they do not cover."""
+def limits(reports: Sequence[EntropyReport], maximum: Maximum | float) -> str:
+    """The maxima of the verdict, the intervals of its shares, where they are from, and what they do not cover."""
     judged = [report for report in reports if not report.too_short]
     if not judged:
         return ""
-    text = "Overloaded: mean entropy above 3/4 of the maximum. Collapsed: at or below 1/4."
+    tops = {report.name: f"{report.format_maximum(maximum)} nats" for report in judged}
+    same = len(set(tops.values())) == 1
+    of_each = next(iter(tops.values())) if same else ", ".join(f"{top} for {name}" for name, top in tops.items())
+    text = f"The maximum is {of_each}."
     measured = [report for report in judged if report.source == "measured"]
     if len(measured) < len(judged):
         text += " Published entropies have no intervals: means alone were printed."
-    few = [report for report in measured if report.sequences < FEWEST_SEQUENCES or not len(report.replicates)]
+    few = dict.fromkeys(report.name for report in measured if not has_intervals(report))
     if few:
-        names = ", ".join(dict.fromkeys(report.name for report in few))
-        text += f" No intervals for {names}: they need {FEWEST_SEQUENCES} sequences."
-    if len(few) < len(measured):
+        text += f" No intervals for {', '.join(few)}: they need {FEWEST_SEQUENCES} sequences."
+    known = list(filter(has_intervals, measured))
+    if known:
         text += (
-            " In brackets: 95 % intervals, from a bootstrap over the sequences that were read. They say nothing about "
-            "other text."
+            " In brackets, 95 % intervals from a bootstrap over the sequences that were read: "
+            f"{'; '.join(shares(report, maximum) for report in known)}. They say nothing about other text."
         )
     return text
+
+
+def has_intervals(report: EntropyReport) -> bool:
+    """Whether shares of its heads have intervals."""
+    return report.sequences >= FEWEST_SEQUENCES and len(report.replicates) > 0
+
+
+def shares(report: EntropyReport, maximum: Maximum | float) -> str:
+    """The shares of the outer quarters with their intervals."""
+    collapsed, *_, overloaded = report.format_shares(maximum)
+    return f"of {report.name} {overloaded} overloaded, {collapsed} collapsed"
 
 
 def flagged_heads(report: EntropyReport, maximum: Maximum | float) -> list[Block]:
@@ -118,4 +114,4 @@ def part_table(report: EntropyReport) -> Table:
         mean = number(found["mean_entropy"], ".3f")
         rows.append([part, found["bound"], str(found["heads"]), mean, f"{share} %", collapsed, overloaded])
     header = ["part", "bound", "heads", "mean (nats)", "of the bound", "collapsed", "overloaded"]
-    return Table(header, rows, f"{report.name}: its attentions, each against the bound of its own rows.")
+    return Table(header, rows, f"{report.name}: its attentions, each against the bound of its own queries.")

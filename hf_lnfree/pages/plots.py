@@ -113,7 +113,7 @@ def bucket_bars(reports: Sequence[EntropyReport], maxima: Sequence[Maximum | flo
 
 
 def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
-    """Row entropies of each layer: median, middle half, and 5 % to 95 %; dotted, ln(context length)."""
+    """Entropies of single queries in each layer: median, middle half, and 5 % to 95 %; dotted, ln(context length)."""
     with matplotlib.rc_context(STYLE):
         height = max(2.2, 0.2 * max(len(r.modules) for r in reports) + 0.9)
         figure, axes = panels(len(reports), columns, 3.6, height, sharex=True)
@@ -127,7 +127,7 @@ def distributions(reports: Sequence[EntropyReport], columns: int = 2) -> Figure:
                 ax.hlines(layers, quarter, three, color=PALETTE[0], linewidth=4.5)
                 ax.plot(middle, layers, "o", color="white", markeredgecolor="black", markersize=4)
             ax.axvline(math.log(report.context_length), color="grey", linewidth=0.8, linestyle=":")
-            ax.set(xlabel="entropy of a row (nats)", ylabel="layer")
+            ax.set(xlabel="entropy of a query (nats)", ylabel="layer")
             ax.set_title(report.title, fontsize=10)
             ax.invert_yaxis()
             ax.set_xlim(left=0)

@@ -26,7 +26,7 @@ def loss_table(summary: RemovalSummary) -> Table:
 
 
 def event_table(summary: RemovalSummary) -> Table:
-    """A row a removal: its step, its norm, and the held-out losses before and after."""
+    """A line for each removal: its step, its norm, and the held-out losses before and after."""
     rows = [
         [str(event["step"]), event["norm"], event["part"], *(loss(event[key]) for key in ("loss_before", "loss_after"))]
         for event in summary.events

@@ -1,8 +1,10 @@
 """A self-contained HTML page out of sentences, tables and pictures; the only use of jinja2."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -64,7 +66,29 @@ class Choice:
     options: Mapping[str, Sequence["Block"]]
 
 
-Block = str | Verdict | Table | Picture | Listing | Fold | Choice
+@dataclass
+class Timeline:
+    """
+    Maps of every head that a slider moves through training, drawn by the script; nothing without JavaScript.
+
+    Args:
+        data: `steps`, the S that were probed, of which there are two at least; `tokensAStep`, or None; `bound`, the
+            largest entropy possible in nats, or None; `variants`, each with its `name`, `colour`, `dash` (of SVG) and
+            `probes` [S][layers], a text for the heads of a layer as `timeline.packed` writes it; None for a step
+            without a probe.
+        caption: what is written below it.
+    """
+
+    data: Mapping[str, Any]
+    caption: str
+
+    @property
+    def json(self) -> str:
+        """The data as text that cannot end the `<script>` it stands in."""
+        return json.dumps(self.data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+
+
+Block = str | Verdict | Table | Picture | Listing | Fold | Choice | Timeline
 
 
 @dataclass

@@ -16,6 +16,7 @@ from .differences import curves_and_differences
 from .heads import bucket_table
 from .plots import entropy_dynamics, heatmaps, layer_dynamics, save
 from .report import Block, Choice, Fold, Listing, Picture, Section, Verdict, write_report
+from .timeline import head_timeline
 
 LOSSES = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
 CAPTIONS = {
@@ -50,13 +51,13 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
 
 
 def answer(study: Study, rows: Rows) -> Section:
-    """The paper's question and its picture; which row came out best in a study without the paper's rows."""
+    """The paper's question and its picture; which variant came out best in a study without the paper's."""
     said = answer_sentence(rows, study.published)
     if not said:
         return Section("Verdict", [Verdict(best_row(rows), limits(rows))])
     outcomes = [measured(rows)] + ([published(study.published, list(rows))] if study.published else [])
     caption = (
-        "Left: perplexity of every seed, relative to that of the first row. Right: by layer, the mean entropy "
+        "Left: perplexity of every seed, relative to that of the first variant. Right: by layer, the mean entropy "
         "of its heads as a share of the largest possible."
     )
     if study.published:
@@ -108,7 +109,7 @@ def published_perplexities(key: str) -> Table:
 
 
 def by_seed(rows: Rows) -> dict[int, dict[str, Cell]]:
-    """Of every seed its finished cells, by row."""
+    """Of every seed its finished cells, by variant."""
     seeds = dict.fromkeys(cell.seed for cells in rows.values() for cell in cells)
     return {seed: {cell.row: cell for cells in rows.values() for cell in cells if cell.seed == seed} for seed in seeds}
 
@@ -122,25 +123,28 @@ def for_each_seed(rows: Rows, draw: Callable[[dict[str, Cell]], Sequence[Block]]
 
 
 def head_entropies(study: Study, rows: Rows) -> Section:
-    """Shares of heads and a heat map of each row, for every seed; published ones below them."""
+    """Shares of heads, a heat map of each variant, and the way there, for every seed; published ones below them."""
 
     def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         found = {row: cell for row, cell in of_seed.items() if cell.entropy is not None}
         reports = [cell.entropy for cell in found.values() if cell.entropy is not None]
+        seed = next(iter(of_seed.values())).seed
+        timeline = head_timeline(of_seed, seed)
+        over_training = [] if timeline is None else [timeline]
         if not reports:
-            return []
-        seed = next(iter(found.values())).seed
+            return over_training
         caption = f"Measured here, seed {seed}. Under the pointer: what each head is."
         alt = f"Heat maps of the mean attention entropy of every head, seed {seed}, of {', '.join(found)}."
         return [
             bucket_table(reports, "causal", f"measured here, seed {seed}"),
             Picture(heatmaps(reports), caption, alt),
+            *over_training,
         ]
 
     heading = "Entropy of every head at the end of training"
     blocks = for_each_seed(rows, draw)
-    if not blocks:
-        return Section(heading, ["No entropy report was asked for."])
+    if not any(cell.entropy for cells in rows.values() for cell in cells):
+        return Section(heading, ["No entropy report was asked for.", *blocks])
     reports = [report for row, report in published_reports().items() if row in rows and study.published]
     if reports:
         top = PAPER_RESULTS["bucket_maximum"]["value"]
@@ -155,7 +159,7 @@ def head_entropies(study: Study, rows: Rows) -> Section:
 
 
 def training_dynamics(rows: Rows) -> list[Section]:
-    """By layer: entropy, residual stream and sparsity of each row, for every seed; what activations learned."""
+    """By layer: entropy, residual stream and sparsity of each variant, for every seed; what activations learned."""
 
     def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         probed = {row: cell for row, cell in of_seed.items() if cell.curve("entropy/mean")}
@@ -189,7 +193,7 @@ def training_dynamics(rows: Rows) -> list[Section]:
 
 
 def losses(rows: Rows) -> Section:
-    """Training and held-out loss over steps, and how far each row is from the first, for every seed."""
+    """Training and held-out loss over steps, and how far each variant is from the first, for every seed."""
 
     def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         pictures = []
@@ -199,7 +203,7 @@ def losses(rows: Rows) -> Section:
                 seed = next(iter(of_seed.values())).seed
                 first, *others = found
                 caption = f"{caption}, seed {seed}."
-                caption += f" Right: the loss of each row minus that of {first} at the same step." if others else ""
+                caption += f" Right: the loss of each variant minus that of {first} at the same step." if others else ""
                 alt = f"Curves of the loss over steps of {', '.join(found)}. {caption}"
                 pictures.append(Picture(curves_and_differences(found, "step", "loss (nats/token)"), caption, alt))
         return pictures

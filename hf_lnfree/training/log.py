@@ -26,10 +26,15 @@ class JsonlLog(TrainerCallback):
 
     Args:
         folder: gives the output folder; each trial of a hyperparameter search has one of its own.
+
+    Attributes:
+        besides: what the next entry holds besides its numbers. Other callbacks are not given it: a tracker draws a
+            chart for each number, and refuses lists.
     """
 
     def __init__(self, folder: Callable[[], Path]):
         self.folder = folder
+        self.besides: dict[str, Any] = {}
 
     @property
     def path(self) -> Path:
@@ -44,6 +49,8 @@ class JsonlLog(TrainerCallback):
             replace_file(self.path, "".join(f"{json_line(entry)}\n" for entry in state.log_history))
 
     def on_log(self, args, state, control, **kwargs) -> None:
+        state.log_history[-1].update(self.besides)
+        self.besides = {}
         if state.is_world_process_zero and self.path.exists():
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json_line(state.log_history[-1]) + "\n")
@@ -63,10 +70,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
-            entries.append({key: math.nan if value is None else value for key, value in entry.items()})
+            entries.append({key: null_as_nan(value) for key, value in entry.items()})
         except (ValueError, AttributeError) as error:
             raise RunError(f"{path} is damaged in line {number}: {error}.") from error
     return entries
+
+
+def null_as_nan(value: Any) -> Any:
+    """A value of a log, or a list of them, with NaN where JSON says null."""
+    if isinstance(value, list):
+        return [null_as_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def curve(entries: Iterable[Entry], key: str) -> Curve:

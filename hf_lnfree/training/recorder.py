@@ -24,6 +24,8 @@ from .steps import StepRecord
 
 RECORD = "flight_recorder.json"
 STEPS_KEPT = 200
+HEADS = "head_entropies"
+DECIMALS = 4  # of a nat: what is written of each head
 Sample = dict[str, float]
 
 
@@ -35,13 +37,14 @@ class FlightRecorder(TrainerCallback):
     `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`) and
     `gelu_share`, where they are learned; see `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and
     `entropy/collapsed` (shares of heads against the causal bound), `nonfinite/attention_rows`,
-    `nonfinite/activations`, `nonfinite/parameters`.
+    `nonfinite/activations`, `nonfinite/parameters`. `head_entropies` [layers][heads] (nats, to four decimals) goes to
+    `log.jsonl` alone, not to trackers.
 
     Args:
         batches: the held-out inputs; without any nothing is sampled.
         model: gives the model that is looked at, without what distributes or compiles it.
         step: what the step at hand is made of.
-        log: takes a sample, in the middle of a step.
+        log: takes a sample, and what the log of the run holds besides, in the middle of a step.
         every: steps from one sample to the next; 0 for none.
         kept: samples that are kept in memory.
         folder: gives the folder where `flight_recorder.json` is written; None on processes that do not write.
@@ -53,16 +56,16 @@ class FlightRecorder(TrainerCallback):
         *,
         model: Callable[[], PreTrainedModel],
         step: StepRecord,
-        log: Callable[[Sample], None],
+        log: Callable[..., None],
         every: int,
         kept: int,
         folder: Callable[[], Path] | None = None,
     ):
         self.batches, self.model, self.step, self.log, self.folder = batches, model, step, log, folder
         self.every = every if batches else 0
-        self.samples: deque[Sample] = deque(maxlen=kept)
+        self.samples: deque[dict[str, Any]] = deque(maxlen=kept)
         self.steps: deque[dict[str, Any]] = deque(maxlen=STEPS_KEPT)
-        self.first: Sample = {}
+        self.first: dict[str, Any] = {}
         self.layer_grad_norms: Sample = {}
 
     def due(self, step: int, max_steps: int) -> bool:
@@ -93,13 +96,21 @@ class FlightRecorder(TrainerCallback):
             self.log_sample(state.global_step)
 
     def log_sample(self, step: int) -> None:
-        sample = self.sample(self.batches) | self.layer_grad_norms
-        self.samples.append({"step": step, **sample})
+        sample, heads = self.look(self.batches)
+        sample |= self.layer_grad_norms
+        besides = {HEADS: [[round(entropy, DECIMALS) for entropy in layer] for layer in heads.tolist()]}
+        self.samples.append({"step": step, **sample, **besides})
         self.first = self.first or self.samples[0]
-        self.log(dict(sample))
+        self.log(dict(sample), besides)
 
     def sample(self, batches: Sequence[Batch]) -> Sample:
+        """What `look` finds, without the heads."""
+        return self.look(batches)[0]
+
+    def look(self, batches: Sequence[Batch]) -> tuple[Sample, Tensor]:
         """
+        A sample of the model on these batches, and [L, H] the mean entropy of each head.
+
         Raises:
             LNFreeError: the layers or the attention of the model cannot be recorded.
         """
@@ -123,7 +134,7 @@ class FlightRecorder(TrainerCallback):
         sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
         sample["nonfinite/activations"] = sum(layers.nonfinite)
         sample["nonfinite/parameters"] = sum(map(count_nonfinite, model.parameters()))
-        return sample
+        return sample, report.entropy
 
     def grad_norms(self, total: float, largest: float = 0.0) -> Sample:
         """

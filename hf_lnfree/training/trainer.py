@@ -217,8 +217,14 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run
         super().log(logs, start_time)
 
-    def log_aside(self, logs: dict[str, float]) -> None:
-        """Log in the middle of a step, where the host's own entry may still be due: logging clears `should_log`."""
+    def log_aside(self, logs: dict[str, float], besides: Mapping[str, Any] | None = None) -> None:
+        """
+        Log in the middle of a step, where the host's own entry may still be due: logging clears `should_log`.
+
+        Args:
+            besides: what the log of the run holds with them, and trackers are not given; see `JsonlLog`.
+        """
         should_log = self.control.should_log
+        self.jsonl.besides.update(besides or {})
         self.log(logs)
         self.control.should_log = should_log

@@ -165,7 +165,14 @@ def test_an_attribution_begins_with_how_exact_it_is(norm, input_ids):
     assert repr(found) == f"<Attribution {verdict}>"
     header, *rows = Shown(found._repr_html_()).rows
     assert header[0] == "component"
-    assert [row[0] for row in rows] == [*(name for name, *_ in found.at()[:10]), "all together"]
+    rest = [f"the other {len(found.names) - 10}", "all together, the logit"]
+    assert [row[0] for row in rows] == [*(name for name, *_ in found.at()[:10]), *rest]
+    *parts, total = (float(row[1]) for row in found.largest().rows)
+    assert sum(parts) == pytest.approx(total, abs=1e-3)
+    assert found.certificate() in verdict
+    assert ("all positions" in verdict) == (found.logits.shape[1] > 1)
+    alone = attribute(GPT2.model(norm=norm, final_norm=norm).double(), input_ids, position=-1)
+    assert "positions" not in alone.verdict()
     values = found.plot().axes[0].images[0].get_array()
     assert values[2, 1] == pytest.approx(float(found.direct[found.names.index("layer 2 head 1"), 0, -1]))
 

@@ -1,5 +1,7 @@
 """A page as a reader of HTML sees it."""
 
+import json
+import math
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,3 +63,17 @@ def read(path: Path) -> Element:
     reader.close()
     assert reader.here is reader.root
     return reader.root
+
+
+def held(page: Element) -> list[dict]:
+    """The data of every timeline of a page, with its heads in nats."""
+    found = [json.loads(figure.all("script")[0].text) for figure in page.all("figure", class_="timeline")]
+    for variant in (variant for data in found for variant in data["variants"]):
+        variant["probes"] = [probe and [nats(layer) for layer in probe] for probe in variant["probes"]]
+    return found
+
+
+def nats(layer: str) -> list[float]:
+    """Of two digits of base 36 a head, in hundredths."""
+    pairs = [layer[i : i + 2] for i in range(0, len(layer), 2)]
+    return [math.nan if pair == "--" else int(pair, 36) / 100 for pair in pairs]

@@ -73,8 +73,16 @@ def test_the_verdict_comes_first_and_ten_heads_are_listed(report, tmp_path):
     assert order == [verdict, picture, table]
     over, under = sum(k + 1.25 > 49.5 for k in range(64)), sum(k + 1.25 <= 16.5 for k in range(64))
     assert over != under
-    counts = re.fullmatch(r"model: (\d+) % .* overloaded, (\d+) % .* collapsed, by the causal maximum.*", verdict.text)
-    assert counts.groups() == (f"{100 * over / 64:.0f}", f"{100 * under / 64:.0f}")
+    words = r"model: (\d+) of 64 heads are overloaded \(above 3/4 of the causal maximum\), (\d+) collapsed .*"
+    assert (
+        re.fullmatch(words, verdict.text).groups()
+        == (str(over), str(under))
+        == tuple(re.match(words, report.verdict()).groups())
+    )
+    bound = f"{report.bound[0, 0]:.2f} nats"
+    limits = page.all("p", class_="note")[0].text
+    for said in (bound, f"{100 * over / 64:.0f} % (", f"{100 * under / 64:.0f} % ("):
+        assert said in limits
     listed, folded = [element for element in page.all("table") if "verdict" in element.all("thead")[0].text]
     assert not listed.inside("details")
     assert folded.inside("details")
@@ -92,11 +100,11 @@ def test_a_text_that_is_too_short_has_no_verdict(report, tmp_path):
     write_entropy_page(tmp_path, [short])
     page = read(tmp_path / "report.html")
     verdict = page.all("p", class_="verdict")[0].text
-    assert "no verdict" in verdict
+    assert "too short for a verdict" in verdict
     assert "overloaded" not in verdict
     assert all("overloaded" not in cell.text for cell in page.all("td"))
     assert all("overloaded" not in title.text for title in page.all("title"))
-    assert "no verdict" not in entropy_verdict([report], "causal").said
+    assert "too short" not in entropy_verdict([report], "causal").said
 
 
 def test_a_study_passes_no_verdict_on_heads_of_short_texts(report, tmp_path):

@@ -25,8 +25,10 @@ from hf_lnfree.studies.running import run_study
 from hf_lnfree.studies.search import rule
 from hf_lnfree.studies.study import Study
 from hf_lnfree.studies.summary import by_row, environment_of, share, summary_table
+from hf_lnfree.training.log import read_log
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
+from tests.pages.pages import held, read
 
 TINY = {
     "config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2},
@@ -122,6 +124,22 @@ def test_page_is_self_contained_and_shows_measured_beside_published(finished):
     measured = page[page.index("What came out") :]
     assert "2.936" not in measured[: measured.index("</table>")]
     assert page.index("does ReLU win?") < page.index("<svg") < page.index("What came out")
+
+
+def test_the_page_holds_every_head_at_every_probe(finished):
+    folder, _, cells, _ = finished
+    found = held(read(folder / "report.html"))
+    assert [data["steps"] for data in found] == 2 * [[0, 2, 4, 6]]
+    variants = [variant for data in found for variant in data["variants"]]
+    assert [variant["name"] for variant in variants] == [cell.row for cell in cells]
+    for variant, cell in zip(variants, cells, strict=True):
+        probes = [entry for entry in read_log(cell.folder) if "entropy/mean" in entry]
+        assert {len(layers) for layers in variant["probes"]} == {2}
+        for shown, entry in zip(variant["probes"], probes, strict=True):
+            for i, heads in enumerate(entry["head_entropies"]):
+                assert shown[i] == pytest.approx(heads, abs=0.00501)
+                assert sum(heads) / 2 == pytest.approx(entry[f"entropy/layer_{i:02d}"], abs=1e-4)
+    assert found[0]["tokensAStep"] == cells[0].results.tokens / 6
 
 
 def test_tables_for_papers_and_programs(finished):

@@ -62,7 +62,7 @@ def outcomes(corpus, cache_dir, tmp_path_factory):
 
 
 def measured(folder):
-    keys = ("step", "loss", "grad_norm", "entropy/mean", "slope/layer_01", "residual_rms/layer_01")
+    keys = ("step", "loss", "grad_norm", "entropy/mean", "head_entropies", "slope/layer_01", "residual_rms/layer_01")
     return [{k: e[k] for k in keys if k in e} for e in read_log(folder) if "loss" in e or "entropy/mean" in e]
 
 
