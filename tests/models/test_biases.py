@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_lnfree import paper_config
 from hf_lnfree.models import LNFreeGPT2ForCausalLM
@@ -17,6 +17,22 @@ def test_paper_parameter_counts(row, total):
         model = LNFreeGPT2ForCausalLM(paper_config("gpt2", row))
     assert model.num_parameters() == total
     assert total - model.num_parameters(only_trainable=True) == 64_512
+
+
+@pytest.mark.parametrize(
+    ("family", "vocabulary", "total"),
+    [("llama", 49_152, 134_515_008), ("opt", 50_272, 125_239_296), ("qwen3", 151_936, 596_049_920)],
+)
+def test_published_parameter_counts_of_other_families(family, vocabulary, total):
+    """SmolLM-135M, OPT-125M and Qwen3-0.6B as their cards count them; without norms that many gains and biases less."""
+    counts = {}
+    for row in ("SM+LN+G", "SM+G"):
+        config = paper_config(family, row, vocab_size=vocabulary)
+        with torch.device("meta"):
+            counts[row] = AutoModelForCausalLM.from_config(config).num_parameters()
+    assert counts["SM+LN+G"] == total
+    of_a_norm = config.hidden_size * (2 if family == "opt" else 1)
+    assert counts["SM+G"] == total - 2 * config.num_hidden_layers * of_a_norm
 
 
 def biases(model):
