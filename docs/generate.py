@@ -21,13 +21,9 @@ from hf_lnfree.cli.main import app
 from hf_lnfree.cli.removal import DATACLASSES
 from hf_lnfree.cli.training import ModelArguments, TrainingFields
 from hf_lnfree.errors import LNFreeError
+from hf_lnfree.models import FAMILIES, LNFreeGPT2Config
 from hf_lnfree.models.activations import BUILDERS, FUSED
-from hf_lnfree.models.configuration_lnfree import (
-    ALLOWED_VALUES,
-    LNFreeConfigMixin,
-    LNFreeGPT2Config,
-    LNFreeGPTNeoXConfig,
-)
+from hf_lnfree.models.configuration_lnfree import ALLOWED_VALUES, LNFreeConfigMixin
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.models.normalizations import normalization_names
 from hf_lnfree.removal.results import RemovalSummary
@@ -118,20 +114,19 @@ def refusal(kind: type, name: str, *values: Any) -> str:
 def configuration() -> str:
     """The fields of the models' configurations."""
     hints, texts, rows = get_type_hints(LNFreeConfigMixin), documented(LNFreeConfigMixin), []
+    kinds = [backbone.config_class for backbone in FAMILIES]
     for field in dataclasses.fields(LNFreeConfigMixin):
         if field.name in LNFreeConfigMixin.__annotations__:
-            defaults = [getattr(kind, field.name) for kind in (LNFreeGPT2Config, LNFreeGPTNeoXConfig)]
-            default = " / ".join(dict.fromkeys(map(shown, defaults)))
+            default = " / ".join(dict.fromkeys(shown(getattr(kind, field.name)) for kind in kinds))
             values = values_of_configuration(field.name, hints[field.name])
             rows.append([f"`{field.name}`", default, values, texts[field.name]])
-    for kind in (LNFreeGPT2Config, LNFreeGPTNeoXConfig):
+    for kind in kinds:
         name = kind.activation_field
         values = f"every name of transformers' `ACT2FN`, {', '.join(f'`{n!r}`' for n in (*BUILDERS, FUSED))}"
         rows.append([f"`{name}`", shown(getattr(kind, name)), values, f"Activation of the MLPs, in `{kind.__name__}`."])
     return (
-        "# Configuration fields\n\nFields of `LNFreeGPT2Config` and `LNFreeGPTNeoXConfig`, beside those of "
-        "`GPT2Config` and `GPTNeoXConfig`. Where the two differ, the default of GPT-2 comes first. A value that is not "
-        "allowed raises "
+        f"# Configuration fields\n\nFields of {', '.join(f'`{kind.__name__}`' for kind in kinds)}, beside those of the "
+        "stock configurations. Where they differ, the default of GPT-2 comes first. A value that is not allowed raises "
         "`ConfigurationError`.\n\n" + table(["field", "default", "values", "meaning"], rows)
     )
 

@@ -49,13 +49,48 @@ class Family:
     tiny: dict[str, Any]
     blocks: str
     projections: tuple[str, str]
+    range_field: str = "initializer_range"
+
+    @property
+    def norm(self) -> str:
+        """The name under which a model of ours is the stock one."""
+        return getattr(hf_lnfree, f"{self.prefix}Config").stock_norm
+
+    @property
+    def heads(self) -> list[str]:
+        return [head for head in HEADS if hasattr(hf_lnfree, f"{self.prefix}For{head}")]
+
+    @property
+    def gated(self) -> bool:
+        return self.name in ("llama", "qwen3")
+
+    def is_norm(self, name: str, module: torch.nn.Module) -> bool:
+        """Of a block or behind the last one; Qwen3 has others, of queries and keys."""
+        return type(module).__name__.endswith("Norm") and not name.endswith(("q_norm", "k_norm"))
+
+    @property
+    def stack(self) -> hf_lnfree.StackSites:
+        (stack,) = getattr(hf_lnfree, f"{self.prefix}Model").stacks
+        return stack
+
+    def activation(self, block: torch.nn.Module) -> torch.nn.Module:
+        return block.get_submodule(self.stack.mlp.activation)
+
+    def spelt(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields under the family's own names, and with biases where some are to be frozen."""
+        names = {"activation": self.activation_field, "initializer_range": self.range_field}
+        fields = {names.get(name, name): value for name, value in fields.items()}
+        if self.name == "opt" and "hidden_size" in fields:
+            fields = {"word_embed_proj_dim": fields["hidden_size"], **fields}
+        biased = self.gated and fields.get("linear_bias") == "query_key"
+        return ({"attention_bias": True} if biased else {}) | fields
 
     def config(self, **fields: Any):
-        if "activation" in fields:
-            fields[self.activation_field] = fields.pop("activation")
+        fields = self.spelt(fields)
         return getattr(hf_lnfree, f"{self.prefix}Config")(**{**self.tiny, **fields})
 
     def stock_config(self, **fields: Any):
+        fields = self.spelt(fields)
         return getattr(transformers, f"{self.stock_prefix}Config")(**{**self.tiny, **fields})
 
     def head(self, head: str) -> type:
@@ -101,6 +136,35 @@ GPT_NEOX = Family(
     blocks="layers",
     projections=("attention.dense", "mlp.dense_4h_to_h"),
 )
+LLAMA = Family(
+    name="llama",
+    prefix="LNFreeLlama",
+    stock_prefix="Llama",
+    activation_field="hidden_act",
+    tiny={**TOKENS, **SIZES, "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64},
+    blocks="layers",
+    projections=("self_attn.o_proj", "mlp.down_proj"),
+)
+QWEN3 = Family(
+    name="qwen3",
+    prefix="LNFreeQwen3",
+    stock_prefix="Qwen3",
+    activation_field="hidden_act",
+    tiny={**LLAMA.tiny, "head_dim": 16},
+    blocks="layers",
+    projections=("self_attn.o_proj", "mlp.down_proj"),
+)
+OPT = Family(
+    name="opt",
+    prefix="LNFreeOPT",
+    stock_prefix="OPT",
+    activation_field="activation_function",
+    tiny={**TOKENS, **SIZES, "word_embed_proj_dim": 32, "ffn_dim": 128, "max_position_embeddings": 64, "dropout": 0.0},
+    blocks="decoder.layers",
+    projections=("self_attn.out_proj", "fc2"),
+    range_field="init_std",
+)
+EVERY = (GPT2, GPT_NEOX, LLAMA, QWEN3, OPT)
 
 
 @pytest.fixture(params=[GPT2, GPT_NEOX], ids=lambda f: f.name)

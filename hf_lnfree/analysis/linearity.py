@@ -165,7 +165,7 @@ def attribute(
     What every component adds to the logit of a token, and how exact that is.
 
     Args:
-        model: causal language model of this package (`conversion.load` makes one of a stock GPT-2 or Pythia). In
+        model: causal language model of this package (`conversion.load` makes one of a stock checkpoint). In
             float64 the sum is exact to about 1e-12.
         input_ids: [B, T].
         targets: [B, T] tokens; those that the model predicts by default.
@@ -178,8 +178,8 @@ def attribute(
     head = model.get_output_embeddings()
     if not isinstance(model.base_model, LNFreeMixin) or not isinstance(head, nn.Linear):
         raise ModelError(
-            f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads a "
-            "stock GPT-2 or Pythia as one."
+            f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads "
+            "a stock checkpoint as one."
         )
     norm = model.base_model.get_submodule(str(model.base_model.stacks[0].final_norm))
     config = model.config

@@ -52,7 +52,7 @@ def train(
 def remove_norms(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder or Hub name, of this package or stock GPT-2 or Pythia.")
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub name, of this package or stock GPT-2, Pythia or OPT.")
     ],
     config: Annotated[
         str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML file with any of the fields below.")

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from .. import models
 from ..errors import ModelError, listed
 from ..models import LNFreeMixin, StackSites
+from ..models.configuration_lnfree import LNFreeConfigMixin
 
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
@@ -26,11 +27,11 @@ class Family:
     ours: str
     stock: str
     stock_causal_lm: str
-    eps_field: str
-    """The configuration field with the epsilon of every norm."""
+    eps_field: str | None
+    """The configuration field with the epsilon of every norm; None where the stock class fixes it."""
 
     @property
-    def config(self) -> type[PreTrainedConfig]:
+    def config(self) -> type[LNFreeConfigMixin]:
         """The configuration class of ours."""
         return getattr(models, f"{self.ours}Config")
 
@@ -45,6 +46,7 @@ class Family:
         return {
             self.stock_causal_lm if head == "ForCausalLM" else self.stock + head: getattr(models, self.ours + head)
             for head in HEADS
+            if hasattr(models, self.ours + head)
         }
 
     def stock_class(self, ours: type) -> type[PreTrainedModel]:
@@ -55,6 +57,8 @@ class Family:
         """Fields of older releases of transformers, which converters of other tools still read."""
         if self.stock == "GPT2":
             return {"n_ctx": config.n_positions}
+        if self.stock != "GPTNeoX":
+            return {}
         rope = config.rope_parameters or {}
         return {
             "rotary_pct": rope.get("partial_rotary_factor", 1.0),
@@ -99,6 +103,9 @@ HEAD_TENSORS = {
 FAMILIES = {
     "gpt2": Family("LNFreeGPT2", "GPT2", "GPT2LMHeadModel", "layer_norm_epsilon"),
     "gpt_neox": Family("LNFreeGPTNeoX", "GPTNeoX", "GPTNeoXForCausalLM", "layer_norm_eps"),
+    "llama": Family("LNFreeLlama", "Llama", "LlamaForCausalLM", "rms_norm_eps"),
+    "opt": Family("LNFreeOPT", "OPT", "OPTForCausalLM", None),
+    "qwen3": Family("LNFreeQwen3", "Qwen3", "Qwen3ForCausalLM", "rms_norm_eps"),
 }
 
 

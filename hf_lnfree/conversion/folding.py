@@ -102,11 +102,11 @@ def check(sites: Sequence[NormSite]) -> None:
                     f"{site.name} is half removed (gates {gates}) and cannot be folded. Finish its schedule, with the "
                     "first position."
                 )
-        elif scale is not None and isinstance(norm, nn.LayerNorm) and not isinstance(norm, FixedScale):
-            largest = norm.weight.abs().max().item()
+        elif scale is not None and not isinstance(norm, FixedScale):
+            largest = cast(Tensor, norm.weight).abs().max().item()
             if not largest > 1e-3 * scale:
                 raise ModelError(
-                    f"{site.name} is disabled by its epsilon ({norm.eps:g}), but its gain is at most {largest:.3g} and "
+                    f"{site.name} is disabled by its epsilon ({scale**2:g}), but its gain is at most {largest:.3g} and "
                     f"would have to be of the size of {scale:.3g}: the checkpoint is half converted."
                 )
 
@@ -126,12 +126,12 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
         norm.weight.fill_(1.0)
         norm.bias.zero_()
     elif site.foldable:
-        left = LEFT[site.kind]
+        left = LEFT[site.kind] if scale is None else "none"
         for reader in site.readers:
-            gain = cast(Tensor, norm.scale if isinstance(norm, Scale) else norm.weight)
+            gain = cast(Tensor, norm.scale if isinstance(norm, Scale) else norm.weight) / (scale or 1.0)
             fold_affine(reader, gain, getattr(norm, "bias", None))
     disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
-    folding.norms[site.name] = ("disabled layernorm" if disabled else site.kind, left)
+    folding.norms[site.name] = (f"disabled {site.kind}" if disabled else site.kind, left)
     return left
 
 
@@ -171,13 +171,18 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
             "norm a layer. Remove the others too."
         )
     set_block_norms(config, [kinds.pop() for kinds in by_layer])
-    if ("disabled layernorm", "none") in folding.norms.values() and "layernorm" not in left:
+    disabled = any(kind.startswith("disabled") for kind, _ in folding.norms.values())
+    if disabled and set(left) == {"none"}:
         eps_field = family_of(config.model_type).eps_field
-        setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for whoever adds some
+        if eps_field is not None:
+            setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for who adds some
     state = work.state_dict()
     config.lm_head_bias = "lm_head.bias" in state
     biases = {name for name in state if name.endswith(".bias")} - {name for name, _ in model.named_parameters()}
-    if biases - {"lm_head.bias"}:  # GPT-NeoX without biases in its attention
+    of_mlps = {name for name in biases if ".mlp." in name}
+    if of_mlps:
+        config.mlp_bias = True
+    if biases - of_mlps - {"lm_head.bias"}:
         config.attention_bias = True
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"

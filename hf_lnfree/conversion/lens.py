@@ -38,6 +38,9 @@ def to_transformer_lens(
     except ImportError as error:
         raise ModelError(f"This needs TransformerLens 4 or newer: pip install 'hf_lnfree[lens]' ({error}).") from error
     require_plain(model)
+    family = family_of(model.config.model_type)
+    if family.stock not in ("GPT2", "GPTNeoX"):
+        raise ModelError(f"Only GPT-2 and GPT-NeoX go into TransformerLens without norms, and this is {family.stock}.")
     kinds = set(model.config.block_norms)
     if len(kinds) > 1 or not kinds | {model.config.final_norm} <= set(NORMALIZATION_TYPES):
         raise ModelError(
@@ -62,7 +65,7 @@ def to_transformer_lens(
 
     return build_bridge_from_module(
         model,
-        family_of(model.config.model_type).stock_causal_lm,
+        family.stock_causal_lm,
         hf_config=model.config,
         tokenizer=tokenizer,
         post_adapter_hook=without_norms,

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..models.normalizations import FixedScale
+from ..models.normalizations import FixedScale, epsilon
 from ..models.removal import OTHERS, RemovalNorm
-from ..models.sites import Projection
+from ..models.sites import Branch, MLPBranch, Projection
 from .families import stack_of
 
-# From here on epsilon is no guard against zero: LayerNorm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
+# From here on epsilon is no guard against zero: the norm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
 LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
 HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
@@ -38,8 +38,8 @@ class NormSite:
             return self.norm.sigma.item()
         if isinstance(self.norm, RemovalNorm):
             return self.norm.sigma[OTHERS].item() if self.norm.finished else None
-        if isinstance(self.norm, nn.LayerNorm) and self.norm.eps >= DISABLING_EPS:
-            return math.sqrt(self.norm.eps)
+        if (isinstance(self.norm, nn.LayerNorm) or self.kind == "rmsnorm") and epsilon(self.norm) >= DISABLING_EPS:
+            return math.sqrt(epsilon(self.norm))
         return None
 
     @property
@@ -56,15 +56,25 @@ def norm_sites(model: PreTrainedModel) -> list[NormSite]:
     prefix = "" if base is model else f"{model.base_model_prefix}."
     found = []
     for index, (block, kind) in enumerate(zip(stack.block_list(base), config.block_norms, strict=True)):
-        for name, branch in stack.branches(block).items():
+        branches = stack.branches(block)
+        # All or none: a configuration has one kind of norm a layer.
+        takes_bias = all(may_have_bias(branch, block, config) for branch in branches.values())
+        for name, branch in branches.items():
             full = f"{prefix}{stack.blocks}.{index}.{branch.norm}"
-            found.append(NormSite(full, branch.norm_module(block), kind, branch.reader_modules(block), name))
+            readers = branch.reader_modules(block)
+            found.append(NormSite(full, branch.norm_module(block), kind, readers, name, takes_bias))
     if stack.final_norm is None:
         return found
     heads = [getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)]
     takes_bias = hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
     final = base.get_submodule(stack.final_norm)
     return [*found, NormSite(f"{prefix}{stack.final_norm}", final, config.final_norm, heads, "final", takes_bias)]
+
+
+def may_have_bias(branch: Branch, block: nn.Module, config: PreTrainedConfig) -> bool:
+    """Whether the readers of a branch have biases, or a field of the configuration gives them some."""
+    field = "mlp_bias" if isinstance(branch, MLPBranch) else "attention_bias"
+    return hasattr(config, field) or all(reader.bias is not None for reader in branch.reader_modules(block))
 
 
 def as_linear(projection: Projection) -> Tensor:

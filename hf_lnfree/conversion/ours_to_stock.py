@@ -24,6 +24,7 @@ from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, placed, require_plain, stack_of
 from .folding import fold
 from .norm_sites import LEFT, as_linear, norm_sites
+from .planning import eps_of
 from .stabilizers import has_linear_stabilizers
 from .widening import without_mean
 
@@ -62,20 +63,20 @@ def to_stock(
         raise ModelError(f"A stock {family.stock} cannot hold this model:{listed}")
     if dtype == torch.bfloat16 and encoding == "published" and kinds == {"none"}:
         raise ModelError("bfloat16 cannot hold the gain of 1e6: take encoding 'power_of_two', or float32.")
-    if kinds == {"none"} and reads_mean(model):
+    centres = model.config.stock_norm == "layernorm"
+    if kinds == {"none"} and centres and reads_mean(model):
         model = without_mean(model)
     sites = norm_sites(model)
     config = stock_config(model, family)
     if kinds == {"none"}:
-        setattr(config, family.eps_field, eps)
+        setattr(config, cast(str, family.eps_field), eps)
     state = model.state_dict()
     for site in sites:
         if site.kind in ("none", "rmspre"):
             ones = torch.ones(config.hidden_size)
-            state |= {
-                f"{site.name}.weight": ones * (gain if site.kind == "none" else 1.0),
-                f"{site.name}.bias": 0 * ones,
-            }
+            state[f"{site.name}.weight"] = ones * (gain if site.kind == "none" else 1.0)
+            if centres:
+                state[f"{site.name}.bias"] = 0 * ones
     if (bias := state.pop("lm_head.bias", None)) is not None:
         config.tie_word_embeddings = False
         weight = state["lm_head.weight"].double()
@@ -91,7 +92,8 @@ def to_stock(
 
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, or with everything folded that is one linear map."""
-    norms = any(site.fixed_scale is not None or site.kind in LEFT for site in norm_sites(model))
+    linear = set(LEFT) - {model.config.stock_norm}
+    norms = any(site.fixed_scale is not None or site.kind in linear for site in norm_sites(model))
     return fold(model)[0] if norms or model.config.lm_head_bias or has_linear_stabilizers(model.config) else model
 
 
@@ -109,7 +111,7 @@ def stock_config(model: PreTrainedModel, family: Family):
 
 def reading_recipe(stock: PreTrainedModel) -> str | None:
     """How others read a stock model whose LayerNorms do nothing; None for one whose norms normalise."""
-    eps = getattr(stock.config, family_of(stock.config.model_type).eps_field)
+    eps = eps_of(family_of(stock.config.model_type), stock.config)
     if eps not in [pair[0] for pair in ENCODINGS.values()]:
         return None
     recipe = f"Its LayerNorms do nothing: their epsilon is {eps:g} and their gain {math.sqrt(eps):g}. It loads as it is"
@@ -126,12 +128,17 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append(f"its layers have different activations ({', '.join(sorted(activations))}); stock has one field")
     if unknown := activations & {"learnable_leaky_relu", "prelu", "gelu_relu"}:
         reasons.append(f"{', '.join(sorted(unknown))} is no activation of transformers, or a different one")
-    if unknown := kinds - {"none", "layernorm", "rmspre", "removal"}:
-        reasons.append(f"{', '.join(sorted(unknown))} is nothing that a LayerNorm can be")
+    norm = {"layernorm": "a LayerNorm", "rmsnorm": "an RMSNorm"}[config.stock_norm]
+    if unknown := kinds - {"none", config.stock_norm, "rmspre", "removal"}:
+        reasons.append(f"{', '.join(sorted(unknown))} is nothing that {norm} can be")
+    if kinds == {"none"} and (family_of(config.model_type).eps_field is None or config.stock_query_key_norm):
+        reasons.append("its norms do nothing, and the stock class has no epsilon that would disable these alone")
+    if config.lm_head_bias and config.stock_norm == "rmsnorm":
+        reasons.append("its head has a bias")
     if FUSED in activations:
         reasons.append("an MLP of it is one matrix")
-    if config.query_key_norm:
-        reasons.append("its queries and keys are normalised")
+    if config.query_key_norm != config.stock_query_key_norm:
+        reasons.append(f"its queries and keys are {'' if config.query_key_norm else 'not '}normalised")
     if config.attention_softcap is not None:
         reasons.append("its attention logits are capped")
     if "leaky_relu" in activations and config.negative_slope != STOCK_SLOPE:
@@ -140,7 +147,7 @@ def obstacles(model: PreTrainedModel, kinds: set[str], dtype: torch.dtype) -> li
         reasons.append(f"its norms differ ({', '.join(sorted(kinds))}); stock has one epsilon for all of them")
     if kinds == {"removal"}:
         reasons.append("the removal of its norms has begun and is not finished")
-    if kinds == {"rmspre"} and reads_mean(model, writers_only=True):
+    if kinds == {"rmspre"} and config.stock_norm == "layernorm" and reads_mean(model, writers_only=True):
         reasons.append("'rmspre' divides by the root mean square, stock by the deviation, and the stream has a mean")
     if kinds == {"none"} and dtype == torch.float16:
         reasons.append(

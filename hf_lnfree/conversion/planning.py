@@ -17,6 +17,7 @@ from .norm_sites import DISABLING_EPS
 from .published_removal import fixed_deviations, is_state
 
 # Masks that old checkpoints hold and no class reads.
+DEFAULT_EPS = 1e-5
 BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
@@ -96,7 +97,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedConfig, float]:
-    """The class and configuration of ours for a stock checkpoint, with LayerNorm in every place, and its epsilon."""
+    """The class and configuration of ours for a stock checkpoint, with a norm in every place, and its epsilon."""
     stored = checkpoint.config
     family = family_of(stored.get("model_type", ""))
     if stored["model_type"] == family.config.model_type:
@@ -105,14 +106,20 @@ def target(checkpoint: Checkpoint) -> tuple[type[PreTrainedModel], PreTrainedCon
         raise ModelError(f"{checkpoint.source} is quantized. Convert the weights that it was made from.")
     model_class = family.class_of(stored.get("architectures"), checkpoint.shapes)
     config = our_config(family, stored)
-    return model_class, config, getattr(config, family.eps_field)
+    return model_class, config, eps_of(family, config)
 
 
 def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
-    """The stock configuration with LayerNorm in every place."""
+    """The stock configuration with a norm in every place."""
     stock = family.stock_config.from_dict(dict(stored)).to_dict()
     fields = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
-    return family.config(**fields | {"norm": "layernorm", "final_norm": "layernorm"})
+    norm = family.config.stock_norm
+    return family.config(**fields | {"norm": norm, "final_norm": norm})
+
+
+def eps_of(family: Family, config: PreTrainedConfig) -> float:
+    """The epsilon of every norm; that of `nn.LayerNorm` where the stock class knows no other."""
+    return DEFAULT_EPS if family.eps_field is None else getattr(config, family.eps_field)
 
 
 def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | None:
@@ -127,15 +134,17 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
     stack = stack_of(model)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent: set[str] = set()
+    parameters = dict(model.named_parameters())
     kinds, there = [], config.block_norms
     for index, block in enumerate(stack.block_list(model.base_model)):
         norms = [branch.norm for branch in stack.branches(block).values()]
-        wanted = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+        every = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+        wanted = every & set(parameters)
         gone = wanted <= missing
         absent |= wanted if gone else set()
         kinds.append("none" if gone else there[index])
     set_block_norms(config, kinds)
-    final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")}
+    final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")} & set(parameters)
     if final <= missing and kinds[-1] == "none":
         absent |= final
         config.final_norm = "none"

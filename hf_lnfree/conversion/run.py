@@ -108,7 +108,7 @@ def set_aside(folder: Path, out: Path) -> Path:
 
 def reference(checkpoint: Checkpoint, config: Any, trust_remote_code: bool) -> PreTrainedModel:
     """The model that a stock checkpoint was; where norms are absent no stock class can hold it, and ours is loaded."""
-    if set(config.block_norms) | {config.final_norm} == {"layernorm"}:
+    if set(config.block_norms) | {config.final_norm} == {config.stock_norm}:
         return load_model(checkpoint.folder, trust_remote_code=trust_remote_code).eval()
     return load(checkpoint)[0]
 

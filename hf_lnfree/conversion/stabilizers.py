@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.activations import FUSED
 from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
-from ..models.stabilizers import EmbeddingScale, QueryKeyControl, ResidualGain, ScaledMLP
+from ..models.stabilizers import EmbeddingScale, HeadControl, ResidualGain, ScaledMLP, gain_path
 from ..models.weight_norms import NormedWeight, plain_weight
 from .families import stack_of
 from .norm_sites import as_linear
@@ -71,35 +71,47 @@ def fold_mlp_scales(block: nn.Module, mlp: MLPBranch) -> None:
     before, after = scaled.scales
     projections = mlp.projections(block)
     writer = projections.pop(mlp.writer)
-    for reader in projections.values():
-        scale_output(reader, before)
+    if projections:  # of a gated MLP the first is activated
+        scale_output(projections[mlp.readers[0]], before)
     as_linear(writer).mul_(after if projections else before * after)
     block.set_submodule(mlp.activation, scaled.activation)
 
 
 def fold_gains(block: nn.Module, stack: StackSites) -> None:
     """The gain of each residual branch, into the projection that ends it."""
-    for branch in stack.branches(block).values():
-        gain = None if branch.dropout is None else block.get_submodule(branch.dropout)
-        if isinstance(gain, ResidualGain):
-            scale_output(branch.writer_module(block), gain.value)
-            block.set_submodule(str(branch.dropout), nn.Dropout(gain.p))
+    for name, branch in stack.branches(block).items():
+        gain = dict(block.named_modules()).get(branch.dropout or gain_path(name))
+        if not isinstance(gain, ResidualGain):
+            continue
+        scale_output(branch.writer_module(block), gain.value)
+        if branch.dropout is None:
+            gain.detach(block)
+            delattr(block, gain_path(name))
+        else:
+            block.set_submodule(branch.dropout, nn.Dropout(gain.p))
 
 
 def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
     """Into the rows of the queries; a temperature behind a query-key norm stays."""
     module = block.get_submodule(attention.module)
-    control = getattr(module, "query_key", None)
-    if not isinstance(control, QueryKeyControl) or control.norm or control.temperature is None:
+    name = "query_key" if attention.fused else "query_control"
+    control = getattr(module, name, None)
+    if not isinstance(control, HeadControl) or control.temperature is None:
         return
-    (fused,) = attention.reader_modules(block)
-    for rows in (as_linear(fused), fused.bias):
-        if rows is not None:  # groups, (q, k, v), heads of a group, d, and the inputs of a weight
-            parts = rows.unflatten(0, (control.groups, 3, control.heads // control.groups, -1))
-            factor = control.temperature.view(control.groups, -1, *[1] * (parts.dim() - 3))
+    if control.norm or any(
+        not isinstance(block.get_submodule(path), nn.Identity) for path in attention.query_key_norms
+    ):
+        return
+    groups = attention.groups(control.heads)
+    parts_of_a_row = 3 if attention.fused else 1
+    query = attention.reader_modules(block)[0]
+    for rows in (as_linear(query), query.bias):
+        if rows is not None:  # groups, (q, k, v) or q, heads of a group, d, and the inputs of a weight
+            parts = rows.unflatten(0, (groups, parts_of_a_row, control.heads // groups, -1))
+            factor = control.temperature.view(groups, -1, *[1] * (parts.dim() - 3))
             parts[:, 0].mul_(factor)
     control.detach(block)
-    del module.query_key
+    delattr(module, name)
 
 
 def fuse_identities(model: PreTrainedModel) -> None:
@@ -107,7 +119,7 @@ def fuse_identities(model: PreTrainedModel) -> None:
     stack, config = stack_of(model), model.config
     activations = config.block_activations  # a list of its own
     for index, block in enumerate(stack.block_list(model.base_model)):
-        if activations[index] != "identity":
+        if activations[index] != "identity" or stack.mlp.gated:
             continue
         (reader,), writer = stack.mlp.reader_modules(block), stack.mlp.writer_module(block)
         one = stack.mlp.fuse(block)

@@ -4,10 +4,11 @@ This folder is flat and its files import each other with a single dot: save_pret
 """
 
 import transformers
+from transformers import PreTrainedModel
 
 from .activations import LearnableLeakyReLU, leaky_relu
-from .configuration_lnfree import LNFreeGPT2Config, LNFreeGPTNeoXConfig
 from .modeling_lnfree_gpt2 import (
+    LNFreeGPT2Config,
     LNFreeGPT2ForCausalLM,
     LNFreeGPT2ForQuestionAnswering,
     LNFreeGPT2ForSequenceClassification,
@@ -15,30 +16,74 @@ from .modeling_lnfree_gpt2 import (
     LNFreeGPT2Model,
 )
 from .modeling_lnfree_gpt_neox import (
+    LNFreeGPTNeoXConfig,
     LNFreeGPTNeoXForCausalLM,
     LNFreeGPTNeoXForQuestionAnswering,
     LNFreeGPTNeoXForSequenceClassification,
     LNFreeGPTNeoXForTokenClassification,
     LNFreeGPTNeoXModel,
 )
+from .modeling_lnfree_llama import (
+    LNFreeLlamaConfig,
+    LNFreeLlamaForCausalLM,
+    LNFreeLlamaForQuestionAnswering,
+    LNFreeLlamaForSequenceClassification,
+    LNFreeLlamaForTokenClassification,
+    LNFreeLlamaModel,
+)
+from .modeling_lnfree_opt import (
+    LNFreeOPTConfig,
+    LNFreeOPTForCausalLM,
+    LNFreeOPTForQuestionAnswering,
+    LNFreeOPTForSequenceClassification,
+    LNFreeOPTModel,
+)
+from .modeling_lnfree_qwen3 import (
+    LNFreeQwen3Config,
+    LNFreeQwen3ForCausalLM,
+    LNFreeQwen3ForQuestionAnswering,
+    LNFreeQwen3ForSequenceClassification,
+    LNFreeQwen3ForTokenClassification,
+    LNFreeQwen3Model,
+)
 from .normfree import LNFreeMixin, named_slopes
 from .sites import AttentionBranch, MLPBranch, StackSites
 
-AUTO_CLASSES = {
-    "AutoModel": (LNFreeGPT2Model, LNFreeGPTNeoXModel),
-    "AutoModelForCausalLM": (LNFreeGPT2ForCausalLM, LNFreeGPTNeoXForCausalLM),
-    "AutoModelForSequenceClassification": (
+FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
+    LNFreeGPT2Model: (
+        LNFreeGPT2ForCausalLM,
         LNFreeGPT2ForSequenceClassification,
-        LNFreeGPTNeoXForSequenceClassification,
+        LNFreeGPT2ForTokenClassification,
+        LNFreeGPT2ForQuestionAnswering,
     ),
-    "AutoModelForTokenClassification": (LNFreeGPT2ForTokenClassification, LNFreeGPTNeoXForTokenClassification),
-    "AutoModelForQuestionAnswering": (LNFreeGPT2ForQuestionAnswering, LNFreeGPTNeoXForQuestionAnswering),
+    LNFreeGPTNeoXModel: (
+        LNFreeGPTNeoXForCausalLM,
+        LNFreeGPTNeoXForSequenceClassification,
+        LNFreeGPTNeoXForTokenClassification,
+        LNFreeGPTNeoXForQuestionAnswering,
+    ),
+    LNFreeLlamaModel: (
+        LNFreeLlamaForCausalLM,
+        LNFreeLlamaForSequenceClassification,
+        LNFreeLlamaForTokenClassification,
+        LNFreeLlamaForQuestionAnswering,
+    ),
+    LNFreeOPTModel: (LNFreeOPTForCausalLM, LNFreeOPTForSequenceClassification, LNFreeOPTForQuestionAnswering),
+    LNFreeQwen3Model: (
+        LNFreeQwen3ForCausalLM,
+        LNFreeQwen3ForSequenceClassification,
+        LNFreeQwen3ForTokenClassification,
+        LNFreeQwen3ForQuestionAnswering,
+    ),
 }
+"""The backbone of each family, and its heads."""
 
-for _config in (LNFreeGPT2Config, LNFreeGPTNeoXConfig):
-    _config.register_for_auto_class()
-for _auto, _classes in AUTO_CLASSES.items():
-    for _model in _classes:
+for _backbone, _heads in FAMILIES.items():
+    assert _backbone.config_class is not None
+    _backbone.config_class.register_for_auto_class()
+    _prefix = _backbone.__name__.removesuffix("Model")
+    for _model in (_backbone, *_heads):
+        _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
 # As of the stock families: GPT-2 has an entry, GPT-NeoX has none.
@@ -58,7 +103,24 @@ __all__ = [
     "LNFreeGPTNeoXForSequenceClassification",
     "LNFreeGPTNeoXForTokenClassification",
     "LNFreeGPTNeoXModel",
+    "LNFreeLlamaConfig",
+    "LNFreeLlamaForCausalLM",
+    "LNFreeLlamaForQuestionAnswering",
+    "LNFreeLlamaForSequenceClassification",
+    "LNFreeLlamaForTokenClassification",
+    "LNFreeLlamaModel",
     "LNFreeMixin",
+    "LNFreeOPTConfig",
+    "LNFreeOPTForCausalLM",
+    "LNFreeOPTForQuestionAnswering",
+    "LNFreeOPTForSequenceClassification",
+    "LNFreeOPTModel",
+    "LNFreeQwen3Config",
+    "LNFreeQwen3ForCausalLM",
+    "LNFreeQwen3ForQuestionAnswering",
+    "LNFreeQwen3ForSequenceClassification",
+    "LNFreeQwen3ForTokenClassification",
+    "LNFreeQwen3Model",
     "LearnableLeakyReLU",
     "MLPBranch",
     "StackSites",

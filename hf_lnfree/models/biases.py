@@ -65,21 +65,21 @@ FROZEN_BIAS = {nn.Linear: FrozenBiasLinear, Conv1D: FrozenBiasConv1D}
 QUERY_KEY_BIAS = {nn.Linear: QueryKeyBiasLinear, Conv1D: QueryKeyBiasConv1D}
 
 
-def train_query_key_bias_only(fused: Projection, value_size: int, others: Iterable[Projection]) -> None:
-    """
-    Freeze the biases of a block but for query and key, in place.
+def freeze_bias(projections: Iterable[Projection]) -> None:
+    """Freeze whole biases, in place. The class of a module is exchanged and not the module: weights and hooks stay."""
+    for projection in projections:
+        if projection.bias is not None:
+            projection.__class__ = FROZEN_BIAS[type(projection)]
+            projection.bias.requires_grad_(False)
 
-    The class of a module is exchanged and not the module, so weights and hooks stay.
+
+def train_query_key_bias_only(fused: Projection, value_size: int) -> None:
+    """
+    Freeze the bias of value in a fused projection, in place, by its class as well.
 
     Args:
         fused: the projection to query, key and value; its bias is laid out as [groups, (q, k, v), `value_size`].
         value_size: entries of value in one group: all of them, or those of one head.
-        others: the projections whose whole bias is frozen.
     """
-    for projection in others:
-        if projection.bias is None:
-            continue
-        projection.__class__ = FROZEN_BIAS[type(projection)]
-        projection.bias.requires_grad_(False)
     fused.__class__ = QUERY_KEY_BIAS[type(fused)]
     cast(QueryKeyBias, fused).value_size = value_size

@@ -5,12 +5,12 @@
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
-from transformers import GPT2Config, GPTNeoXConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from .activations import activation_names
 from .errors import ConfigurationError
@@ -29,11 +29,14 @@ LONGEST_SLIP = 2  # characters that a near miss is longer or shorter by
 ACTIVATION_NAMES = ("act", "activation", "activation_fn", "activation_function", "hidden_act", "hidden_activation")
 
 
-def _auto_map(family: str, prefix: str) -> dict[str, str]:
-    heads = ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
-    modeling = f"modeling_lnfree_{family}.{prefix}"
+DECODER_HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+
+
+def auto_map(modeling: str, prefix: str, heads: Sequence[str] = DECODER_HEADS) -> dict[str, str]:
+    """Where the Auto classes find a family in the code beside a checkpoint: all of it in the file `modeling`."""
+    modeling = f"{modeling}.{prefix}"
     return {
-        "AutoConfig": f"configuration_lnfree.{prefix}Config",
+        "AutoConfig": f"{modeling}Config",
         "AutoModel": f"{modeling}Model",
         **{f"AutoModelFor{head}": f"{modeling}For{head}" for head in heads},
     }
@@ -53,12 +56,12 @@ class LNFreeConfigMixin(Base):
 
     Args:
         norm (`str`, defaults to `"none"`):
-            What stands where the stock block has its LayerNorms, a name in `NORMALIZATIONS`: `"none"`, `"layernorm"`,
+            What stands where the stock block has its norms, a name in `NORMALIZATIONS`: `"none"`, `"layernorm"`,
             `"rmsnorm"`; functions of single numbers, `"dyt"` ([`DynamicTanh`]) and `"derf"` ([`DynamicErf`]); linear
             ones, `"scale"`, `"affine"` and `"fixed_scale"`; `"rmspre"`, which only divides by the root mean square, as
             is left of a LayerNorm whose centring, gain and bias are folded into the weights; and `"removal"`, a
             LayerNorm on its way to a fixed scale ([`RemovalNorm`]).
-        final_norm (the same, defaults to `"layernorm"`):
+        final_norm (the same, defaults to the stock family's norm):
             What stands after the last block. The paper's LayerNorm-free models keep this one.
         layer_norms (`list[str]` or `str`, *optional*):
             One entry per layer, or a rule like `"none:0-5,layernorm:6-11"`; overrides `norm`.
@@ -93,7 +96,8 @@ class LNFreeConfigMixin(Base):
         ffn_scale (`bool`, defaults to `False`):
             Two learned scales in every MLP ([`ScaledMLP`]).
         query_key_norm (`bool`, defaults to `False`):
-            Whether queries and keys are divided by their root mean squares ([`QueryKeyControl`]).
+            Whether queries and keys are divided by their root mean squares ([`QueryKeyControl`]). Qwen3 has norms of
+            its own for them, with gains, which `True`, its default, keeps and `False` takes away.
         attention_temperature (`bool`, defaults to `False`):
             Whether every head learns a factor of its logits ([`QueryKeyControl`]).
         attention_softcap (`float`, *optional*):
@@ -107,6 +111,10 @@ class LNFreeConfigMixin(Base):
 
     activation_field: ClassVar[str]
     """What the family calls the activation of its MLPs."""
+    stock_norm: ClassVar[Literal["layernorm", "rmsnorm"]] = "layernorm"
+    """The norm of the stock family: under that name a model is the stock one, bit for bit."""
+    stock_query_key_norm: ClassVar[bool] = False
+    """Whether the stock attention normalises its queries and keys."""
     depth_fields: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
     """The number of blocks of each stack: one for a decoder, encoder and decoder for a family with both."""
 
@@ -275,26 +283,3 @@ def reject_study_typos(kwargs: dict[str, Any], config_class: type[LNFreeConfigMi
                 f"{name!r} is not a field of {config_class.__name__}. Did you mean {meant!r}? The study's fields are: "
                 f"{', '.join(study)}."
             )
-
-
-class LNFreeGPT2Config(LNFreeConfigMixin, GPT2Config):  # noqa: D101  set in the next line
-    __doc__ = "[`GPT2Config`] with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
-
-    model_type = "lnfree_gpt2"
-    activation_field: ClassVar[str] = "activation_function"
-
-    # The formula of the stock default, "gelu_new", in one kernel: a ninth of the time. Stock checkpoints name theirs.
-    activation_function: str = "gelu_pytorch_tanh"
-    auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt2", "LNFreeGPT2"))
-    tokenizer_class: str | None = "GPT2Tokenizer"  # of a folder that names none; transformers goes by its model types
-
-
-class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set in the next line
-    __doc__ = "[`GPTNeoXConfig`] (Pythia) with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
-
-    model_type = "lnfree_gpt_neox"
-    activation_field: ClassVar[str] = "hidden_act"
-
-    residual_init: Literal["scaled", "plain"] = "plain"
-    auto_map: dict[str, str] = field(default_factory=lambda: _auto_map("gpt_neox", "LNFreeGPTNeoX"))
-    tokenizer_class: str | None = "GPTNeoXTokenizer"

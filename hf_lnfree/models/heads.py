@@ -3,7 +3,7 @@
 Parameter names and forward passes are those of the stock class that follows in a head's bases.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,6 +41,7 @@ class CausalLMHead(Head):
     """A language-model head, which may have a bias."""
 
     def add_head(self, config: PreTrainedConfig) -> None:
+        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
 
 
@@ -54,9 +55,12 @@ class SequenceClassificationHead(Head):
 class TokenClassificationHead(Head):
     """One score a class, of each token."""
 
+    scores: ClassVar[str] = "classifier"
+    """What the stock head calls its projection."""
+
     def add_head(self, config: PreTrainedConfig) -> None:
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
-        self.classifier = nn.Linear(config.hidden_size, labels(config))
+        setattr(self, self.scores, nn.Linear(config.hidden_size, labels(config)))
 
 
 class QuestionAnsweringHead(Head):

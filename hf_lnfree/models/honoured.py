@@ -13,15 +13,10 @@ from .sites import AttentionBranch, Branch, MLPBranch, StackSites
 from .weight_norms import can_be_normed
 
 
-def without_dropout(branch: Branch, block: nn.Module) -> str | None:
-    """A gain takes the place of the branch's dropout."""
-    return "has no module between its last projection and the stream" if branch.dropout is None else None
-
-
-def unfused(branch: Branch, block: nn.Module) -> str | None:
-    """Queries and keys are told apart in the output of one fused projection."""
-    apart = isinstance(branch, AttentionBranch) and branch.fused is None
-    return "has no fused projection to query, key and value" if apart else None
+def cross(branch: Branch, block: nn.Module) -> str | None:
+    """Keys of cross-attention are read from another stream than queries."""
+    apart = isinstance(branch, AttentionBranch) and bool(branch.encoder_readers)
+    return "reads its keys from the encoder" if apart else None
 
 
 def gated(branch: Branch, block: nn.Module) -> str | None:
@@ -50,11 +45,10 @@ class Requirement:
 
 
 REQUIREMENTS = {
-    "residual_gain": Requirement(lambda config: config.residual_gain != "none", without_dropout),
-    "query_key_norm": Requirement(lambda config: config.query_key_norm, unfused),
-    "attention_temperature": Requirement(lambda config: config.attention_temperature, unfused),
+    "query_key_norm": Requirement(lambda config: config.query_key_norm, cross),
+    "attention_temperature": Requirement(lambda config: config.attention_temperature, cross),
     "attention_softcap": Requirement(lambda config: config.attention_softcap is not None, without_seam),
-    "linear_bias": Requirement(lambda config: config.linear_bias == "query_key", unfused),
+    "linear_bias": Requirement(lambda config: config.linear_bias == "query_key", cross),
     "weight_norm": Requirement(lambda config: config.weight_norm != "none", unknown_projections),
     "layer_activations": Requirement(lambda config: FUSED in config.block_activations, gated),
 }

@@ -1,6 +1,10 @@
 """GPT-NeoX (Pythia) without LayerNorm: the sites of the family and its classes; the rest is transformers' own."""
 
+from dataclasses import field
+from typing import ClassVar, Literal
+
 from transformers import (
+    GPTNeoXConfig,
     GPTNeoXForCausalLM,
     GPTNeoXForQuestionAnswering,
     GPTNeoXForSequenceClassification,
@@ -9,10 +13,21 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from .configuration_lnfree import LNFreeGPTNeoXConfig
+from .configuration_lnfree import LNFreeConfigMixin, auto_map
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
 from .normfree import LNFreeMixin
 from .sites import AttentionBranch, MLPBranch, StackSites
+
+
+class LNFreeGPTNeoXConfig(LNFreeConfigMixin, GPTNeoXConfig):  # noqa: D101  set in the next line
+    __doc__ = "[`GPTNeoXConfig`] (Pythia) with the study's fields.\n" + (LNFreeConfigMixin.__doc__ or "")
+
+    model_type = "lnfree_gpt_neox"
+    activation_field: ClassVar[str] = "hidden_act"
+
+    residual_init: Literal["scaled", "plain"] = "plain"
+    auto_map: dict[str, str] = field(default_factory=lambda: auto_map("modeling_lnfree_gpt_neox", "LNFreeGPTNeoX"))
+    tokenizer_class: str | None = "GPTNeoXTokenizer"
 
 
 class LNFreeGPTNeoXMixin(LNFreeMixin):

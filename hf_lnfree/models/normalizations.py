@@ -1,9 +1,9 @@
-r"""What may stand where a stock model has a LayerNorm.
+r"""What may stand where a stock model has a norm.
 
 - "none": nothing, $y = x$.
-- "layernorm": the stock module, $y = g \odot (x - \bar x) / \sqrt{\overline{(x - \bar x)^2} + \epsilon} + b$ (arXiv
-  1607.06450).
-- "rmsnorm": $y = g \odot x / \sqrt{\overline{x^2} + \epsilon}$ (arXiv 1910.07467).
+- "layernorm": $y = g \odot (x - \bar x) / \sqrt{\overline{(x - \bar x)^2} + \epsilon} + b$ (arXiv
+  1607.06450); the stock module where it is one.
+- "rmsnorm": $y = g \odot x / \sqrt{\overline{x^2} + \epsilon}$ (arXiv 1910.07467); the stock module where it is one.
 - "rmspre": the same without $g$, TransformerLens' name for what is left of a LayerNorm on a centred stream once gain
   and bias are folded into the weights around it.
 - "dyt", "derf": [`DynamicTanh`], [`DynamicErf`], functions of single numbers.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .errors import ConfigurationError
 from .removal import RemovalNorm
 
 Feeds = Literal["attention", "mlp", "final"]
@@ -137,18 +138,48 @@ def alpha_of(config: PreTrainedConfig, feeds: Feeds) -> float:
     return config.norm_alpha if own is None else own
 
 
-# name -> (the stock LayerNorm, the configuration, what reads it -> the module that takes its place)
-NORMALIZATIONS: dict[str, Callable[[nn.LayerNorm, PreTrainedConfig, Feeds], nn.Module]] = {
+def width(stock: nn.Module) -> int:
+    """D of a stock LayerNorm or RMSNorm."""
+    return cast(nn.Parameter, stock.weight).numel()
+
+
+def epsilon(stock: nn.Module) -> float:
+    """What a stock LayerNorm or RMSNorm adds to the mean square; those of transformers call it variance_epsilon."""
+    return cast(float, getattr(stock, "eps", None) or getattr(stock, "variance_epsilon", None))
+
+
+def layer_norm(stock: nn.Module) -> nn.LayerNorm:
+    """The stock module, if it is one."""
+    return stock if isinstance(stock, nn.LayerNorm) else nn.LayerNorm(width(stock), eps=epsilon(stock))
+
+
+def rms_norm(stock: nn.Module) -> nn.Module:
+    """The stock module, if it is no LayerNorm: every family of transformers has an RMSNorm of its own."""
+    return nn.RMSNorm(width(stock), eps=epsilon(stock)) if isinstance(stock, nn.LayerNorm) else stock
+
+
+def removal_norm(stock: nn.Module) -> RemovalNorm:
+    """
+    Raises:
+        ConfigurationError: the stock module is no LayerNorm.
+    """
+    if not isinstance(stock, nn.LayerNorm):
+        raise ConfigurationError("norm='removal' takes a LayerNorm away, and this family has RMSNorms.")
+    return RemovalNorm(stock.normalized_shape, eps=stock.eps)
+
+
+# name -> (the stock norm, the configuration, what reads it -> the module that takes its place)
+NORMALIZATIONS: dict[str, Callable[[nn.Module, PreTrainedConfig, Feeds], nn.Module]] = {
     "none": lambda stock, config, feeds: nn.Identity(),
-    "layernorm": lambda stock, config, feeds: stock,
-    "rmsnorm": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps),
-    "rmspre": lambda stock, config, feeds: nn.RMSNorm(stock.normalized_shape, eps=stock.eps, elementwise_affine=False),
-    "dyt": lambda stock, config, feeds: DynamicTanh(stock.normalized_shape[0], alpha_of(config, feeds)),
-    "derf": lambda stock, config, feeds: DynamicErf(stock.normalized_shape[0], alpha_of(config, feeds)),
+    "layernorm": lambda stock, config, feeds: layer_norm(stock),
+    "rmsnorm": lambda stock, config, feeds: rms_norm(stock),
+    "rmspre": lambda stock, config, feeds: nn.RMSNorm(width(stock), eps=epsilon(stock), elementwise_affine=False),
+    "dyt": lambda stock, config, feeds: DynamicTanh(width(stock), alpha_of(config, feeds)),
+    "derf": lambda stock, config, feeds: DynamicErf(width(stock), alpha_of(config, feeds)),
     "scale": lambda stock, config, feeds: Scale(),
-    "affine": lambda stock, config, feeds: Affine(stock.normalized_shape[0]),
-    "fixed_scale": lambda stock, config, feeds: FixedScale(stock.normalized_shape[0]),
-    "removal": lambda stock, config, feeds: RemovalNorm(stock.normalized_shape, eps=stock.eps),
+    "affine": lambda stock, config, feeds: Affine(width(stock)),
+    "fixed_scale": lambda stock, config, feeds: FixedScale(width(stock)),
+    "removal": lambda stock, config, feeds: removal_norm(stock),
 }
 
 
@@ -163,7 +194,7 @@ def normalization_names() -> tuple[str, ...]:
 
 def build_norm(name: str, stock: nn.Module, config: PreTrainedConfig, feeds: Feeds) -> nn.Module:
     """The module for a norm's name; `norm_name` on it says that its `reset_parameters` is how it begins."""
-    module = NORMALIZATIONS[name](cast(nn.LayerNorm, stock), config, feeds)
+    module = NORMALIZATIONS[name](stock, config, feeds)
     if module is not stock:
         module.norm_name = name  # type: ignore[assignment]  # a mark, no child
     return module

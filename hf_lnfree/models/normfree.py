@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .activations import FUSED, LEARNED, LearnableLeakyReLU, build_activation
-from .biases import QueryKeyBias, train_query_key_bias_only
+from .biases import QueryKeyBias, freeze_bias, train_query_key_bias_only
 from .errors import ConfigurationError
 from .honoured import refuse_unhonoured
 from .host import name_task, norms_to_tune
@@ -22,7 +22,7 @@ from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
 from .sites import AttentionBranch, Branch, Projection, StackSites
 from .softcap import cap_logits
-from .stabilizers import EmbeddingScale, QueryKeyControl, ResidualGain, ScaledMLP
+from .stabilizers import EmbeddingScale, HeadControl, QueryKeyControl, ResidualGain, ScaledMLP, gain_path
 from .weight_norms import NormedWeight, norm_weight
 
 
@@ -70,9 +70,13 @@ def freeze_biases(block: nn.Module, stack: StackSites, config: PreTrainedConfig)
     """Of the biases of a block, leave those of query and key to be trained, in place."""
     attention, mlp = stack.attention, stack.mlp
     held = {**attention.projections(block), **mlp.projections(block)}
-    fused = held.pop(attention.readers[0])
-    value_size = config.hidden_size // attention.groups(config.num_attention_heads)
-    train_query_key_bias_only(fused, value_size, held.values())
+    if attention.fused:
+        value_size = config.hidden_size // attention.groups(config.num_attention_heads)
+        train_query_key_bias_only(held.pop(attention.readers[0]), value_size)
+    else:
+        query, key, _ = attention.readers
+        del held[query], held[key]
+    freeze_bias(held.values())
 
 
 def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> None:
@@ -80,19 +84,20 @@ def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> 
     branches = stack.branches(block)
     if config.residual_gain != "none":
         shared = None
-        for branch in branches.values():
-            assert branch.dropout is not None
-            dropout = cast(nn.Dropout, block.get_submodule(branch.dropout))
-            gain = ResidualGain(dropout.p, config.residual_gain, config.num_hidden_layers, shared)
-            block.set_submodule(branch.dropout, gain)
+        for name, branch in branches.items():
+            p = 0.0 if branch.dropout is None else cast(nn.Dropout, block.get_submodule(branch.dropout)).p
+            gain = ResidualGain(p, config.residual_gain, config.num_hidden_layers, shared)
+            block.set_submodule(branch.dropout or gain_path(name), gain)
+            if branch.dropout is None:
+                gain.attach(block, branch.writer)
             shared = shared or (gain if config.residual_gain == "rezero" else None)
     for attention in stack.attentions(block):
         module = block.get_submodule(attention.module)
-        if config.query_key_norm or config.attention_temperature:
-            heads, groups = config.num_attention_heads, attention.groups(config.num_attention_heads)
-            control = QueryKeyControl(heads, groups, config.query_key_norm, config.attention_temperature)
-            module.query_key = control
-            control.attach(block, attention.readers[0])
+        for path in attention.query_key_norms if not config.query_key_norm else ():
+            block.set_submodule(path, nn.Identity())
+        own = config.query_key_norm and not attention.query_key_norms
+        if own or config.attention_temperature:
+            control_heads(block, attention, config, own)
         if config.attention_softcap is not None:
             cap_logits(module, config.attention_softcap)
     if config.weight_norm != "none":
@@ -101,21 +106,42 @@ def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> 
                 norm_weight(projection, config.weight_norm)
 
 
-def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
-    """Tell the norms that are being removed where sequences begin, and which fused projection reads them."""
-    norms = [module for module in model.modules() if isinstance(module, RemovalNorm)]
-    if not norms:
+def control_heads(block: nn.Module, attention: AttentionBranch, config: PreTrainedConfig, norm: bool) -> None:
+    """Query-key norm and temperatures of one attention, in place; keys have no temperature."""
+    module, heads = block.get_submodule(attention.module), config.num_attention_heads
+    temperature = config.attention_temperature
+    if attention.fused:
+        module.query_key = QueryKeyControl(heads, attention.groups(heads), norm, temperature)
+        module.query_key.attach(block, attention.readers[0])
         return
-    first = FirstPosition()
-    model.register_forward_pre_hook(first.locate, with_kwargs=True)
-    for removed in norms:
-        removed.first = first
+    query, key, *_ = attention.query_key_norms or attention.readers
+    module.query_control = HeadControl(heads, norm, temperature, split=bool(attention.query_key_norms))
+    module.query_control.attach(block, query)
+    if norm:
+        module.key_control = HeadControl(getattr(config, "num_key_value_heads", heads), norm, False)
+        module.key_control.attach(block, key)
+
+
+def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
+    """Tell the norms that are being removed where sequences begin, and which projection makes values of them."""
     for stack in stacks:
+        owner = model.get_submodule(stack.blocks.rpartition(".")[0])  # OPT's head calls its decoder past its backbone
+        norms = [module for module in owner.modules() if isinstance(module, RemovalNorm)]
+        if not norms:
+            continue
+        first = FirstPosition()
+        owner.register_forward_pre_hook(first.locate, with_kwargs=True)
+        for removed in norms:
+            removed.first = first
         for block in stack.block_list(model):
             for attention in stack.attentions(block):
                 norm = attention.norm_module(block)
-                if isinstance(norm, RemovalNorm) and attention.fused and not attention.post_norm:
+                if not isinstance(norm, RemovalNorm) or attention.post_norm or attention.encoder_readers:
+                    continue
+                if attention.fused:
                     norm.read_by(block, attention.readers[0], attention.groups(model.config.num_attention_heads))
+                else:
+                    norm.read_by(block, attention.readers[2], groups=0)
 
 
 def refuse_quantisation(model: PreTrainedModel) -> None:
@@ -144,7 +170,8 @@ def refuse_tensor_parallelism(model: PreTrainedModel) -> None:
     config = model.config
     learned = any(isinstance(module, LEARNED) for module in model.modules())
     asked = {
-        "query_key_norm": config.query_key_norm,  # which counts the heads in a projection's output
+        # Which counts the heads in a projection's output; that of the stock attention stands behind it.
+        "query_key_norm": config.query_key_norm and not config.stock_query_key_norm,
         "attention_temperature": config.attention_temperature,
         f"weight_norm={config.weight_norm!r}": config.weight_norm != "none",  # over whole rows and columns
         "linear_bias='query_key'": config.linear_bias != "all",
@@ -175,7 +202,7 @@ def shared_slope_keys(model: PreTrainedModel) -> dict[str, str]:
     return dict.fromkeys(tied, source)
 
 
-STABILIZERS = (ScaledMLP, ResidualGain, QueryKeyControl, EmbeddingScale)
+STABILIZERS = (ScaledMLP, ResidualGain, HeadControl, EmbeddingScale)
 # Arguments of from_pretrained that say where a checkpoint lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -202,17 +229,17 @@ class LNFreeMixin(Base):
         As in transformers.
 
         Raises:
-            ConfigurationError: a stock checkpoint, which has LayerNorms, without a word on what becomes of them.
+            ConfigurationError: a stock checkpoint, which has norms, without a word on what becomes of them.
         """
         if pretrained_model_name_or_path is not None and not {"config", "norm", "layer_norms"} & set(kwargs):
             place = {name: kwargs[name] for name in PLACE if name in kwargs}
-            config_class = cast(type[PreTrainedConfig], cls.config_class)
+            config_class: Any = cls.config_class
             stored, _ = config_class.get_config_dict(pretrained_model_name_or_path, **place)
             if stored.get("model_type", config_class.model_type) != config_class.model_type:
                 raise ConfigurationError(
-                    f"{pretrained_model_name_or_path} is a stock {stored['model_type']} with LayerNorms, and "
+                    f"{pretrained_model_name_or_path} is a stock {stored['model_type']} with norms, and "
                     f"{config_class.__name__} has norm='none' by default: they would be dropped. Pass "
-                    'norm="layernorm" to keep them, or norm="none" to drop those of the blocks.'
+                    f'norm="{config_class.stock_norm}" to keep them, or norm="none" to drop those of the blocks.'
                 )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -246,7 +273,9 @@ class LNFreeMixin(Base):
         super().initialize_weights()
         # A stack that is a model of its own (OPT, T5) was initialised by the stock class's rules.
         for module in self.modules():
-            if not getattr(module, "_study_initialized", False):
+            if isinstance(module, NormedWeight) and getattr(module, "_is_hf_initialized", False):
+                module.reset_norm()  # what is trained has been drawn
+            elif not getattr(module, "_study_initialized", False):
                 self._init_study(module)
 
     @torch.no_grad()
@@ -280,8 +309,8 @@ class LNFreeMixin(Base):
 
     def _init_writer(self, writer: Projection | NormedWeight) -> None:
         """A projection into the residual stream, with a standard deviation of initializer_range / sqrt(2L)."""
-        # Some families call it init_std.
-        whole = getattr(self.config, "initializer_range", None) or getattr(self.config, "init_std", 0.02)
+        # OPT calls it init_std.
+        whole = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", 0.02)
         std = cast(float, whole) / math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(writer, NormedWeight):
             init.normal_(writer.trained, mean=0.0, std=std)

@@ -116,6 +116,8 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
 
     def first_tokens(self, live: Tensor) -> Tensor:
         mask = self.first.mask
+        if mask is not None and live.dim() == 2:  # OPT gives its MLPs the tokens of all sequences as one list
+            return mask.expand(len(live) // mask.shape[1], -1, -1).flatten(0, 1)
         if mask is None or mask.shape[1] != live.shape[1]:  # the norm is used by itself
             return (torch.arange(live.shape[1], device=live.device) == 0)[:, None]
         return mask
@@ -133,7 +135,7 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
         self.batches += 1
 
     def read_by(self, block: nn.Module, projection: str, groups: int) -> None:
-        """The norm feeds this fused projection of a block, whose rows are [`groups`, (q, k, v)]."""
+        """The norm feeds this projection of a block, whose rows are [`groups`, (q, k, v)], or v alone with 0 groups."""
         self.groups = groups
         self.attach(block, projection)
 
@@ -141,6 +143,8 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
         """Values are made of an input of their own while query and key are ahead of them on the schedule."""
         if self.value_input is None:
             return None
+        if self.groups == 0:
+            return projection.forward(self.value_input)
         shape = (-1, (self.groups, 3, output.shape[-1] // (3 * self.groups)))
         query_key, _ = output.unflatten(*shape).split((2, 1), dim=-2)
         value = projection.forward(self.value_input).unflatten(*shape)[..., 2:, :]

@@ -68,11 +68,13 @@ class AttentionBranch(Branch):
         fused: None where query, key and value are projections of their own (the readers, in that order); else the order
             of the rows of the one reader, [(q, k, v), head] for "parts" and [head, (q, k, v)] for "heads".
         encoder_readers: of cross-attention, the projections of keys and values, which read the encoder's stream.
+        query_key_norms: the norms of queries and keys that the stock attention has, if any.
     """
 
     module: str
     fused: Literal["parts", "heads"] | None = None
     encoder_readers: tuple[str, ...] = ()
+    query_key_norms: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:

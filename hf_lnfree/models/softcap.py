@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 def eager_softcap_attention(
     module: nn.Module,
     query: Tensor,  # B H Q d
-    key: Tensor,  # B H K d
+    key: Tensor,  # B H/shared K d
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
@@ -23,6 +23,8 @@ def eager_softcap_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """What the eager functions of the stock families do, with a cap; returns B Q H d, and the map B H Q K."""
+    shared = query.shape[1] // key.shape[1]  # queries of so many heads share a key
+    key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     logits = softcap * torch.tanh(query @ key.transpose(-1, -2) * (scaling / softcap))
     if attention_mask is not None:
         logits = logits + attention_mask

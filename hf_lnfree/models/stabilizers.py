@@ -14,9 +14,10 @@ from .hooks import OutputHook
 LEARNED_GAINS = ("rezero", "skipinit")
 
 
-class ResidualGain(nn.Dropout):
+class ResidualGain(OutputHook, nn.Dropout):
     r"""
-    $x + a\,F(x)$: the dropout at the end of a residual branch, times a gain $a$.
+    $x + a\,F(x)$: the dropout at the end of a residual branch, times a gain $a$; on the output of the branch's last
+    projection where a block has no module for the dropout.
 
     - "rezero" (arXiv 2003.04887): one learned gain a layer for all its branches, from 0 on.
     - "skipinit" (arXiv 2002.10444): one learned gain a branch, from 0 on.
@@ -49,8 +50,16 @@ class ResidualGain(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:  # B T D
         return self.value * super().forward(x)
 
+    def change(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor:  # B T D
+        return self.value * output
+
     def extra_repr(self) -> str:
         return f"p={self.p}, {self.kind}"
+
+
+def gain_path(branch: str) -> str:
+    """Where a block keeps the gain of a branch that has no dropout module."""
+    return f"{branch}_gain"
 
 
 class EmbeddingScale(nn.Dropout):
@@ -100,29 +109,58 @@ class ScaledMLP(nn.Module):
         return "scales=meta" if self.scales.is_meta else f"scales={[round(s, 4) for s in self.scales.tolist()]}"
 
 
-class QueryKeyControl(OutputHook, nn.Module):
+class HeadControl(OutputHook, nn.Module):
     r"""
-    $q_h \leftarrow \tau_h\,q_h / \mathrm{rms}(q_h)$ and $k_h \leftarrow k_h / \mathrm{rms}(k_h)$: query-key norm (arXiv
-    2010.04245, 2302.05442; without gains, so that rotary embeddings commute with it) and a learned temperature a head.
+    $q_h \leftarrow \tau_h\,q_h / \mathrm{rms}(q_h)$: query-key norm (arXiv 2010.04245, 2302.05442; without gains, so
+    that rotary embeddings commute with it) and a learned temperature a head.
 
-    Sits on the output of the fused projection, before rotary embeddings and the cache.
+    Sits on the output of the projection of queries, or of keys, or on what the stock attention has behind it; before
+    rotary embeddings and the cache.
 
     Args:
-        heads: H.
-        groups: how many times (q, k, v) stands in the output: once, or once a head.
-        norm: whether queries and keys are divided by their root mean squares.
+        heads: H, of queries or of keys.
+        norm: whether they are divided by their root mean squares.
         temperature: whether $\tau$ is learned, from 1 on; it is 1 otherwise.
+        split: whether heads have a dimension of their own there already.
         eps: added to the mean squares.
     """
 
-    def __init__(self, heads: int, groups: int, norm: bool, temperature: bool, eps: float = 1e-6):
+    def __init__(self, heads: int, norm: bool, temperature: bool, split: bool = False, eps: float = 1e-6):
         super().__init__()
-        self.heads, self.groups, self.norm, self.eps = heads, groups, norm, eps
+        self.heads, self.norm, self.split, self.eps = heads, norm, split, eps
         self.temperature = nn.Parameter(torch.ones(heads)) if temperature else None
 
     def reset_parameters(self) -> None:
         if self.temperature is not None:
             nn.init.ones_(self.temperature)
+
+    def change(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor:  # B T Hd, or B T H d
+        heads = output if self.split else output.unflatten(-1, (self.heads, -1))
+        if self.norm:
+            heads = self.normed(heads)
+        if self.temperature is not None:
+            heads = heads * self.temperature[:, None].to(heads.dtype)
+        return heads.view_as(output)
+
+    def normed(self, part: Tensor) -> Tensor:
+        wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(part.dtype)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, norm={self.norm}, temperature={self.temperature is not None}"
+
+
+class QueryKeyControl(HeadControl):
+    r"""
+    The same for queries and keys, $k_h \leftarrow k_h / \mathrm{rms}(k_h)$, in the output of one fused projection.
+
+    Args:
+        groups: how many times (q, k, v) stands in the output: once, or once a head.
+    """
+
+    def __init__(self, heads: int, groups: int, norm: bool, temperature: bool):
+        super().__init__(heads, norm, temperature)
+        self.groups = groups
 
     def change(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor:  # B T 3D
         shape = (self.groups, 3, self.heads // self.groups, -1)
@@ -132,10 +170,3 @@ class QueryKeyControl(OutputHook, nn.Module):
         if self.temperature is not None:
             query = query * self.temperature.view(self.groups, -1, 1).to(query.dtype)
         return torch.stack((query, key, value), dim=-3).flatten(-4)
-
-    def normed(self, part: Tensor) -> Tensor:
-        wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(part.dtype)
-
-    def extra_repr(self) -> str:
-        return f"heads={self.heads}, norm={self.norm}, temperature={self.temperature is not None}"

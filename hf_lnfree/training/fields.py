@@ -66,7 +66,12 @@ class CheckpointArguments:
 class ModelArguments(CheckpointArguments):
     """Either a row of the paper, changed by config_overrides, or an existing checkpoint."""
 
-    family: str = field(default="gpt2", metadata={"help": "gpt2 (GPT-2 small) or gpt_neox (Pythia-70M)."})
+    family: str = field(
+        default="gpt2",
+        metadata={
+            "help": "gpt2 (GPT-2 small), gpt_neox (Pythia-70M), llama (SmolLM-135M), opt (OPT-125M), qwen3 (0.6B)."
+        },
+    )
     row: str = field(default="SM+R", metadata={"help": f"A row of the paper: {', '.join(PAPER_ROWS)}."})
     config_overrides: dict | str | None = field(
         default="{}", metadata={"help": "Fields of the configuration, like '{n_layer: 8, n_embd: 96}'."}

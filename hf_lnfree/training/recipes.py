@@ -26,7 +26,8 @@ MAIN_ROWS = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
 # The tokenizer huggingface-course/code-search-net-tokenizer has 50,000 entries and <|endoftext|> at 0.
 _TOKENS = {"vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0}
 
-# Family -> the class of its configuration in `hf_lnfree.models`, and the fields that are not those of its defaults.
+# Family -> the class of its configuration in `hf_lnfree.models`, and the fields that are not those of its defaults: the
+# paper's two models, and of other families a published model of about their size.
 PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (  # GPT-2 small as the published code builds it
         "LNFreeGPT2Config",
@@ -53,6 +54,32 @@ PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         },
     ),
+    "llama": (  # SmolLM-135M
+        "LNFreeLlamaConfig",
+        {
+            "max_position_embeddings": 2048,
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt": ("LNFreeOPTConfig", {"max_position_embeddings": 2048, "pad_token_id": None}),  # OPT-125M
+    "qwen3": (  # Qwen3-0.6B
+        "LNFreeQwen3Config",
+        {
+            "max_position_embeddings": 40960,
+            "hidden_size": 1024,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": 3072,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -63,7 +90,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     GPT-2 small has 124.242M parameters with LayerNorm and 124.206M without; 64,512 of them are frozen zero biases.
 
     Args:
-        family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M).
+        family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M). Beyond the paper "opt" (OPT-125M), and two that have
+            RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B).
         row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
         context_length: tokens a window; positions are never fewer than the published model's.
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
@@ -84,6 +112,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     config_class = getattr(models, class_name)
     fields = {**_TOKENS, **model, **PAPER_ROWS[row]}
     fields[config_class.activation_field] = fields.pop("activation")
+    if fields["norm"] == "layernorm":  # that is, the norm of the family
+        fields["norm"] = config_class.stock_norm
     positions = config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     fields[positions] = max(fields[positions], context_length)
     # transformers drops an alias when the field itself is given, so overrides are spelt the family's way.

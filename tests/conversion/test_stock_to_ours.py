@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, load
 from hf_lnfree.conversion.stock_to_ours import ours
@@ -143,8 +143,8 @@ def test_a_backbone_that_names_no_class_stays_one(family, tmp_path):
 
 def test_a_class_that_is_not_ours_is_refused_by_name(family, tmp_path):
     family.model().save_pretrained(tmp_path)
-    edit_config(tmp_path, architectures=["LNFreeLlamaForCausalLM"])
-    with pytest.raises(ValueError, match=r"no class of ours for LNFreeLlamaForCausalLM, only for"):
+    edit_config(tmp_path, architectures=["LNFreeMistralForCausalLM"])
+    with pytest.raises(ValueError, match=r"no class of ours for LNFreeMistralForCausalLM, only for"):
         load(Checkpoint(tmp_path))
 
 
@@ -237,9 +237,9 @@ def test_from_the_hub(input_ids, tmp_path):
 
 def test_other_families_are_refused(tmp_path):
     sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match=r"model_type 'llama'.*GPT2 \(gpt2\), GPTNeoX \(gpt_neox\)"):
-        convert(str(tmp_path / "llama"), tmp_path / "ours")
+    MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path / "mistral")
+    with pytest.raises(ValueError, match=r"model_type 'mistral'.*GPT2 \(gpt2\), GPTNeoX \(gpt_neox\)"):
+        convert(str(tmp_path / "mistral"), tmp_path / "ours")
 
 
 def test_refusals_of_convert(stock, tmp_path):

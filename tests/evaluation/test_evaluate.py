@@ -25,7 +25,7 @@ from ..conversion.conftest import trained
 
 @pytest.fixture(scope="module")
 def model_folder(corpus, cache_dir, tmp_path_factory):
-    """A Llama, which is none of our families, with a tokenizer."""
+    """A Llama of transformers, with a tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
     data = DataArguments(data=str(corpus), vocab_size=300, cache_dir=cache_dir)
     tokenizer = tokenizer_for(None, load_splits(data)[0], 300, cache_folder(data))

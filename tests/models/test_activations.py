@@ -80,13 +80,13 @@ def test_frozen_slope_needs_no_gradient():
 
 def test_names_in_the_configuration(family):
     fixed = family.model(activation="leaky_relu", negative_slope=0.25)
-    assert family.block_list(fixed)[0].mlp.act.negative_slope == 0.25
+    assert family.activation(family.block_list(fixed)[0]).negative_slope == 0.25
     learnable = family.model(activation="learnable_leaky_relu", negative_slope=0.25)
-    act = family.block_list(learnable)[2].mlp.act
+    act = family.activation(family.block_list(learnable)[2])
     assert isinstance(act, LearnableLeakyReLU)
     assert act.negative_slope.item() == 0.25
     assert "negative_slope=0.25" in repr(act)
-    assert isinstance(family.block_list(family.model(activation="xielu"))[0].mlp.act, XIELUActivation)
+    assert isinstance(family.activation(family.block_list(family.model(activation="xielu"))[0]), XIELUActivation)
 
 
 def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
@@ -94,9 +94,11 @@ def test_parameters_missing_from_a_checkpoint_are_initialised(family, tmp_path):
     family.stock_model().save_pretrained(tmp_path)
     for name, expected in {"learnable_leaky_relu": 0.3, "prelu": 0.3, "gelu_relu": 0.0}.items():
         model = family.head("CausalLM").from_pretrained(
-            tmp_path, norm="layernorm", negative_slope=0.3, **{family.activation_field: name}
+            tmp_path, norm=family.norm, negative_slope=0.3, **{family.activation_field: name}
         )
-        values = [p.detach() for n, p in model.named_parameters() if ".act." in n]
+        values = [
+            p.detach() for n, p in model.named_parameters() if ".act." in n or ".act_fn." in n or "activation_fn." in n
+        ]
         assert len(values) == 3
         assert all(torch.equal(value, torch.full_like(value, expected)) for value in values)
 

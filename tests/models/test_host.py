@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import GPT2, GPT_NEOX, run_in_two
+from ..conftest import EVERY, GPT_NEOX, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -39,7 +39,7 @@ def smoothing(tmp_path, kind=TrainingArguments, **more):
 
 def twins(family):
     stock = family.stock_model()
-    ours = family.model(norm="layernorm", final_norm="layernorm")
+    ours = family.model(norm=family.norm, final_norm=family.norm)
     ours.load_state_dict(stock.state_dict())
     return stock, ours
 
@@ -83,6 +83,8 @@ def test_smoothing_learns_the_next_token_and_not_this_one(family, tmp_path):
 @pytest.mark.parametrize("layout", ["tokenizer.json", "class named elsewhere", "vocab and merges"])
 def test_the_tokenizer_of_a_folder_without_a_class_is_the_stock_one(family, layout, tmp_path):
     """As openai-community/gpt2 is laid out; of the last one there is no tokenizer.json at all."""
+    if family.name == "llama":
+        pytest.skip("transformers has no default for Llama")
     source, out = tmp_path / "stock", tmp_path / "ours"
     family.stock_model(vocab_size=300).save_pretrained(source)
     bpe = train_bpe(["some text of a few words, and a few words more"] * 4, 300)
@@ -161,12 +163,12 @@ def stock_of():
 
 
 class Pair:
-    """A class of ours with LayerNorms in every place, and the stock class: models of both."""
+    """A class of ours with norms in every place, and the stock class: models of both."""
 
     def __init__(self, own):
-        self.family = GPT2 if own.config_class is models.LNFreeGPT2Config else GPT_NEOX
+        self.family = next(f for f in EVERY if own.config_class.__name__ == f"{f.prefix}Config")
         self.own, self.stock = own, stock_of()[own]
-        self.ours = own(self.family.config(norm="layernorm", final_norm="layernorm"))
+        self.ours = own(self.family.config(norm=self.family.norm, final_norm=self.family.norm))
         self.theirs = self.stock(self.family.stock_config())
         self.names = self.own.__name__, self.stock.__name__
         self.types = self.ours.config.model_type, self.theirs.config.model_type
@@ -219,7 +221,9 @@ def architectures(pair):
 
 
 def tokenizers(pair):
-    assert pair.ours.config.tokenizer_class == tokenization_auto.TOKENIZER_MAPPING_NAMES[pair.types[1]]
+    assert getattr(pair.ours.config, "tokenizer_class", None) == tokenization_auto.TOKENIZER_MAPPING_NAMES.get(
+        pair.types[1]
+    )
 
 
 def tensor_names(pair):
@@ -236,7 +240,7 @@ def peft_targets(pair):
 def norms(pair):
     asked = pair.ours.norms_to_tune(LNTuningConfig())
     found = {name for name, _ in pair.theirs.named_modules() if name.rpartition(".")[2] in asked.target_modules}
-    assert found == {name for name, m in pair.theirs.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert found == {name for name, m in pair.theirs.named_modules() if pair.family.is_norm(name, m)}
     assert asked.exclude_modules is None
 
 
@@ -273,6 +277,8 @@ SHARED_OUT = {
 
 def test_tensor_parallelism_is_refused_where_a_share_of_a_layer_does_not_suffice(family):
     for name, fields in SHARED_OUT.items():
+        if (family.gated and name == "'identity_fused'") or (family.name == "qwen3" and name == "query_key_norm"):
+            continue  # refused before; the norms of the stock attention, which its plan knows
         model = family.model(**fields)
         model._tp_size = 1
         if name == "plain":
@@ -365,7 +371,8 @@ def test_every_decision_by_a_name_is_that_of_the_stock_class(name):
 def test_serve_loads_the_stock_export_and_nothing_else(family, input_ids, tmp_path):
     """What `transformers serve` does to a model, without its server."""
     bpe = train_bpe(["some text of a few words"] * 4, 300)
-    model = family.model(vocab_size=300, norm="none", final_norm="none")
+    norm = family.norm if family.name in ("qwen3", "opt") else "none"  # these have no stock export without norms
+    model = family.model(vocab_size=300, norm=norm, final_norm=norm)
     model.save_pretrained(tmp_path / "ours")
     bpe.save_pretrained(tmp_path / "ours")
     convert(str(tmp_path / "ours"), tmp_path / "stock", to="stock")

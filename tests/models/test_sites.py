@@ -1,4 +1,4 @@
-"""What sites say of a block is what the stock block computes: every branch of six architectures, by hooks."""
+"""What sites say of a block is what the stock block computes: every branch of seven architectures, by hooks."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from transformers import (
     LlamaModel,
     OPTConfig,
     OPTModel,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5Model,
 )
@@ -25,7 +27,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from hf_lnfree import LNFreeGPT2ForCausalLM, LNFreeGPT2Model, LNFreeGPTNeoXModel
+from hf_lnfree import (
+    LNFreeGPT2ForCausalLM,
+    LNFreeGPT2Model,
+    LNFreeGPTNeoXModel,
+    LNFreeLlamaModel,
+    LNFreeOPTModel,
+    LNFreeQwen3Model,
+)
 from hf_lnfree.conversion import to_stock
 from hf_lnfree.models import AttentionBranch, LNFreeMixin, MLPBranch, StackSites
 from hf_lnfree.models.configuration_lnfree import LNFreeConfigMixin
@@ -42,18 +51,6 @@ def attention(path, readers, norm, writer, **more):
     return AttentionBranch(norm=norm, readers=tuple(f"{path}.{r}" for r in readers), module=path, writer=writer, **more)
 
 
-LLAMA = StackSites(
-    blocks="layers",
-    embeddings=("embed_tokens",),
-    attention=attention("self_attn", ("q_proj", "k_proj", "v_proj"), "input_layernorm", "self_attn.o_proj"),
-    mlp=MLPBranch(
-        norm="post_attention_layernorm",
-        readers=("mlp.gate_proj", "mlp.up_proj"),
-        activation="mlp.act_fn",
-        writer="mlp.down_proj",
-    ),
-    final_norm="norm",
-)
 BERT = StackSites(
     blocks="encoder.layer",
     embeddings=("embeddings.LayerNorm",),
@@ -73,13 +70,6 @@ BERT = StackSites(
         dropout="output.dropout",
         post_norm=True,
     ),
-)
-OPT = StackSites(
-    blocks="decoder.layers",
-    embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
-    attention=attention("self_attn", ("q_proj", "k_proj", "v_proj"), "self_attn_layer_norm", "self_attn.out_proj"),
-    mlp=MLPBranch(norm="final_layer_norm", readers=("fc1",), activation="activation_fn", writer="fc2"),
-    final_norm="decoder.final_layer_norm",
 )
 
 
@@ -126,9 +116,9 @@ def family(name, model_class, config_class, stacks, activation, **class_fields):
 
 T5 = (t5_stack("encoder", False), t5_stack("decoder", True))
 LNFREE = {
-    "Llama": family("Llama", LlamaModel, LlamaConfig, (LLAMA,), "hidden_act"),
+    "Llama": LNFreeLlamaModel,
     "BERT": family("Bert", BertModel, BertConfig, (BERT,), "hidden_act"),
-    "OPT": family("OPT", OPTModel, OPTConfig, (OPT,), "activation_function"),
+    "OPT": LNFreeOPTModel,
     "T5": family("T5", T5Model, T5Config, T5, "dense_act_fn", depth_fields=("num_layers", "num_decoder_layers")),
 }
 T5_SIZES = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3}
@@ -136,6 +126,7 @@ FIELDS = {
     "GPT-2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "add_cross_attention": True},
     "GPT-NeoX": {**SIZES, **MLP},
     "Llama": {**SIZES, **MLP, "num_key_value_heads": 4},
+    "Qwen3": {**SIZES, **MLP, "num_key_value_heads": 4, "head_dim": 8},
     "BERT": {**SIZES, **MLP},
     "OPT": {**SIZES, "word_embed_proj_dim": 32, "ffn_dim": 64},
     "T5": {**T5_SIZES, "vocab_size": 99, "decoder_start_token_id": 0},
@@ -143,9 +134,10 @@ FIELDS = {
 STOCK = {
     "GPT-2": (GPT2Model, GPT2Config, LNFreeGPT2Model.stacks),
     "GPT-NeoX": (GPTNeoXModel, GPTNeoXConfig, LNFreeGPTNeoXModel.stacks),
-    "Llama": (LlamaModel, LlamaConfig, (LLAMA,)),
+    "Llama": (LlamaModel, LlamaConfig, LNFreeLlamaModel.stacks),
+    "Qwen3": (Qwen3Model, Qwen3Config, LNFreeQwen3Model.stacks),
     "BERT": (BertModel, BertConfig, (BERT,)),
-    "OPT": (OPTModel, OPTConfig, (OPT,)),
+    "OPT": (OPTModel, OPTConfig, LNFreeOPTModel.stacks),
     "T5": (T5Model, T5Config, T5),
 }
 BRANCHES = [
@@ -318,10 +310,6 @@ def test_residual_init_reaches_every_writer(name):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("OPT", {"residual_gain": "rezero"}, r"residual_gain='rezero'.*attention of decoder\.layers\.0 has no module"),
-        ("OPT", {"query_key_norm": True}, r"query_key_norm=True.*no fused projection.*Leave it at False"),
-        ("OPT", {"attention_temperature": True}, "attention_temperature=True.*no fused projection"),
-        ("OPT", {"linear_bias": "query_key"}, "linear_bias='query_key'.*no fused projection"),
         ("Llama", {"hidden_act": "identity_fused"}, r"hidden_act='identity_fused'.*the mlp of layers\.0 is gated"),
         ("Llama", {"layer_activations": ["relu", "identity_fused"]}, "layer_activations=.*is gated"),
         ("Llama", {"embedding_scale": True}, r"embedding_scale=True.*no module between the embeddings and layers"),
@@ -336,7 +324,9 @@ def test_what_blocks_cannot_honour_is_refused_by_name(name, fields, message):
 
 @pytest.mark.parametrize("field", ["query_key_norm", "attention_temperature"])
 def test_cross_attention_has_no_control_of_queries_and_keys(field):
-    with pytest.raises(ConfigurationError, match=f"{field}=True.*cross-attention of h.0 has no fused projection"):
+    with pytest.raises(
+        ConfigurationError, match=f"{field}=True.*cross-attention of h.0 reads its keys from the encoder"
+    ):
         GPT2.model(add_cross_attention=True, **{field: True})
 
 

@@ -49,6 +49,18 @@ COMBINATIONS = [{"norm": norm, "final_norm": norm} for norm in NORMS] + [
 ]
 
 
+def fitting(family, fields):
+    """The fields of a combination that a family can honour: only the paper's two have a dropout behind embeddings."""
+    if family.name not in ("gpt2", "gpt_neox"):
+        fields = {name: value for name, value in fields.items() if name != "embedding_scale"}
+    if family.gated:  # a gated MLP is no matrix
+        fields = {
+            name: value.replace("identity_fused", "identity") if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+    return fields
+
+
 def moved(model, seed=1):
     """Every parameter and buffer away from where it starts, as after training."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +118,10 @@ def test_alphas_have_starts_of_their_own(family):
 
 def test_the_scale_of_embeddings_is_its_formula(family, input_ids, tmp_path):
     """In float64, for tokens and for embeddings that are given; it starts at the root of the width."""
+    if family.name not in ("gpt2", "gpt_neox"):
+        with pytest.raises(ValueError, match="embedding_scale=True cannot be honoured by LNFree"):
+            family.model(embedding_scale=True)
+        return
     model = family.model(norm="dyt", embedding_scale=True)
     (name,) = [name for name, _ in model.named_parameters() if name.endswith(("drop.scale", "emb_dropout.scale"))]
     assert model.get_parameter(name).item() == pytest.approx(math.sqrt(model.config.hidden_size))
@@ -120,6 +136,8 @@ def test_the_scale_of_embeddings_is_its_formula(family, input_ids, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_scale_of_embeddings_goes_into_their_weights(family, tied, input_ids):
     """A head that shares the weights of the embedding keeps those that it had."""
+    if family.name not in ("gpt2", "gpt_neox"):
+        pytest.skip("refused")
     model = moved(family.model(norm="none", final_norm="none", embedding_scale=True, tie_word_embeddings=tied)).double()
     folded, told = fold(model)
     assert told.untied == tied
@@ -150,7 +168,10 @@ def projections(model):
 
 def test_normed_weights_are_their_formulas(family):
     plain = family.model(norm="none").double()
-    for kind, scope, count in (("weight", "mlp", 2), ("spectral", "block", 4)):
+    (stack,) = plain.base_model.stacks
+    block = family.block_list(plain)[0]
+    mlp, attention = (len(branch.projections(block)) for branch in (stack.mlp, stack.attention))
+    for kind, scope, count in (("weight", "mlp", mlp), ("spectral", "block", mlp + attention)):
         model = family.model(norm="none", weight_norm=kind, weight_norm_scope=scope).double()
         normed = projections(model)
         assert len(normed) == 3 * count
@@ -180,7 +201,8 @@ def test_power_iteration_finds_the_largest_singular_value(family, input_ids):
     with torch.no_grad():
         for (x, output), tolerance in ((seen[0], None), (seen[-1], 1e-3)):  # one step is not there yet
             plain = module.plain.forward(SimpleNamespace(weight=module.trained, **sizes(module)), x)
-            sigma = (plain - module.bias).norm() / (output - module.bias).norm()
+            bias = 0 if module.bias is None else module.bias
+            sigma = (plain - bias).norm() / (output - bias).norm()
             assert (sigma.item() == pytest.approx(largest.item(), rel=tolerance or 1e-3)) == (tolerance is not None)
         before = module.weight_u.clone()
         model.eval()(input_ids)
@@ -229,12 +251,17 @@ def test_residual_gains_are_their_formula(family, input_ids):
     embedded = free.get_input_embeddings()(input_ids)
     if family.name == "gpt2":
         embedded = embedded + free.transformer.wpe(torch.arange(input_ids.shape[1]))
+    if family.name == "opt":  # whose table begins with two positions that no token has
+        embedded = embedded + free.model.decoder.embed_positions.weight[2 : 2 + input_ids.shape[1]]
     with torch.no_grad():  # at the start the blocks are not there
         hidden = free(input_ids, output_hidden_states=True).hidden_states
         torch.testing.assert_close(hidden[-2], embedded)
 
 
 def test_queries_and_keys_are_controlled(family, input_ids):
+    """Where one projection makes both."""
+    if family.name not in ("gpt2", "gpt_neox"):
+        pytest.skip("has projections of their own")
     model = moved(family.model(norm="layernorm", query_key_norm=True, attention_temperature=True).double())
     block = family.block_list(model)[0]
     control = next(module for module in block.modules() if isinstance(module, QueryKeyControl))
@@ -252,6 +279,35 @@ def test_queries_and_keys_are_controlled(family, input_ids):
         expected = part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * times
         torch.testing.assert_close(result, expected)
     assert torch.equal(got[..., 2, :, :], value)
+
+
+def test_queries_and_keys_of_separate_projections_are_controlled(family, input_ids):
+    """In float64, as the stock attention gets them: control of ours, or the norms with gains that Qwen3 has."""
+    if family.name in ("gpt2", "gpt_neox"):
+        pytest.skip("has one projection")
+    model = moved(family.model(norm=family.norm, query_key_norm=True, attention_temperature=True).double())
+    block = family.block_list(model)[0]
+    attention = block.self_attn
+    heads = {"q": 4, "k": 4 if family.name == "opt" else 2}
+    seen = {}
+    for name in heads:
+        last = getattr(attention, f"{name}_norm", getattr(attention, f"{name}_proj"))
+        last.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
+        proj = getattr(attention, f"{name}_proj")
+        proj.register_forward_pre_hook(lambda module, args, name=name: seen.update({f"{name} read": args[0]}))
+    logits(model, input_ids)
+    with torch.no_grad():
+        for name, count in heads.items():
+            projection = getattr(attention, f"{name}_proj")
+            raw = nn.functional.linear(seen[f"{name} read"], projection.weight, projection.bias)
+            raw = raw.unflatten(-1, (count, -1))
+            expected = raw / (raw.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            if family.name == "qwen3":
+                expected = expected * getattr(attention, f"{name}_norm").weight
+            if name == "q":
+                expected = expected * attention.query_control.temperature[:, None]
+            # Qwen3's norm works in float32
+            torch.testing.assert_close(seen[name].view_as(raw), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what transformers asks of flex attention
@@ -275,7 +331,7 @@ def test_capped_attention_is_that_of_gemma_2(family, input_ids):
     wide = family.model(norm="none", attention_softcap=1e4)
     wide.load_state_dict(model.state_dict())
     expected = logits(model, input_ids)
-    torch.testing.assert_close(logits(wide.eval(), input_ids), logits(free.eval(), input_ids))
+    torch.testing.assert_close(logits(wide.eval(), input_ids), logits(free.eval(), input_ids), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, logits(free, input_ids), atol=1e-3)
     maps = model(input_ids, output_attentions=True).attentions
     with record_attention_entropy(model) as record:
@@ -294,6 +350,7 @@ def test_capped_attention_is_that_of_gemma_2(family, input_ids):
 
 @pytest.mark.parametrize("fields", COMBINATIONS, ids=str)
 def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
+    fields = fitting(family, fields)
     model = family.model(**fields)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moved(model)
@@ -320,12 +377,15 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
     torch.testing.assert_close(logits(loaded, input_ids)[..., :99], expected)
 
     folded, _ = fold(copy.deepcopy(model).double())
-    torch.testing.assert_close(logits(folded, input_ids), logits(copy.deepcopy(model).double(), input_ids))
+    exact = 1e-5 if family.gated else 1e-7  # RMSNorms of these families work in float32
+    wide = logits(copy.deepcopy(model).double(), input_ids)
+    torch.testing.assert_close(logits(folded, input_ids), wide, rtol=exact, atol=exact)
     left = folded.config
     assert (left.weight_norm, left.residual_gain, left.ffn_scale) == ("none", "none", False)
     assert not left.embedding_scale
     assert not left.attention_temperature or left.query_key_norm
-    assert not set(left.block_norms) & {"scale", "affine", "fixed_scale", "rmsnorm"}
+    kept = {"affine", "fixed_scale"} if family.name == "qwen3" else set()  # nothing there may have a bias
+    assert not set(left.block_norms) & ({"scale", "affine", "fixed_scale", "rmsnorm"} - kept)
 
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
     changed = logits(adapted.eval(), input_ids)
@@ -334,10 +394,15 @@ def test_every_combination_goes_every_way(family, fields, input_ids, tmp_path):
         with pytest.raises(ValueError, match=r"computed \(weight_norm\).*Fold first"):
             adapted.merge_and_unload()
     else:
-        torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=1e-4)
+        near = 1e-4 * changed.abs().max().clamp(min=1).item()  # streams without norms grow
+        torch.testing.assert_close(logits(adapted.merge_and_unload(), input_ids), changed, rtol=1e-4, atol=near)
 
 
 def test_identity_mlps_become_one_matrix(family, input_ids, tmp_path):
+    if family.gated:
+        with pytest.raises(ValueError, match="is gated"):
+            family.model(activation="identity_fused")
+        return
     model = moved(family.model(norm="layernorm", layer_activations="identity:0,relu:1,identity:2", ffn_scale=True))
     fused, _ = fold(model.double(), fuse_identity=True)
     torch.testing.assert_close(logits(fused, input_ids), logits(model, input_ids))
@@ -345,7 +410,7 @@ def test_identity_mlps_become_one_matrix(family, input_ids, tmp_path):
     width, wide = model.config.hidden_size, 4 * model.config.hidden_size
     saved = 2 * (2 * width * wide + wide - width * width)
     norms = sum(p.numel() for n, p in model.named_parameters() if "ln_" in n or "layernorm" in n or "layer_norm" in n)
-    untied = model.get_input_embeddings().weight.numel() if family.name == "gpt2" else 0
+    untied = model.get_input_embeddings().weight.numel() if family.name != "gpt_neox" else 0
     bias = model.config.vocab_size  # of the head, where that of the final norm went
     assert fused.num_parameters() == model.num_parameters() - saved - norms - 2 * 3 + untied + bias
     fused.save_pretrained(tmp_path)
@@ -358,7 +423,7 @@ def test_identity_mlps_become_one_matrix(family, input_ids, tmp_path):
 
 def test_all_parameters_get_gradients(family, input_ids):
     for fields in COMBINATIONS:
-        model = moved(family.model(**fields)).train()
+        model = moved(family.model(**fitting(family, fields))).train()
         model(input_ids, labels=input_ids).loss.backward()
         without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, (fields, without)
@@ -366,7 +431,7 @@ def test_all_parameters_get_gradients(family, input_ids):
 
 def test_nothing_chosen_costs_nothing(family):
     """The same modules and hooks as a model that knows none of it."""
-    model = family.model(norm="layernorm")
+    model = family.model(norm=family.norm)
     stock = family.stock_model()
     ours = {type(module) for module in model.modules()} - {type(model), type(model.base_model)}
     theirs = {type(module) for module in stock.modules()}
@@ -383,7 +448,7 @@ def test_nothing_chosen_costs_nothing(family):
     ids=["spectral", "weight"],
 )
 def test_compiles_as_one_graph(family, fields, input_ids):
-    model = moved(family.model(**fields))
+    model = moved(family.model(**fitting(family, fields)))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -408,7 +473,7 @@ def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, t
     cases = [COMBINATIONS[2], COMBINATIONS[6], OPTIONS[3], OPTIONS[4], OPTIONS[6], OPTIONS[7], OPTIONS[9]]
     expected, folders = [], []
     for index, fields in enumerate(cases):
-        model = moved(family.model(**fields))
+        model = moved(family.model(**fitting(family, fields)))
         model.save_pretrained(tmp_path / str(index))
         folders.append(str(tmp_path / str(index)))
         expected.append(logits(model, input_ids))
@@ -440,7 +505,7 @@ def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, t
         ({"norm": "dyt", "norm_alpha_mlp": "0.2"}, "must be a finite number"),
         ({"norm": "layernorm", "norm_alpha_attention": 0.8}, r"norm_alpha_attention=0.8 .* 'layernorm'.*Leave it"),
         ({"norm": "affine", "norm_alpha_mlp": 0.2}, "no norm there has one: 'affine'"),
-        ({"norm": "dyt", "norm_alpha_final": 0.2}, "no norm there has one: 'layernorm'"),
+        ({"norm": "dyt", "norm_alpha_final": 0.2}, "no norm there has one: '(layer|rms)norm'"),
         ({"norm": "dyt", "alpha_mlp": 0.2, "norm_alpha_mpl": 0.2}, "Did you mean 'norm_alpha_mlp'"),
     ],
 )
