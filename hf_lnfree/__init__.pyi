@@ -47,6 +47,9 @@ from .models import LNFreeQwen3ForQuestionAnswering as LNFreeQwen3ForQuestionAns
 from .models import LNFreeQwen3ForSequenceClassification as LNFreeQwen3ForSequenceClassification
 from .models import LNFreeQwen3ForTokenClassification as LNFreeQwen3ForTokenClassification
 from .models import LNFreeQwen3Model as LNFreeQwen3Model
+from .models import LNFreeViTConfig as LNFreeViTConfig
+from .models import LNFreeViTForImageClassification as LNFreeViTForImageClassification
+from .models import LNFreeViTModel as LNFreeViTModel
 from .models import MLPBranch as MLPBranch
 from .models import StackSites as StackSites
 from .models import leaky_relu as leaky_relu

@@ -18,6 +18,7 @@ MODEL_TYPES = {
     "lnfree_llama": ("LNFreeLlamaConfig", "llama"),
     "lnfree_opt": ("LNFreeOPTConfig", "opt"),
     "lnfree_qwen3": ("LNFreeQwen3Config", "qwen3"),
+    "lnfree_vit": ("LNFreeViTConfig", "vit"),
 }
 
 

@@ -5,6 +5,7 @@ This folder is flat and its files import each other with a single dot: save_pret
 
 import transformers
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from .activations import LearnableLeakyReLU, leaky_relu
 from .modeling_lnfree_gpt2 import (
@@ -46,6 +47,7 @@ from .modeling_lnfree_qwen3 import (
     LNFreeQwen3ForTokenClassification,
     LNFreeQwen3Model,
 )
+from .modeling_lnfree_vit import LNFreeViTConfig, LNFreeViTForImageClassification, LNFreeViTModel
 from .normfree import LNFreeMixin, named_slopes
 from .sites import AttentionBranch, MLPBranch, StackSites
 
@@ -75,6 +77,7 @@ FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
         LNFreeQwen3ForTokenClassification,
         LNFreeQwen3ForQuestionAnswering,
     ),
+    LNFreeViTModel: (LNFreeViTForImageClassification,),
 }
 """The backbone of each family, and its heads."""
 
@@ -86,8 +89,9 @@ for _backbone, _heads in FAMILIES.items():
         _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
-# As of the stock families: GPT-2 has an entry, GPT-NeoX has none.
+# Entries that stock GPT-2 and stock ViT have beside these.
 transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
+modeling_auto.MODEL_FOR_IMAGE_MAPPING.register(LNFreeViTConfig, LNFreeViTModel, exist_ok=True)  # type: ignore[arg-type]
 
 __all__ = [
     "AttentionBranch",
@@ -121,6 +125,9 @@ __all__ = [
     "LNFreeQwen3ForSequenceClassification",
     "LNFreeQwen3ForTokenClassification",
     "LNFreeQwen3Model",
+    "LNFreeViTConfig",
+    "LNFreeViTForImageClassification",
+    "LNFreeViTModel",
     "LearnableLeakyReLU",
     "MLPBranch",
     "StackSites",
