@@ -68,8 +68,8 @@ class DataArguments:
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub name; without it the checkpoint's own, or for a new model a byte-level BPE trained on the "
-            "text."
+            "help": "Folder or Hub name; without it the checkpoint's own, or for a new model a byte-level BPE trained "
+            "on the text."
         },
     )
     vocab_size: int = field(default=4096, metadata={"help": "Entries of the BPE that is trained."})
