@@ -168,16 +168,17 @@ def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, C
     if next(validation.texts, None) is None:
         places = list(map(place, corpus.texts))
         train, validation = sides(corpus, math.nextafter(min(places), 1))
-        logger.info(
-            "validation_fraction=%s holds out none of the %d documents of %s: one is held out.",
-            validation_fraction,
-            len(places),
-            corpus.name,
-        )
+        if len(places) > 1:
+            logger.info(
+                "validation_fraction=%s holds out none of the %d documents of %s: one is held out.",
+                validation_fraction,
+                len(places),
+                corpus.name,
+            )
     if next(train.texts, None) is None:
         raise DataError(
-            f"The train split of {corpus.name!r} is empty: {len(corpus.rows)} documents, of which "
-            f"validation_fraction={validation_fraction} holds out all. Give more documents, or held-out text of its "
+            f"The train split of {corpus.name!r} is empty: {len(corpus.rows)} documents, of which at least one "
+            f"is held out (validation_fraction={validation_fraction}). Give more documents, or held-out text of its "
             "own: validation_data for a training, a file for a measurement."
         )
     return train, validation
