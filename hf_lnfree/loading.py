@@ -223,11 +223,14 @@ def find(name: str | PathLike[str]) -> str:
     A folder, or a name to be looked up on the Hub, as transformers takes it.
 
     Raises:
-        ModelError: a path where there is no folder, or one whose settings are damaged.
+        ModelError: a path where there is no folder, one whose settings are damaged, or the folder of an unfinished run.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         require_mappings(path)
+        checkpoints = sorted(path.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name))
+        if checkpoints and not any((path / file).exists() for file in SETTINGS_FILES):
+            raise ModelError(f"{name} holds no model yet, but checkpoints of one. The latest: {checkpoints[-1]}.")
         return str(path)
     if path.exists():
         raise ModelError(

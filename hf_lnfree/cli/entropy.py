@@ -65,7 +65,7 @@ def display_names(models: Sequence[str]) -> list[str]:
         parts = [p[1:] for p in parts]
     while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [p[:-1] for p in parts]
-    return ["/".join(p) for p in parts]
+    return [str(PurePath(*p)) for p in parts]
 
 
 def headless_model(name: str, context_length: int = 1, **options: Any) -> PreTrainedModel:

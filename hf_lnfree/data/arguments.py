@@ -37,7 +37,7 @@ class DataArguments:
         default=None, metadata={"help": "Held-out text, named like --data; without it, a part of --data."}
     )
     validation_fraction: float = field(
-        default=0.05, metadata={"help": "Share of the documents that is held out, chosen by their hash."}
+        default=0.05, metadata={"help": "Share of the documents that is held out, chosen by their hash; at least one."}
     )
     text_column: str | None = field(
         default=None,
@@ -66,7 +66,11 @@ class DataArguments:
         },
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name; without it a byte-level BPE is trained on the text."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub name; without it the checkpoint's own, or for a new model a byte-level BPE trained "
+            "on the text."
+        },
     )
     vocab_size: int = field(default=4096, metadata={"help": "Entries of the BPE that is trained."})
     tokenizing_processes: int | None = field(

@@ -8,6 +8,7 @@ twice never stands on both sides.
 import glob
 import hashlib
 import logging
+import math
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -83,8 +84,7 @@ class Corpus:
             return False
         if self.side is None:
             return True
-        held_out = int.from_bytes(document_hash(text)[:8], "big") / 2**64 < self.validation_fraction
-        return held_out == (self.side == "validation")
+        return (place(text) < self.validation_fraction) == (self.side == "validation")
 
     @property
     def texts(self) -> Iterator[str]:
@@ -95,6 +95,11 @@ class Corpus:
 def document_hash(text: str) -> bytes:
     """sha256 of the text in UTF-8."""
     return hashlib.sha256(text.encode()).digest()
+
+
+def place(text: str) -> float:
+    """Where the hash of a document lies between 0 and 1; it is held out below the fraction that is."""
+    return int.from_bytes(document_hash(text)[:8], "big") / 2**64
 
 
 def load_corpus(
@@ -151,19 +156,42 @@ def require_corpus(data: str, folder: Path) -> None:
 
 
 def split_by_hash(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
-    """Training and validation part; a document's side follows from its own sha256 alone."""
-    sides: list[Corpus] = []
-    for side in ("train", "validation"):
-        key = content_key(corpus.key, side, validation_fraction)
-        part = replace(corpus, key=key, side=side, validation_fraction=validation_fraction)
-        if next(part.texts, None) is None:
-            raise DataError(
-                f"The {side} split of {corpus.name!r} is empty: {len(corpus.rows)} documents, "
-                f"validation_fraction={validation_fraction}. Give more documents, or held-out text of its own: "
-                "validation_data for a training, a file for a measurement."
+    """
+    Training and validation part; a document's side follows from its own sha256 alone.
+
+    Of a few documents the fraction may hold out none: then the one whose hash comes first is held out.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    train, validation = sides(corpus, validation_fraction)
+    if next(validation.texts, None) is None:
+        places = list(map(place, corpus.texts))
+        train, validation = sides(corpus, math.nextafter(min(places), 1))
+        if len(places) > 1:
+            logger.info(
+                "validation_fraction=%s holds out none of the %d documents of %s: one is held out.",
+                validation_fraction,
+                len(places),
+                corpus.name,
             )
-        sides.append(part)
-    return sides[0], sides[1]
+    if next(train.texts, None) is None:
+        raise DataError(
+            f"The train split of {corpus.name!r} is empty: {len(corpus.rows)} documents, of which at least one "
+            f"is held out (validation_fraction={validation_fraction}). Give more documents, or held-out text of its "
+            "own: validation_data for a training, a file for a measurement."
+        )
+    return train, validation
+
+
+def sides(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
+    """The documents whose hash lies at or above the fraction, and those below."""
+
+    def part(side: Literal["train", "validation"]) -> Corpus:
+        key = content_key(corpus.key, side, fraction)
+        return replace(corpus, key=key, side=side, validation_fraction=fraction)
+
+    return part("train"), part("validation")
 
 
 def _local_files(dataset: str, root: Path) -> list[Path]:

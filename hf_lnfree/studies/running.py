@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback
 
-from ..data.splits import load_data
 from ..errors import RunError, SettingsError
 from ..files import read_json, require_own, strict, write_json
 from ..training.arguments import LNFreeTrainingArguments
 from ..training.beginning import Beginning
+from ..training.build import load_run_data
 from ..training.lock import RunInUse, only_run
 from ..training.results import RESULTS
 from ..training.run import train
@@ -74,8 +74,9 @@ def run_study(
     if at_once == 1:
         in_turn(to_do, every, beside, finish, announce)
         return cells
-    for model_args, data_args, _ in {repr(arguments[1]): arguments for arguments in every}.values():
-        load_data(data_args, **model_args.access(data_args.tokenizer))  # tokenised once, for all processes
+    texts = {(model.model_name_or_path, repr(data)): (model, data) for model, data, _ in every}
+    for model_args, data_args in texts.values():
+        load_run_data(model_args, data_args)  # tokenised once, for all processes
     queue = [
         Job(
             cell.name,

@@ -120,7 +120,8 @@ class Beginning(Record):
         if refused := [str(change) for change in self.changes_to(now, finished) if not change.allowed]:
             raise RunError(
                 f"{folder} holds a run that was begun with other settings ({'; '.join(refused)}). Undo the change, or "
-                "give another --out."
+                "give another --out. To continue with other settings, begin a new run from its model, or from a "
+                "checkpoint in that folder."
             )
 
     def resumed(self, now: "Beginning", step: int) -> "Beginning":

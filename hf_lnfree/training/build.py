@@ -1,12 +1,24 @@
 """The model that a run begins with."""
 
+from dataclasses import replace
+
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..data.arguments import DataArguments
-from ..data.splits import TextData
+from ..data.splits import TextData, load_data
 from ..errors import SettingsError
 from ..loading import load_model
 from .arguments import ModelArguments
+
+
+def load_run_data(model_args: ModelArguments, data_args: DataArguments) -> TextData:
+    """The data of a run; without a tokenizer of its own, a checkpoint's is taken.
+
+    Raises:
+        DataError, ModelError: as `load_data`.
+    """
+    name = data_args.tokenizer or model_args.model_name_or_path
+    return load_data(replace(data_args, tokenizer=name), **model_args.access(name))
 
 
 def build_model(model_args: ModelArguments, data_args: DataArguments, data: TextData) -> PreTrainedModel:

@@ -67,7 +67,9 @@ OF_A_RUN = {
         ),
     ),
     "vocab_size": Reader(
-        lambda run: run.tokenizer is None, "no tokenizer, which has a vocabulary of its own", ("tokenizer",)
+        lambda run: run.tokenizer is None and getattr(run, "model_name_or_path", None) is None,
+        "neither tokenizer nor model_name_or_path, which have a vocabulary of their own",
+        ("tokenizer", "model_name_or_path"),
     ),
     **dict.fromkeys(
         ("family", "row"),

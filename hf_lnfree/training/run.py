@@ -14,14 +14,14 @@ from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.likelihood import perplexity
 from ..data.arguments import STDLIB, DataArguments
-from ..data.splits import TextData, load_data
+from ..data.splits import TextData
 from ..data.windows import TokenWindows, window_batches
 from ..errors import SettingsError
 from ..files import require_own
 from ..provenance import command, environment, on_hub
 from .arguments import LNFreeTrainingArguments, ModelArguments
 from .beginning import Beginning, arguments_of, checkpoint_of, content_of, finished_run, refuse_other_data
-from .build import build_model
+from .build import build_model, load_run_data
 from .checkpoints import checkpoints, require_room, step_of
 from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
@@ -82,7 +82,7 @@ def train(
     checkpoint_of(folder, begun, args.resume_from_checkpoint)
     require_possible(model_args, data_args, args)
     with args.main_process_first(desc="tokenising"):
-        data = load_data(data_args, **model_args.access(data_args.tokenizer))
+        data = load_run_data(model_args, data_args)
     begun.content = content_of(data)
     refuse_other_data(begun, beside)
     set_seed(args.seed)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
+from hf_lnfree.cli.entropy import display_names
 from hf_lnfree.cli.main import main
 from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.errors import ModelError
@@ -153,6 +154,19 @@ def test_a_folder_that_is_not_there(command, run):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_name_that_the_hub_does_not_have(command, run):
     refused(run(command, "nobody/nothing"), "nobody/nothing")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_folder_of_an_unfinished_run(command, run, tmp_path):
+    folder = tmp_path / "unfinished"
+    for step in (50, 100):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+    refused(run(command, str(folder)), "holds no model yet, but checkpoints", f"The latest: {folder}/checkpoint-100.")
+
+
+def test_names_that_tell_paths_apart():
+    assert display_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert display_names(["/models/a", "b"]) == ["/models/a", "b"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -197,7 +197,7 @@ def test_fields_of_a_study_are_refused_before_a_row_is_trained(text, said, tmp_p
     ],
 )
 def test_what_cannot_be_made_is_refused_before_the_corpus_is_read(values, said, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_lnfree.training.run.load_data", lambda *_, **__: pytest.fail("the corpus is read"))
+    monkeypatch.setattr("hf_lnfree.training.run.load_run_data", lambda *_, **__: pytest.fail("the corpus is read"))
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({**values, "config_overrides": {"n_layer": 1}, "output_dir": str(tmp_path / "out")}))
     assert main(["train", str(path)]) == 1

@@ -232,6 +232,7 @@ IDLE = [
     ({"max_validation_documents": 3}, "max_validation_documents=3 has no effect"),
     ({"text_column": "code"}, "text_column='code' has no effect: it needs data or validation_data other than 'stdlib'"),
     ({"vocab_size": 300, "tokenizer": "there"}, "vocab_size=300 has no effect"),
+    ({"vocab_size": 300, "model_name_or_path": "there"}, "vocab_size=300 has no effect"),
     ({"row": "SM+G", "model_name_or_path": "there"}, "row='SM+G' has no effect"),
     ({"revision": "main"}, "revision='main' has no effect"),
     ({"slope_weight_decay": 0.1}, "slope_weight_decay=0.1 has no effect"),

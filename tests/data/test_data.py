@@ -68,6 +68,15 @@ def test_split_follows_the_hash_of_each_file():
     assert sorted([*train.texts, *validation.texts]) == sorted(texts)
 
 
+def test_a_document_is_held_out_of_few():
+    texts = [f"document {i}" for i in range(4)]
+    train, validation = split_by_hash(Corpus.from_texts("c", texts), 0.001)
+    assert len(list(validation.texts)) == 1
+    assert sorted([*train.texts, *validation.texts]) == texts
+    again, _ = split_by_hash(Corpus.from_texts("c", texts[::-1]), 0.001)
+    assert set(again.texts) == set(train.texts)
+
+
 def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
     first = load_data(arguments)
 
@@ -141,7 +150,7 @@ def test_corpus_shorter_than_one_window_is_an_error(tmp_path, cache_dir):
 
 def test_one_document_cannot_be_split(tmp_path):
     (tmp_path / "one.py").write_text("x = 1\n")
-    with pytest.raises(ValueError, match=r"split of .* is empty: 1 documents"):
+    with pytest.raises(ValueError, match=r"train split of .* is empty: 1 documents.*validation_data"):
         split_by_hash(load_corpus(str(tmp_path)), 0.5)
 
 
