@@ -17,6 +17,12 @@ from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
 from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
+from .models import LNFreeBertConfig as LNFreeBertConfig
+from .models import LNFreeBertForMaskedLM as LNFreeBertForMaskedLM
+from .models import LNFreeBertForQuestionAnswering as LNFreeBertForQuestionAnswering
+from .models import LNFreeBertForSequenceClassification as LNFreeBertForSequenceClassification
+from .models import LNFreeBertForTokenClassification as LNFreeBertForTokenClassification
+from .models import LNFreeBertModel as LNFreeBertModel
 from .models import LNFreeGPT2Config as LNFreeGPT2Config
 from .models import LNFreeGPT2ForCausalLM as LNFreeGPT2ForCausalLM
 from .models import LNFreeGPT2ForQuestionAnswering as LNFreeGPT2ForQuestionAnswering

@@ -179,6 +179,15 @@ VIT = Family(
     blocks="layers",
     projections=("attention.o_proj", "mlp.fc2"),
 )
+BERT = Family(
+    name="bert",
+    prefix="LNFreeBert",
+    stock_prefix="Bert",
+    activation_field="hidden_act",
+    tiny={**SIZES, "pad_token_id": 2, "intermediate_size": 128, "max_position_embeddings": 64},
+    blocks="encoder.layer",
+    projections=("attention.output.dense", "output.dense"),
+)
 EVERY = (GPT2, GPT_NEOX, LLAMA, QWEN3, OPT)
 
 

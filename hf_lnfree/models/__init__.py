@@ -8,6 +8,14 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from .activations import LearnableLeakyReLU, leaky_relu
+from .modeling_lnfree_bert import (
+    LNFreeBertConfig,
+    LNFreeBertForMaskedLM,
+    LNFreeBertForQuestionAnswering,
+    LNFreeBertForSequenceClassification,
+    LNFreeBertForTokenClassification,
+    LNFreeBertModel,
+)
 from .modeling_lnfree_gpt2 import (
     LNFreeGPT2Config,
     LNFreeGPT2ForCausalLM,
@@ -78,6 +86,12 @@ FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
         LNFreeQwen3ForQuestionAnswering,
     ),
     LNFreeViTModel: (LNFreeViTForImageClassification,),
+    LNFreeBertModel: (
+        LNFreeBertForMaskedLM,
+        LNFreeBertForSequenceClassification,
+        LNFreeBertForTokenClassification,
+        LNFreeBertForQuestionAnswering,
+    ),
 }
 """The backbone of each family, and its heads."""
 
@@ -89,12 +103,19 @@ for _backbone, _heads in FAMILIES.items():
         _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
-# Entries that stock GPT-2 and stock ViT have beside these.
+# Entries that stock BERT, GPT-2 and ViT have beside these.
+transformers.AutoModelForTextEncoding.register(LNFreeBertConfig, LNFreeBertModel, exist_ok=True)
 transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
 modeling_auto.MODEL_FOR_IMAGE_MAPPING.register(LNFreeViTConfig, LNFreeViTModel, exist_ok=True)  # type: ignore[arg-type]
 
 __all__ = [
     "AttentionBranch",
+    "LNFreeBertConfig",
+    "LNFreeBertForMaskedLM",
+    "LNFreeBertForQuestionAnswering",
+    "LNFreeBertForSequenceClassification",
+    "LNFreeBertForTokenClassification",
+    "LNFreeBertModel",
     "LNFreeGPT2Config",
     "LNFreeGPT2ForCausalLM",
     "LNFreeGPT2ForQuestionAnswering",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..analysis.modes import evaluation
-from ..conversion.families import blank, set_block_norms
+from ..conversion.families import blank, set_block_norms, stack_of
 from ..conversion.folding import fold
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
@@ -34,9 +34,11 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
     A copy of a model, of ours or stock, in which every LayerNorm is a [`RemovalNorm`] that still does what it did.
 
     Raises:
-        ModelError: it has no LayerNorm, or is no model that can become one of ours.
+        ModelError: it has no LayerNorm, or none that could be folded, or is no model that can become one of ours.
     """
     model = ours(model)
+    if not stack_of(model).embeddings:
+        raise ModelError(f"The norms of {type(model).__name__} cannot be folded, so they are not removed.")
     if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
         raise ModelError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
     config = copy.deepcopy(model.config)

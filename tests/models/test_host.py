@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import EVERY, GPT_NEOX, VIT, run_in_two
+from ..conftest import BERT, EVERY, GPT_NEOX, VIT, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -170,9 +170,11 @@ class Pair:
     """A class of ours with norms in every place, and the stock class: models of both."""
 
     def __init__(self, own):
-        self.family = next(f for f in (*EVERY, VIT) if own.config_class.__name__ == f"{f.prefix}Config")
+        self.family = next(f for f in (*EVERY, VIT, BERT) if own.config_class.__name__ == f"{f.prefix}Config")
         self.own, self.stock = own, stock_of()[own]
-        self.ours = own(self.family.config(norm=self.family.norm, final_norm=self.family.norm))
+        (stack,) = own.stacks
+        final = self.family.norm if stack.final_norm else "none"
+        self.ours = own(self.family.config(norm=self.family.norm, final_norm=final))
         self.theirs = self.stock(self.family.stock_config())
         self.names = self.own.__name__, self.stock.__name__
         self.types = self.ours.config.model_type, self.theirs.config.model_type
