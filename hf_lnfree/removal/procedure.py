@@ -24,6 +24,13 @@ from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import AttachedTrainer, Procedure
 from .schedule import Removal, expand
 
+# What is said of a removal, of the name of its norm.
+PARTS = {
+    "all": "{} is a fixed scale",
+    "query_key": "{} is a fixed scale for queries and keys",
+    "value": "{} is a fixed scale for values",
+    "first": "first tokens have the scale of all others",
+}
 GATES = {"all": (MAIN, VALUE), "query_key": (MAIN,), "value": (VALUE,)}
 
 logger = logging.getLogger(__name__)
@@ -198,6 +205,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         left = sum(not norm.gate.eq(1).all() for norm in self.norms.values())
         losses = {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")}
         self.trainer.log_aside(losses | {"removal/norms": left})
+        if self.trainer.args.process_index == 0:
+            what = f"step {removal.step}: {PARTS[removal.part].format(removal.norm)}"
+            left_of = f"{left} of {len(self.norms)} norms left"
+            logger.info("%s; %s; loss %.4f, before %.4f", what, left_of, event["loss_after"], event["loss_before"])
 
     def agree(self, removal: Removal) -> None:
         """One average over all processes, for a norm whose average stops moving now."""
