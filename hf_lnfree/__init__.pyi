@@ -17,6 +17,12 @@ from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
 from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
+from .models import LNFreeBertConfig as LNFreeBertConfig
+from .models import LNFreeBertForMaskedLM as LNFreeBertForMaskedLM
+from .models import LNFreeBertForQuestionAnswering as LNFreeBertForQuestionAnswering
+from .models import LNFreeBertForSequenceClassification as LNFreeBertForSequenceClassification
+from .models import LNFreeBertForTokenClassification as LNFreeBertForTokenClassification
+from .models import LNFreeBertModel as LNFreeBertModel
 from .models import LNFreeGPT2Config as LNFreeGPT2Config
 from .models import LNFreeGPT2ForCausalLM as LNFreeGPT2ForCausalLM
 from .models import LNFreeGPT2ForQuestionAnswering as LNFreeGPT2ForQuestionAnswering
@@ -47,6 +53,9 @@ from .models import LNFreeQwen3ForQuestionAnswering as LNFreeQwen3ForQuestionAns
 from .models import LNFreeQwen3ForSequenceClassification as LNFreeQwen3ForSequenceClassification
 from .models import LNFreeQwen3ForTokenClassification as LNFreeQwen3ForTokenClassification
 from .models import LNFreeQwen3Model as LNFreeQwen3Model
+from .models import LNFreeViTConfig as LNFreeViTConfig
+from .models import LNFreeViTForImageClassification as LNFreeViTForImageClassification
+from .models import LNFreeViTModel as LNFreeViTModel
 from .models import MLPBranch as MLPBranch
 from .models import StackSites as StackSites
 from .models import leaky_relu as leaky_relu

@@ -13,11 +13,13 @@ from wrapt import register_post_import_hook, wrap_function_wrapper
 
 # model_type -> its configuration, and the stock family whose modules have the same names
 MODEL_TYPES = {
+    "lnfree_bert": ("LNFreeBertConfig", "bert"),
     "lnfree_gpt2": ("LNFreeGPT2Config", "gpt2"),
     "lnfree_gpt_neox": ("LNFreeGPTNeoXConfig", "gpt_neox"),
     "lnfree_llama": ("LNFreeLlamaConfig", "llama"),
     "lnfree_opt": ("LNFreeOPTConfig", "opt"),
     "lnfree_qwen3": ("LNFreeQwen3Config", "qwen3"),
+    "lnfree_vit": ("LNFreeViTConfig", "vit"),
 }
 
 

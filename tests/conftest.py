@@ -100,6 +100,9 @@ class Family:
         lm = "LMHeadModel" if self.name == "gpt2" else "ForCausalLM"
         return getattr(transformers, self.stock_prefix + (lm if head == "CausalLM" else f"For{head}"))
 
+    def stock_class(self, end: str) -> type:
+        return getattr(transformers, self.stock_prefix + end)
+
     def model(self, seed: int = 0, head: str = "CausalLM", **fields: Any):
         """A model whose attention is not uniform: weights are drawn wider than a real initialisation."""
         torch.manual_seed(seed)
@@ -163,6 +166,27 @@ OPT = Family(
     blocks="decoder.layers",
     projections=("self_attn.out_proj", "fc2"),
     range_field="init_std",
+)
+VIT = Family(
+    name="vit",
+    prefix="LNFreeViT",
+    stock_prefix="ViT",
+    activation_field="hidden_act",
+    tiny={
+        **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128},
+        **{"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 2},
+    },
+    blocks="layers",
+    projections=("attention.o_proj", "mlp.fc2"),
+)
+BERT = Family(
+    name="bert",
+    prefix="LNFreeBert",
+    stock_prefix="Bert",
+    activation_field="hidden_act",
+    tiny={**SIZES, "pad_token_id": 2, "intermediate_size": 128, "max_position_embeddings": 64},
+    blocks="encoder.layer",
+    projections=("attention.output.dense", "output.dense"),
 )
 EVERY = (GPT2, GPT_NEOX, LLAMA, QWEN3, OPT)
 

@@ -145,8 +145,8 @@ def test_sizes_of_the_larger_models():
 
 
 def test_unknown_rows_and_families_name_the_known_ones():
-    with pytest.raises(ValueError, match=r"'gpt2', 'gpt_neox'"):
-        paper_config("llama", "SM+G")
+    with pytest.raises(ValueError, match=r"'gpt2', 'gpt_neox', 'llama'"):
+        paper_config("mistral", "SM+G")
     with pytest.raises(ValueError, match=r"'SM\+LN\+G'.*'SM\+LearnableR-global'"):
         paper_config("gpt2", "SM")
     with pytest.raises(ValueError, match="not a field"):

@@ -175,13 +175,13 @@ def attribute(
     Raises:
         ModelError: a model whose places are not declared, or that has no language-model head.
     """
-    head = model.get_output_embeddings()
-    if not isinstance(model.base_model, LNFreeMixin) or not isinstance(head, nn.Linear):
+    head, base = model.get_output_embeddings(), model.base_model
+    if not isinstance(base, LNFreeMixin) or not base.stacks[0].embeddings or not isinstance(head, nn.Linear):
         raise ModelError(
             f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads "
             "a stock checkpoint as one."
         )
-    norm = model.base_model.get_submodule(str(model.base_model.stacks[0].final_norm))
+    norm = base.get_submodule(str(base.stacks[0].final_norm))
     config = model.config
     if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none":
         raise ModelError(

@@ -64,6 +64,8 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             adapters; a model that is offloaded.
     """
     require_plain(model)
+    if not stack_of(model).embeddings:
+        raise ModelError(f"{type(model).__name__} does not declare what its residual stream begins with: not folded.")
     work = placed(copy.deepcopy(model), torch.float64).eval()
     tied = head_is_tied(work)
     fold_stabilizers(work)

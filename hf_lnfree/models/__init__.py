@@ -5,8 +5,17 @@ This folder is flat and its files import each other with a single dot: save_pret
 
 import transformers
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from .activations import LearnableLeakyReLU, leaky_relu
+from .modeling_lnfree_bert import (
+    LNFreeBertConfig,
+    LNFreeBertForMaskedLM,
+    LNFreeBertForQuestionAnswering,
+    LNFreeBertForSequenceClassification,
+    LNFreeBertForTokenClassification,
+    LNFreeBertModel,
+)
 from .modeling_lnfree_gpt2 import (
     LNFreeGPT2Config,
     LNFreeGPT2ForCausalLM,
@@ -46,6 +55,7 @@ from .modeling_lnfree_qwen3 import (
     LNFreeQwen3ForTokenClassification,
     LNFreeQwen3Model,
 )
+from .modeling_lnfree_vit import LNFreeViTConfig, LNFreeViTForImageClassification, LNFreeViTModel
 from .normfree import LNFreeMixin, named_slopes
 from .sites import AttentionBranch, MLPBranch, StackSites
 
@@ -75,6 +85,13 @@ FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
         LNFreeQwen3ForTokenClassification,
         LNFreeQwen3ForQuestionAnswering,
     ),
+    LNFreeViTModel: (LNFreeViTForImageClassification,),
+    LNFreeBertModel: (
+        LNFreeBertForMaskedLM,
+        LNFreeBertForSequenceClassification,
+        LNFreeBertForTokenClassification,
+        LNFreeBertForQuestionAnswering,
+    ),
 }
 """The backbone of each family, and its heads."""
 
@@ -86,11 +103,19 @@ for _backbone, _heads in FAMILIES.items():
         _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
-# As of the stock families: GPT-2 has an entry, GPT-NeoX has none.
+# Entries that stock BERT, GPT-2 and ViT have beside these.
+transformers.AutoModelForTextEncoding.register(LNFreeBertConfig, LNFreeBertModel, exist_ok=True)
 transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
+modeling_auto.MODEL_FOR_IMAGE_MAPPING.register(LNFreeViTConfig, LNFreeViTModel, exist_ok=True)  # type: ignore[arg-type]
 
 __all__ = [
     "AttentionBranch",
+    "LNFreeBertConfig",
+    "LNFreeBertForMaskedLM",
+    "LNFreeBertForQuestionAnswering",
+    "LNFreeBertForSequenceClassification",
+    "LNFreeBertForTokenClassification",
+    "LNFreeBertModel",
     "LNFreeGPT2Config",
     "LNFreeGPT2ForCausalLM",
     "LNFreeGPT2ForQuestionAnswering",
@@ -121,6 +146,9 @@ __all__ = [
     "LNFreeQwen3ForSequenceClassification",
     "LNFreeQwen3ForTokenClassification",
     "LNFreeQwen3Model",
+    "LNFreeViTConfig",
+    "LNFreeViTForImageClassification",
+    "LNFreeViTModel",
     "LearnableLeakyReLU",
     "MLPBranch",
     "StackSites",

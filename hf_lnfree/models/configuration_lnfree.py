@@ -168,10 +168,11 @@ class LNFreeConfigMixin(Base):
     def __post_init__(self, **kwargs: Any) -> None:
         reject_study_typos(kwargs, type(self))
         super().__post_init__(**kwargs)
-        if self.linear_bias == "query_key" and not getattr(self, "attention_bias", True):
-            raise ConfigurationError(
-                "linear_bias='query_key' trains the biases of query and key, and attention_bias=False leaves none."
-            )
+        for name in ("attention_bias", "enable_bias", "qkv_bias") if self.linear_bias == "query_key" else ():
+            if not getattr(self, name, True):
+                raise ConfigurationError(
+                    f"linear_bias='query_key' trains the biases of query and key, and {name}=False leaves none."
+                )
         if self.attention_softcap is not None and getattr(self, "reorder_and_upcast_attn", False):
             raise ConfigurationError(
                 "attention_softcap and reorder_and_upcast_attn are two eager attentions: choose one."

@@ -1,9 +1,9 @@
-"""The task heads that every decoder family has. A stock head's constructor builds a stock backbone; these build ours.
+"""The task heads that families have. A stock head's constructor builds a stock backbone; these build ours.
 
 Parameter names and forward passes are those of the stock class that follows in a head's bases.
 """
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,11 +19,13 @@ class Head(Base):
     """What builds a head: the backbone of ours, then what `add_head` adds."""
 
     backbone: type[PreTrainedModel]
+    backbone_options: ClassVar[dict[str, Any]] = {}
+    """Arguments of the backbone beside its configuration."""
 
     def __init__(self, config: PreTrainedConfig):
         PreTrainedModel.__init__(self, config)  # past the stock head's constructor
         self.num_labels = config.num_labels
-        setattr(self, self.base_model_prefix, self.backbone(config))
+        setattr(self, self.base_model_prefix, self.backbone(config, **self.backbone_options))
         self.add_head(config)
         self.post_init()
 
@@ -68,3 +70,11 @@ class QuestionAnsweringHead(Head):
 
     def add_head(self, config: PreTrainedConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+
+class ImageClassificationHead(Head):
+    """One score a class, of an image; none where there are no classes."""
+
+    def add_head(self, config: PreTrainedConfig) -> None:
+        classes = labels(config)
+        self.classifier = nn.Linear(config.hidden_size, classes) if classes > 0 else nn.Identity()

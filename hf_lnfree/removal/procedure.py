@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..analysis.modes import evaluation
-from ..conversion.families import blank, set_block_norms
+from ..conversion.families import blank, set_block_norms, stack_of
 from ..conversion.folding import fold
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
@@ -24,6 +24,13 @@ from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import AttachedTrainer, Procedure
 from .schedule import Removal, expand
 
+# What is said of a removal, of the name of its norm.
+PARTS = {
+    "all": "{} is a fixed scale",
+    "query_key": "{} is a fixed scale for queries and keys",
+    "value": "{} is a fixed scale for values",
+    "first": "first tokens have the scale of all others",
+}
 GATES = {"all": (MAIN, VALUE), "query_key": (MAIN,), "value": (VALUE,)}
 
 logger = logging.getLogger(__name__)
@@ -34,9 +41,11 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
     A copy of a model, of ours or stock, in which every LayerNorm is a [`RemovalNorm`] that still does what it did.
 
     Raises:
-        ModelError: it has no LayerNorm, or is no model that can become one of ours.
+        ModelError: it has no LayerNorm, or none that could be folded, or is no model that can become one of ours.
     """
     model = ours(model)
+    if not stack_of(model).embeddings:
+        raise ModelError(f"The norms of {type(model).__name__} cannot be folded, so they are not removed.")
     if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
         raise ModelError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
     config = copy.deepcopy(model.config)
@@ -196,6 +205,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         left = sum(not norm.gate.eq(1).all() for norm in self.norms.values())
         losses = {f"removal/{key}": event[key] for key in ("loss_before", "loss_after")}
         self.trainer.log_aside(losses | {"removal/norms": left})
+        if self.trainer.args.process_index == 0:
+            what = f"step {removal.step}: {PARTS[removal.part].format(removal.norm)}"
+            left_of = f"{left} of {len(self.norms)} norms left"
+            logger.info("%s; %s; loss %.4f, before %.4f", what, left_of, event["loss_after"], event["loss_before"])
 
     def agree(self, removal: Removal) -> None:
         """One average over all processes, for a norm whose average stops moving now."""

@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import EVERY, GPT_NEOX, run_in_two
+from ..conftest import BERT, EVERY, GPT_NEOX, VIT, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -158,17 +158,23 @@ def test_no_trainer_with_the_mixin_decays_what_is_no_matrix(family, fields, tmp_
 
 
 def stock_of():
-    """Every class of ours -> the stock class with its parameters."""
-    return {own: getattr(transformers, name) for family in FAMILIES.values() for name, own in family.classes.items()}
+    """Every class of ours -> the stock class with its parameters, as the conversion has it or as it is derived."""
+    known = {own: getattr(transformers, name) for family in FAMILIES.values() for name, own in family.classes.items()}
+    for own in (own for heads in models.FAMILIES.items() for own in (heads[0], *heads[1])):
+        derived = next(base for base in own.__mro__ if base.__module__.startswith("transformers.models."))
+        assert known.setdefault(own, derived) is derived
+    return known
 
 
 class Pair:
     """A class of ours with norms in every place, and the stock class: models of both."""
 
     def __init__(self, own):
-        self.family = next(f for f in EVERY if own.config_class.__name__ == f"{f.prefix}Config")
+        self.family = next(f for f in (*EVERY, VIT, BERT) if own.config_class.__name__ == f"{f.prefix}Config")
         self.own, self.stock = own, stock_of()[own]
-        self.ours = own(self.family.config(norm=self.family.norm, final_norm=self.family.norm))
+        (stack,) = own.stacks
+        final = self.family.norm if stack.final_norm else "none"
+        self.ours = own(self.family.config(norm=self.family.norm, final_norm=final))
         self.theirs = self.stock(self.family.stock_config())
         self.names = self.own.__name__, self.stock.__name__
         self.types = self.ours.config.model_type, self.theirs.config.model_type

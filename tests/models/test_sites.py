@@ -28,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from hf_lnfree import (
+    LNFreeBertModel,
     LNFreeGPT2ForCausalLM,
     LNFreeGPT2Model,
     LNFreeGPTNeoXModel,
@@ -49,28 +50,6 @@ MLP = {"intermediate_size": 64}
 
 def attention(path, readers, norm, writer, **more):
     return AttentionBranch(norm=norm, readers=tuple(f"{path}.{r}" for r in readers), module=path, writer=writer, **more)
-
-
-BERT = StackSites(
-    blocks="encoder.layer",
-    embeddings=("embeddings.LayerNorm",),
-    attention=attention(
-        "attention.self",
-        ("query", "key", "value"),
-        "attention.output.LayerNorm",
-        "attention.output.dense",
-        dropout="attention.output.dropout",
-        post_norm=True,
-    ),
-    mlp=MLPBranch(
-        norm="output.LayerNorm",
-        readers=("intermediate.dense",),
-        activation="intermediate.intermediate_act_fn",
-        writer="output.dense",
-        dropout="output.dropout",
-        post_norm=True,
-    ),
-)
 
 
 def t5_stack(name, cross):
@@ -117,7 +96,7 @@ def family(name, model_class, config_class, stacks, activation, **class_fields):
 T5 = (t5_stack("encoder", False), t5_stack("decoder", True))
 LNFREE = {
     "Llama": LNFreeLlamaModel,
-    "BERT": family("Bert", BertModel, BertConfig, (BERT,), "hidden_act"),
+    "BERT": LNFreeBertModel,
     "OPT": LNFreeOPTModel,
     "T5": family("T5", T5Model, T5Config, T5, "dense_act_fn", depth_fields=("num_layers", "num_decoder_layers")),
 }
@@ -136,7 +115,7 @@ STOCK = {
     "GPT-NeoX": (GPTNeoXModel, GPTNeoXConfig, LNFreeGPTNeoXModel.stacks),
     "Llama": (LlamaModel, LlamaConfig, LNFreeLlamaModel.stacks),
     "Qwen3": (Qwen3Model, Qwen3Config, LNFreeQwen3Model.stacks),
-    "BERT": (BertModel, BertConfig, (BERT,)),
+    "BERT": (BertModel, BertConfig, LNFreeBertModel.stacks),
     "OPT": (OPTModel, OPTConfig, LNFreeOPTModel.stacks),
     "T5": (T5Model, T5Config, T5),
 }

@@ -22,7 +22,7 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.data import DataArguments
 from hf_lnfree.data.tokenization import tokenizer_for
-from hf_lnfree.models import LNFreeMixin
+from hf_lnfree.models import LNFreeMixin, LNFreeOPTConfig, LNFreeOPTForCausalLM, LNFreeOPTModel
 from hf_lnfree.models.removal import RemovalNorm
 from hf_lnfree.pages import finish_run, write_removal_report
 from hf_lnfree.removal.arguments import RemovalArguments
@@ -36,7 +36,6 @@ from hf_lnfree.training.run import train
 
 from ..conftest import run_in_two
 from ..conversion.conftest import logits, trained
-from ..fences import ROOT, fenced
 from ..training.test_interruptions import KILLED, run_jobs
 
 STAGES = [
@@ -87,8 +86,9 @@ def arguments(corpus, cache_dir, tmp_path):
     return data, training
 
 
-def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
+def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path, caplog):
     arguments[1].attention_report_windows = 4
+    caplog.set_level("INFO", "hf_lnfree")
     summary = remove_norms(start, RemovalArguments(schedule=str(STAGES), removal_windows=4), *arguments)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     assert not [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
@@ -109,6 +109,13 @@ def test_ends_without_norms_and_folded(start, arguments, corpus, tmp_path):
         (8, "*", "first"),
     ]
     assert all(math.isfinite(e["loss_before"]) and e["loss_after"] != e["loss_before"] for e in summary.events)
+    said = [record.getMessage() for record in caplog.records if "norms left" in record.getMessage()]
+    assert [line.partition("; ")[0] for line in said[:3]] == [
+        "step 1: transformer.h.0.ln_2 is a fixed scale",
+        "step 2: transformer.h.1.ln_2 is a fixed scale",
+        "step 3: transformer.h.0.ln_1 is a fixed scale for queries and keys",
+    ]
+    assert [line.split("; ")[1][0] for line in said] == list("43332100")
     log = read_log(tmp_path / "run")
     assert [e["removal/norms"] for e in log if "removal/norms" in e] == [4, 3, 3, 3, 2, 1, 0, 0]
     assert sum("loss" in entry for entry in log) == 10
@@ -401,15 +408,6 @@ def test_arguments_are_checked(field, value):
         RemovalArguments(**{field: value})
 
 
-# Another family, as the documentation declares it
-
-
-OPT = {}
-exec(fenced(ROOT / "docs" / "extending.md", "python")[2], OPT)
-LNFreeOPTConfig, LNFreeOPTModel = OPT["LNFreeOPTConfig"], OPT["LNFreeOPTModel"]
-LNFreeOPTForCausalLM = OPT["LNFreeOPTForCausalLM"]
-
-
 class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
     config_class = LNFreeOPTConfig
     stacks = LNFreeOPTModel.stacks
@@ -420,7 +418,7 @@ class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
         self.post_init()
 
 
-def test_any_family_that_declares_its_sites(input_ids):
+def test_a_family_with_separate_queries_keys_and_values(input_ids):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "vocab_size": 99}
     config = LNFreeOPTConfig(**sizes, word_embed_proj_dim=32, norm="layernorm", init_std=0.2, dropout=0.0)
     model = trained(LNFreeOPTForCausalLM(config)).double()
@@ -428,9 +426,8 @@ def test_any_family_that_declares_its_sites(input_ids):
     changed = removal.prepare(model)
     torch.testing.assert_close(logits(changed, input_ids), logits(model, input_ids), rtol=0, atol=1e-9)
     assert [removal.part for removal in expand(removal.schedule, changed, 5)] == ["all"] * 4
-    assert [r.part for r in expand("auto", changed, 30)] == ["all"] * 5 + ["first"]
-    with pytest.raises(ValueError, match="no such LayerNorm"):
-        expand([{"norms": "value", "start": 1}], changed, 5)
+    parts = ["all"] * 2 + ["query_key"] * 2 + ["value"] * 2 + ["all", "first"]
+    assert [r.part for r in expand("auto", changed, 30)] == parts
     for norm in removal.norms.values():
         norm.gate.fill_(1.0)
         norm.first_gate.fill_(1.0)
