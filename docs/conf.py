@@ -14,8 +14,9 @@ from hf_lnfree.version import __version__  # noqa: E402
 
 project, author, release = "hf_lnfree", "the hf_lnfree authors", __version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_parser", "mathml"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+smartquotes = False  # which makes one dash of the two of a flag
 html_theme, html_title = "furo", f"hf_lnfree {release}"
 html_math_renderer = "mathml"
 default_role = "code"

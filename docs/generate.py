@@ -66,6 +66,14 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
 
+def entries(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """(name, default, values, meaning) one below the other: a table of four columns is cut on a narrow screen."""
+    return "\n".join(
+        f"{name}\n: {meaning}\n\n  Default: {default}." + f" Values: {values}." * bool(values) + "\n"
+        for name, default, values, meaning in rows
+    )
+
+
 def documented(kind: type) -> dict[str, str]:
     """Name -> text of the `Args:` in the docstring of a class; several names may share one text."""
     text = re.search(r"Args:\n(.*?)(?=\n\s*\n\s*(?:Raises|Returns|Example|Buffers):|\Z)", kind.__doc__ or "", re.S)
@@ -119,15 +127,15 @@ def configuration() -> str:
         if field.name in LNFreeConfigMixin.__annotations__:
             default = " / ".join(dict.fromkeys(shown(getattr(kind, field.name)) for kind in kinds))
             values = values_of_configuration(field.name, hints[field.name])
-            rows.append([f"`{field.name}`", default, values, texts[field.name]])
+            rows.append((f"`{field.name}`", default, values, texts[field.name]))
     for kind in kinds:
         name = kind.activation_field
         values = f"every name of transformers' `ACT2FN`, {', '.join(f'`{n!r}`' for n in (*BUILDERS, FUSED))}"
-        rows.append([f"`{name}`", shown(getattr(kind, name)), values, f"Activation of the MLPs, in `{kind.__name__}`."])
+        rows.append((f"`{name}`", shown(getattr(kind, name)), values, f"Activation of the MLPs, in `{kind.__name__}`."))
     return (
         f"# Configuration fields\n\nFields of {', '.join(f'`{kind.__name__}`' for kind in kinds)}, beside those of the "
         "stock configurations. Where they differ, the default of GPT-2 comes first. A value that is not allowed raises "
-        "`ConfigurationError`.\n\n" + table(["field", "default", "values", "meaning"], rows)
+        "`ConfigurationError`.\n\n" + entries(rows)
     )
 
 
@@ -148,10 +156,9 @@ def arguments() -> str:
         for field in dataclasses.fields(kind):
             bounds = refusal(maker, field.name, OUTLANDISH) if {int, float} & set(flat(hints[field.name])) else ""
             typed = described(hints[field.name]) + (f"; {bounds}" if bounds else "")
-            rows.append(
-                [f"`{field.name}`", typed, shown(field.default), field.metadata.get("help", "").replace("%%", "%")]
-            )
-        parts.append(f"## {kind.__name__}\n\n" + table(["field", "type and range", "default", "meaning"], rows))
+            meaning = field.metadata.get("help", "").replace("%%", "%")
+            rows.append((f"`{field.name}`", shown(field.default), typed, meaning))
+        parts.append(f"## {kind.__name__}\n\n" + entries(rows))
     return "\n".join(parts)
 
 

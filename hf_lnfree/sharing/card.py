@@ -45,6 +45,7 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
     config = optional(run / "config.json") or results.model  # a run that diverged may have saved no model
     title = f"{results.name}{' without LayerNorm' * (results.removal is not None)}, seed {results.seed}"
     events = results.nonfinite_events
+    partly_trained = results.removal is None and results.trainable_parameters != results.parameters
     architecture = (config.get("architectures") or [config.get("model_type")])[0]
     activation = config.get("activation_function", config.get("hidden_act"))
     card = ModelCard.from_template(
@@ -57,7 +58,8 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         norms=plain(norms(config)),
         activation=plain(activation),
         parameters=f"{results.parameters:,}",
-        trainable_parameters=f"{results.trainable_parameters:,}",
+        # Of a removal they are those before folding, which changes their number.
+        trained=f"{results.trainable_parameters:,}" if partly_trained else None,
         measured=[tuple(map(plain, row)) for row in measured(run, results)],
         picture="entropy.svg" if (run / "entropy.svg").is_file() else None,
         events=plain(events[-1]["verdict"]) if events else None,
@@ -142,9 +144,9 @@ def measured(run: Path, results: RunResults) -> Iterator[tuple[str, str]]:
     if (run / RemovalSummary.file).is_file():
         removal = RemovalSummary.load(run)
         yield "held-out loss before norms were removed", f"{number(removal.loss_before, '.4f')} nats a token"
-        yield "after", f"{number(removal.loss_after, '.4f')} nats a token"
+        yield "after, norms removed and folded", f"{number(removal.loss_after, '.4f')} nats a token"
         if removal.gap is not None:
-            yield "to as many steps of plain fine-tuning", f"{number(removal.gap, '+.4f')} nats a token"
+            yield "difference to as many steps of plain fine-tuning", f"{number(removal.gap, '+.4f')} nats a token"
 
 
 def made_from(results: RunResults) -> Iterator[tuple[str, str]]:
