@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,8 @@ class EntropyReport(HeadEntropies):
                     f"{beside} is not the file that {path.name} was written with: another report, or damaged."
                 )
             values = {"kinds": []} | values | load_file(beside)
-            return cls(**{f.name: values[f.name] for f in fields(cls)})
+            later = {"sequence_entropy", "sequence_bound"} - set(values)  # older files lack them
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name not in later})
         except (*READING_ERRORS, SafetensorError) as error:
             raise RunError(
                 f"{path} and {beside.name} beside it are no entropy report: {type(error).__name__} {error}."
@@ -142,6 +143,19 @@ class EntropyReport(HeadEntropies):
         if lost := found["not finite"]:
             said += f" {lost} of {heads} heads have rows that are not finite: the model has diverged there."
         return said
+
+    def of_sequence(self, index: int) -> "EntropyReport":
+        """
+        The same with the entropies and bounds of one of the first sequences, which have no standard errors; everything
+        else is of all sequences.
+
+        Raises:
+            SettingsError: the report does not have that sequence by itself.
+        """
+        if not 0 <= index < len(self.sequence_entropy):
+            raise SettingsError(f"Sequence {index}: the report has {len(self.sequence_entropy)} by themselves, from 0.")
+        none = torch.full_like(self.standard_error, math.nan)
+        return replace(self, entropy=self.sequence_entropy[index], bound=self.sequence_bound[index], standard_error=none)
 
     def plot(self, *others: "EntropyReport", columns: int = 2) -> "NotebookFigure":
         """

@@ -52,6 +52,8 @@ class HeadEntropies:
         strata_entropy, strata_bound, strata_rows: [L, H, S] mean entropy, its bound, and rows, of the tokens at
             positions 2^(s-1) + 1 to 2^s, counted from 1.
         replicates: [R, L, H] bootstrap replicates of `entropy`.
+        sequence_entropy, sequence_bound: [K, L, H] mean entropy and largest possible one of the first K sequences, at
+            most 6; none where modules see different ones, and in files that lack them.
         sequences: how many were averaged.
         context_length: the largest number of keys that a query had.
         kinds: of the L modules: "causal", "bidirectional" or "cross", see `kind_of`; none in files that lack them.
@@ -81,6 +83,8 @@ class HeadEntropies:
     kinds: list[str]
     source: str = "measured"
     metadata: dict[str, Any] = field(default_factory=dict)
+    sequence_entropy: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
+    sequence_bound: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
 
     @property
     def heads(self) -> Tensor:

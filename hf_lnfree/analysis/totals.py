@@ -24,6 +24,7 @@ from ..errors import DataError
 from .entropy import normalized_entropy
 
 BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
+FIRST_SEQUENCES = 6  # whose own means are kept
 STRATA = 24  # position p (from 1) stands in stratum ceil(log2 p): 1, 2, 3-4, 5-8, ...
 
 
@@ -97,6 +98,12 @@ def sequence_sums(rows: Rows, weights: Tensor) -> dict[str, Tensor]:
     }
 
 
+def sequence_means(rows: Rows) -> dict[str, Tensor]:
+    """[L, B, H] of each sequence: mean entropy, and the largest that it could be; NaN where no row counts."""
+    counted = rows.counted.sum(-1)
+    return {"sequence_entropy": rows.kept.sum(-1) / counted, "sequence_bound": rows.log_support.sum(-1) / counted}
+
+
 def distributions(rows: Rows) -> dict[str, Tensor]:
     """[L, H, N] how many rows by entropy, and [L, H, S] their sums by position."""
     bins = (rows.entropy.nan_to_num() * BINS_PER_NAT).clamp(0, BINS - 1).long()
@@ -140,6 +147,7 @@ class EntropyTotals:
         self.modules: list[str] = []
         self.sums: dict[str, Tensor] = {}
         self.sequences: Tensor | None = None  # L
+        self.first: dict[str, list[Tensor]] = {"sequence_entropy": [], "sequence_bound": []}  # of batches, [B, L, H]
 
     def add(self, rows: dict[str, RowEntropies], tokens: Sequence[Tensor]) -> None:
         """
@@ -168,10 +176,19 @@ class EntropyTotals:
         for layer, entropy in enumerate(entropies):
             groups.setdefault(tuple(entropy.shape), []).append(layer)
         heads = max(entropy.shape[1] for entropy in entropies)
+        # Sequences are told apart where all modules see the same ones.
+        missing = FIRST_SEQUENCES - sum(map(len, self.first["sequence_entropy"])) if len(weights) == 1 else 0
+        first = {key: torch.full((missing, len(rows), heads), math.nan, dtype=torch.float64) for key in self.first}
         supports = [r.support.expand_as(r.entropy) for r in rows.values()]
         for (size, *_), layers in groups.items():
             entropy, support, counts = (torch.stack([x[i] for i in layers]) for x in (entropies, supports, tokens))
-            self._add_group(layers, heads, Rows.of(entropy, support, counts), weights[size])
+            group = Rows.of(entropy, support, counts)
+            self._add_group(layers, heads, group, weights[size])
+            for key, values in sequence_means(group).items() if missing > 0 else ():
+                found = values[:, :missing].transpose(0, 1).cpu()
+                first[key][: len(found), layers, : found.shape[2]] = found.double()
+        for key, found in first.items():
+            self.first[key].append(found[: min(missing, len(entropies[0]))])
 
     def _add_group(self, layers: list[int], heads: int, rows: "Rows", weights: Tensor) -> None:
         """Rows of layers of one shape; weights [B, R]."""
@@ -216,6 +233,7 @@ class EntropyTotals:
             "strata_bound": t["strata_bound"][..., :reached] / strata_rows,
             "strata_rows": strata_rows,
             "replicates": (t["replicates_s"] / t["replicates_n"]).permute(2, 0, 1).contiguous(),
+            **{key: torch.cat(parts) for key, parts in self.first.items()},
             "sequences": int(sequences.max()),
             "context_length": int(t["length"].max()),
         }

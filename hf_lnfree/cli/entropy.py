@@ -45,9 +45,11 @@ def entropy_command(
         model = headless_model(name, context_length, device=place, **access)
         tokenizer = load_tokenizer(name, **access)
         held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
-        batches = [model_inputs(model, ids) for ids in window_batches(held_out, max_windows, batch_size)]
+        windows = window_batches(held_out, max_windows, batch_size)
+        batches = [model_inputs(model, ids) for ids in windows]
         report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
-        report.metadata |= {"data": data, "windows_sha256": held_out.sha256}
+        texts = tokenizer.batch_decode([ids for batch in windows for ids in batch][: len(report.sequence_entropy)])
+        report.metadata |= {"data": data, "windows_sha256": held_out.sha256, "first_texts": texts}
         return report
 
     reports = list(map(measure, models, display_names(models)))

@@ -1,6 +1,6 @@
 """Qwen3 without RMSNorm: configuration, sites and classes; the rest is transformers' own."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import ClassVar, Literal
 
 from transformers import (
@@ -14,8 +14,10 @@ from transformers import (
 
 from .configuration_lnfree import LNFreeConfigMixin, auto_map
 from .heads import CausalLMHead, QuestionAnsweringHead, SequenceClassificationHead, TokenClassificationHead
+from .modeling_lnfree_llama import LNFreeLlamaMixin
 from .normfree import LNFreeMixin
-from .sites import AttentionBranch, MLPBranch, StackSites
+
+(LLAMA,) = LNFreeLlamaMixin.stacks
 
 
 class LNFreeQwen3Config(LNFreeConfigMixin, Qwen3Config):  # noqa: D101  set in the next line
@@ -34,27 +36,13 @@ class LNFreeQwen3Config(LNFreeConfigMixin, Qwen3Config):  # noqa: D101  set in t
 
 
 class LNFreeQwen3Mixin(LNFreeMixin):
-    """Where Qwen3 keeps its branches."""
+    """Where Qwen3 keeps its branches: as Llama, with norms of its own for queries and keys."""
 
     config_class = LNFreeQwen3Config
     stacks = (
-        StackSites(
-            embeddings=("embed_tokens",),
-            blocks="layers",
-            attention=AttentionBranch(
-                norm="input_layernorm",
-                readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                query_key_norms=("self_attn.q_norm", "self_attn.k_norm"),
-                module="self_attn",
-                writer="self_attn.o_proj",
-            ),
-            mlp=MLPBranch(
-                norm="post_attention_layernorm",
-                readers=("mlp.gate_proj", "mlp.up_proj"),
-                activation="mlp.act_fn",
-                writer="mlp.down_proj",
-            ),
-            final_norm="norm",
+        replace(
+            LLAMA,
+            attention=replace(LLAMA.attention, query_key_norms=("self_attn.q_norm", "self_attn.k_norm")),
         ),
     )
 

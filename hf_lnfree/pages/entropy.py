@@ -11,7 +11,7 @@ from ..files import json_text
 from ..tables import number
 from .heads import bucket_table, entropy_verdict, flagged_heads, names, part_table
 from .plots import bucket_bars, difference_heatmaps, distributions, heatmaps, position_curves, save
-from .report import Block, Fold, Listing, Picture, Section, write_report
+from .report import Block, Choice, Fold, Listing, Picture, Section, write_report
 
 
 def comparable(reports: Sequence[EntropyReport]) -> list[EntropyComparison]:
@@ -81,6 +81,7 @@ def write_entropy_page(
         Section("Heads that stand out", [block for report in reports for block in flagged_heads(report, maximum)]),
         Section("Heads by quarter", quarters(reports, maximum, figures["buckets"])),
         *changes(comparisons, figures),
+        *text_by_text(reports, maximum),
         Section("Single queries", [figures["distributions"], figures["positions"]]),
         Section(
             "Where the numbers are from",
@@ -96,6 +97,37 @@ def changes(comparisons: Sequence[EntropyComparison], figures: Mapping[str, Pict
         return []
     said = [block for comparison in comparisons for block in moved(comparison)]
     return [Section("What moved", [*said, figures["differences"]])]
+
+
+def text_by_text(reports: Sequence[EntropyReport], maximum: Maximum | float) -> list[Section]:
+    """
+    A heat map for each of the first texts, to choose from, of the reports on the same data as the first one; no section
+    for a single text.
+    """
+    first = reports[0]
+    alike = [r for r in reports if r.metadata.get("data_sha256") == first.metadata.get("data_sha256")]
+    count = min(len(report.sequence_entropy) for report in alike)
+    texts, labels = first.metadata.get("first_texts", []), ", ".join(report.name for report in alike)
+    options: dict[str, list[Block]] = {}
+    for index in range(count):
+        shown = [report.of_sequence(index) for report in alike]
+        if not all(report.heads.any() for report in shown):  # nothing but padding
+            continue
+        picture = Picture(
+            heatmaps(shown, maximum=maximum),
+            "Mean entropy of every head on this text alone.",
+            f"Heat maps of the mean attention entropy of every head on text {index} alone, of {labels}.",
+        )
+        options[str(index)] = [*(Listing(beginning(text)) for text in texts[index : index + 1]), picture]
+    if len(options) < 2:
+        return []
+    said = f"The first {len(options)} texts, each by itself. One text alone says little about a head."
+    return [Section("Text by text", [said, Choice("text", options)])]
+
+
+def beginning(text: str, length: int = 400) -> str:
+    """Of a text that is long."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def quarters(reports: Sequence[EntropyReport], maximum: Maximum | float, bars: Picture) -> list[Block]:
