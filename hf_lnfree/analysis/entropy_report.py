@@ -154,8 +154,8 @@ class EntropyReport(HeadEntropies):
         """
         if not 0 <= index < len(self.sequence_entropy):
             raise SettingsError(f"Sequence {index}: the report has {len(self.sequence_entropy)} by themselves, from 0.")
-        none = torch.full_like(self.standard_error, math.nan)
-        return replace(self, entropy=self.sequence_entropy[index], bound=self.sequence_bound[index], standard_error=none)
+        entropy, bound = self.sequence_entropy[index], self.sequence_bound[index]
+        return replace(self, entropy=entropy, bound=bound, standard_error=torch.full_like(entropy, math.nan))
 
     def plot(self, *others: "EntropyReport", columns: int = 2) -> "NotebookFigure":
         """
