@@ -94,7 +94,7 @@ def fold_gains(block: nn.Module, stack: StackSites) -> None:
 def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
     """Into the rows of the queries; a temperature behind a query-key norm stays."""
     module = block.get_submodule(attention.module)
-    name = "query_key" if attention.fused else "query_control"
+    name = "query_key" if attention.fused else "q_control"
     control = getattr(module, name, None)
     if not isinstance(control, HeadControl) or control.temperature is None:
         return

@@ -115,11 +115,12 @@ def control_heads(block: nn.Module, attention: AttentionBranch, config: PreTrain
         module.query_key.attach(block, attention.readers[0])
         return
     query, key, *_ = attention.query_key_norms or attention.readers
-    module.query_control = HeadControl(heads, norm, temperature, split=bool(attention.query_key_norms))
-    module.query_control.attach(block, query)
+    # Not "query..." or "key...": transformers renames what old checkpoints of ViT call so.
+    module.q_control = HeadControl(heads, norm, temperature, split=bool(attention.query_key_norms))
+    module.q_control.attach(block, query)
     if norm:
-        module.key_control = HeadControl(getattr(config, "num_key_value_heads", heads), norm, False)
-        module.key_control.attach(block, key)
+        module.k_control = HeadControl(getattr(config, "num_key_value_heads", heads), norm, False)
+        module.k_control.attach(block, key)
 
 
 def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:

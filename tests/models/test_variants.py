@@ -305,7 +305,7 @@ def test_queries_and_keys_of_separate_projections_are_controlled(family, input_i
             if family.name == "qwen3":
                 expected = expected * getattr(attention, f"{name}_norm").weight
             if name == "q":
-                expected = expected * attention.query_control.temperature[:, None]
+                expected = expected * attention.q_control.temperature[:, None]
             # Qwen3's norm works in float32
             torch.testing.assert_close(seen[name].view_as(raw), expected, rtol=0, atol=1e-6)
 
