@@ -174,7 +174,7 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
         )
     set_block_norms(config, [kinds.pop() for kinds in by_layer])
     disabled = any(kind.startswith("disabled") for kind, _ in folding.norms.values())
-    if disabled and set(left) == {"none"}:
+    if disabled and config.stock_norm not in left:
         eps_field = family_of(config.model_type).eps_field
         if eps_field is not None:
             setattr(config, eps_field, getattr(type(config)(), eps_field))  # of no norm; a usual one for who adds some

@@ -62,8 +62,11 @@ def obstacles(model: PreTrainedModel, stack: StackSites) -> Iterator[tuple[str, 
             for name, needs in asked.items():
                 if (why := needs.obstacle(branch, block)) is not None:
                     yield name, f"the {kind.replace('_', '-')} of {stack.blocks}.{index} {why}"
-    if "removal" in {*model.config.block_norms, model.config.final_norm} and model.main_input_name != "input_ids":
-        yield "norm", f"it has no first token whose norm could be told apart, as it reads {model.main_input_name}"
+    if "removal" in {*model.config.block_norms, model.config.final_norm}:
+        if model.main_input_name != "input_ids":
+            yield "norm", f"it has no first token whose norm could be told apart, as it reads {model.main_input_name}"
+        if stack.attention.post_norm:
+            yield "norm", f"the norms of {stack.blocks} stand behind the branches, where they cannot be folded"
     if stack.final_norm is None and model.config.final_norm != "none":
         yield "final_norm", f"nothing stands after {stack.blocks}"
     if stack.embedding_dropout is None and model.config.embedding_scale:

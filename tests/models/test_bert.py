@@ -104,6 +104,7 @@ def test_it_loads_where_the_package_cannot_be_imported(input_ids, tmp_path):
     ("fields", "message"),
     [
         ({"final_norm": "layernorm"}, "nothing stands after encoder.layer"),
+        ({"norm": "removal"}, "norm='removal' cannot be honoured.*stand behind the branches"),
         ({"lm_head_bias": True}, "its head for masked tokens has one"),
         ({"add_cross_attention": True, "is_decoder": True}, "it is an encoder here"),
     ],

@@ -153,6 +153,8 @@ def test_values_have_an_input_of_their_own(family, input_ids):
     model = split(removal(family))
     block = family.block_list(model)[0]
     norm = next(m for m in block.modules() if isinstance(m, RemovalNorm) and m.path is not None)
+    makes_values = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "opt": "self_attn.v_proj"}
+    assert norm.path == makes_values[family.name]
     fused = block.get_submodule(norm.path)
     caught = {}
     logits(model, input_ids)  # the norm finds its projection when it is first used
