@@ -5,7 +5,7 @@ What is wrong with a checkpoint is a ModelError that names it. Code that comes w
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -90,6 +90,7 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     changed: bool = False,
+    new_shapes: Sequence[str] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """
@@ -99,6 +100,7 @@ def load_model(
         auto_class: one of transformers' Auto classes, or the class of a model.
         device: where its weights go, straight from their files; the CPU by default.
         changed: whether its configuration was changed on purpose, so that tensors may be new or left over.
+        new_shapes: parts of it that begin anew where they have another shape, like a head for other classes.
         options: further ones of `from_pretrained`.
 
     Raises:
@@ -117,7 +119,7 @@ def load_model(
         model, found = auto_class.from_pretrained(
             place, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    if wrong := sorted(found["mismatched_keys"]):
+    if wrong := sorted(entry for entry in found["mismatched_keys"] if entry[0].split(".")[0] not in new_shapes):
         shapes = [
             f"{key} is {list(one)} in its weights and {list(other)} by its configuration" for key, one, other in wrong
         ]

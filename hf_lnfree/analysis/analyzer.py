@@ -116,6 +116,7 @@ class AttentionEntropyAnalyzer:
                 "data_sha256": data.hexdigest(),
                 "bootstrap": {"replicates": self.replicates, "seed": self.seed, "weights": "exponential"},
                 "method": self.method,
+                **({"class_token": True} if has_class_token(self.model) else {}),
                 "attention": getattr(config, "_attn_implementation", None),
                 "dtype": str(next(self.model.parameters()).dtype),
                 "environment": environment(next(self.model.parameters()).device),
@@ -135,6 +136,11 @@ class AttentionEntropyAnalyzer:
             if isinstance(value, Tensor):
                 data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
                 data.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def has_class_token(model: nn.Module) -> bool:
+    """Whether a class token of the model's own stands before the tokens, as in ViT."""
+    return any(name.rpartition(".")[2] == "cls_token" for name, _ in model.named_parameters())
 
 
 def queries_that_are_tokens(rows: dict[str, RowEntropies]) -> list[Tensor]:

@@ -97,6 +97,9 @@ class EntropyReport(HeadEntropies):
             )
             nats = f"{span(top[heads])} nats ({self.name_of(maximum, part)})"
             lines.append(f"{of}heads by quarter of {nats}: {shares} %")
+        if self.metadata.get("class_token"):
+            alone, others = (number(float(x[self.heads].mean()), ".2f") for x in self.first_token)
+            lines.append(f"class token {alone} nats, other queries {others} nats")
         collapsed, *_, overloaded = self.format_shares(maximum, digits=1)
         verdict = f"overloaded {overloaded}, collapsed {collapsed}"
         if self.too_short:
@@ -201,7 +204,8 @@ class EntropyReport(HeadEntropies):
     def by_layer(self, maximum: Maximum | float = "causal") -> Table:
         """Of every layer: mean entropy, bound, and how many heads are overloaded or collapsed."""
         found = Counter((flag.layer, flag.kind) for flag in self.flags(maximum))
-        several = len(self.parts) > 1
+        several, class_token = len(self.parts) > 1, bool(self.metadata.get("class_token"))
+        alone = self.first_token[0] if class_token else None
         rows = []
         for part, layers in self.parts.items():
             for layer in layers:
@@ -210,8 +214,10 @@ class EntropyReport(HeadEntropies):
                 share = number(100 * float(self.share[layer][heads].mean()), ".0f")
                 counts = (f"{found[layer, kind]} of {int(heads.sum())}" for kind in ("overloaded", "collapsed"))
                 texts = [str(layer), *(number(x, ".2f") for x in means), f"{share} %", *counts]
+                texts += [] if alone is None else [number(float(alone[layer][heads].mean()), ".2f")]
                 rows.append([part, *texts] if several else texts)
         header = ["layer", "mean (nats)", "bound (nats)", "of the bound", "overloaded", "collapsed"]
+        header += ["class token (nats)"] * class_token
         return Table(["part", *header] if several else header, rows)
 
     def __repr__(self) -> str:

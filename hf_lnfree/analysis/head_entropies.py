@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
-from .parts import name_of_maximum, parts_of
+from .parts import name_of_maximum, part_names, parts_of
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -101,6 +101,17 @@ class HeadEntropies:
         """Which of the L modules are an encoder's, a decoder's, cross-attentions: see `parts_of`."""
         return parts_of(self.modules)
 
+    @property
+    def part_names(self) -> list[str]:
+        """Of each of the L modules the short name of its part, "" where there is one part only: see `part_names`."""
+        return part_names(self.modules)
+
+    def heads_of(self, part: str = "") -> Tensor:
+        """[L, H] which heads a part has, by its short name; all heads for ""."""
+        if not part:
+            return self.heads
+        return self.heads & torch.tensor([name == part for name in self.part_names])[:, None]
+
     def maximum(self, maximum: Maximum | float = "causal") -> Tensor:
         """
         [L, H] the entropy that counts as 100 %.
@@ -139,13 +150,23 @@ class HeadEntropies:
         shares = [bucket_shares(e[heads], self._maximum(e, maximum)[heads]) for e in self.replicates]
         return torch.stack(shares).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T
 
-    def overloaded(self, maximum: Maximum | float = "causal") -> float:
-        """Share of heads in entropic overload: above 3/4 of the maximum."""
-        return overloaded_share(self.entropy[self.heads], self.maximum(maximum)[self.heads])
+    def overloaded(self, maximum: Maximum | float = "causal", part: str = "") -> float:
+        """Share of heads, or of a part's, in entropic overload: above 3/4 of the maximum."""
+        heads = self.heads_of(part)
+        return overloaded_share(self.entropy[heads], self.maximum(maximum)[heads])
 
-    def collapsed(self, maximum: Maximum | float = "causal") -> float:
-        """Share of heads in entropic collapse: at or below 1/4 of the maximum."""
-        return collapsed_share(self.entropy[self.heads], self.maximum(maximum)[self.heads])
+    def collapsed(self, maximum: Maximum | float = "causal", part: str = "") -> float:
+        """Share of heads, or of a part's, in entropic collapse: at or below 1/4 of the maximum."""
+        heads = self.heads_of(part)
+        return collapsed_share(self.entropy[heads], self.maximum(maximum)[heads])
+
+    @property
+    def first_token(self) -> tuple[Tensor, Tensor]:
+        """[L, H] mean entropies of the first queries, which are those of a class token, and of all others."""
+        rows, first = self.rows, self.strata_rows[..., 0]
+        alone = self.strata_entropy[..., 0]
+        others = (self.entropy * rows - (alone * first).nan_to_num(0.0)) / (rows - first)
+        return alone, others
 
     def flags(self, maximum: Maximum | float = "causal") -> list[HeadFlag]:
         """

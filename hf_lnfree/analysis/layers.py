@@ -6,7 +6,7 @@ units of the MLP.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from ..attention.fused import largest_logit
 from ..attention.masks import logit_arguments
 from ..errors import ModelError
 from ..models.activations import LEARNED
+from .parts import places
 
 
 @dataclass
@@ -28,6 +29,7 @@ class LayerStatistics:
     Over all batches that ran inside `record_layers`; one entry a layer, NaN for what a layer does not have.
 
     Args:
+        places: what logs call the layers, see `parts.places`.
         residual_rms: $\sqrt{\mathrm{mean}(x^2)}$ of the residual stream after the block.
         largest_logit: of the attention, after scaling, over all heads, queries and visible keys.
         sparsity: share of the MLP's activations that are exactly 0.
@@ -35,6 +37,7 @@ class LayerStatistics:
         nonfinite: how many entries of the residual stream after the block are NaN or infinite.
     """
 
+    places: list[str] = field(default_factory=list)
     residual_rms: list[float] = field(default_factory=list)
     largest_logit: list[float] = field(default_factory=list)
     sparsity: list[float] = field(default_factory=list)
@@ -44,16 +47,27 @@ class LayerStatistics:
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
-    The blocks of a model by name, first to last.
+    The blocks of a model by name, first to last; those of an encoder before those of its decoder.
 
     Raises:
         ModelError: no ModuleList has as many entries as the configuration has layers.
     """
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        counts = [getattr(config, name, None) for name in ("encoder_layers", "num_layers", "num_hidden_layers")]
+        deeper = [getattr(config, name, None) for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers")]
+        return blocks_under(model, "encoder", counts) | blocks_under(model, "decoder", deeper)
+    return blocks_under(model, "", [getattr(config, "num_hidden_layers", None)])
+
+
+def blocks_under(model: nn.Module, side: str, counts: Sequence[int | None]) -> dict[str, nn.Module]:
+    """The first list of as many blocks as one of the counts says, in the part of the model that is called `side`."""
+    count = next((found for found in counts if found is not None), None)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        inside = not side or side in name.split(".")
+        if inside and isinstance(module, nn.ModuleList) and len(module) == count:
             return {f"{name}.{index}": block for index, block in enumerate(module)}
-    raise ModelError(f"{type(model).__name__} has no ModuleList of {count} blocks.")
+    raise ModelError(f"{type(model).__name__} has no ModuleList of {count} blocks{f' in its {side}' if side else ''}.")
 
 
 @functools.cache
@@ -97,7 +111,7 @@ class _Layer:
         self.logit = logit if isinstance(self.logit, float) else torch.maximum(self.logit, logit)
 
     def values(self) -> tuple[float, ...]:
-        """In the order of the fields of `LayerStatistics`."""
+        """In the order of the fields of `LayerStatistics`, after the places."""
         return (
             math.sqrt(float(self.squares) / max(1, self.entries)),
             float(self.logit),
@@ -115,7 +129,7 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
     Raises:
         ModelError: the blocks of the model are not found.
     """
-    blocks = list(decoder_blocks(model).values())
+    names, blocks = zip(*decoder_blocks(model).items(), strict=True)
     layers = [_Layer() for _ in blocks]
     owner = {module: layer for layer, block in zip(layers, blocks, strict=True) for module in block.modules()}
 
@@ -135,6 +149,7 @@ def record_layers(model: nn.Module) -> Iterator[LayerStatistics]:
     finally:
         for handle in handles:
             handle.remove()
+    statistics.places = places(names)
     columns = zip(*(layer.values() for layer in layers), strict=True)
-    for name, column in zip(vars(statistics), columns, strict=True):
+    for name, column in zip(list(vars(statistics))[1:], columns, strict=True):
         setattr(statistics, name, list(column))

@@ -1,6 +1,7 @@
 """Which attention modules of a model belong together, and what bounds their entropies."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -40,6 +41,38 @@ def parts_of(modules: Sequence[str]) -> dict[str, list[int]]:
     for index, name in enumerate(modules):
         parts.setdefault(re.sub(r"\d+", "*", name), []).append(index)
     return parts
+
+
+def part_names(modules: Sequence[str]) -> list[str]:
+    """
+    Of each module, the part that it belongs to: "encoder", "decoder" or "cross", else what its part shares; "" where
+    there is one part only.
+    """
+    parts = parts_of(modules)
+    short = {part: short_name(part) for part in parts}
+    if len(set(short.values())) < len(parts):
+        short = {part: part for part in parts}
+    names = [""] * len(modules)
+    for part, indices in parts.items():
+        for index in indices:
+            names[index] = short[part] if len(parts) > 1 else ""
+    return names
+
+
+def short_name(part: str) -> str:
+    """Of an encoder, a decoder or the attentions of the one to the other."""
+    if CROSS.search(part):
+        return "cross"
+    return next((side for side in ("encoder", "decoder") if part.startswith(side) or f".{side}." in part), part)
+
+
+def places(modules: Sequence[str]) -> list[str]:
+    """What logs call the modules: "layer_00", "layer_01", ..., and "encoder/layer_00" where there are several parts."""
+    names, counts, found = part_names(modules), Counter[str](), []
+    for name in names:
+        found.append(f"{name}{'/' if name else ''}layer_{counts[name]:02d}")
+        counts[name] += 1
+    return found
 
 
 def name_of_maximum(maximum: Maximum | float, kinds: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def train_command(arguments: Sequence[str], console: Console) -> int:
     if args.push_to_hub or not (finished and (folder / "README.md").is_file()):
         finish_run(folder, args)
     console.print(
-        f"{results.row}: eval perplexity {number(results.eval_perplexity, '.3f')} after {results.tokens:,} tokens "
+        f"{results.row}: eval {results.measure} {number(results.score, '.3f')} after {results.tokens:,} tokens "
         f"and {duration(results.train_seconds)}. Everything is in {args.output_dir}",
         highlight=False,
         markup=False,

@@ -1,13 +1,16 @@
-"""Which text, which tokenizer, which windows. Nothing heavy is imported here: `hf-lnfree train --help` reads it."""
+"""Which data, which tokenizer, which windows. Nothing heavy is imported here: `hf-lnfree train --help` reads it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..checks import FILLED, MOST_PROCESSES, SHARE, Range, at_least, require_fields
 from ..errors import SettingsError
+from .objectives import OBJECTIVES, objective_of
 
 STDLIB = "stdlib"
 """The name of the corpus that needs no network: Python's standard library."""
+DIGITS = "digits"
+"""The name of the images that need no network: scikit-learn's handwritten digits."""
 SMALLEST_VOCABULARY = 258  # all bytes, the end of a text and padding
 BETWEEN = Range(0, 1, open="both")
 RANGES: dict[str, Any] = {
@@ -15,6 +18,7 @@ RANGES: dict[str, Any] = {
     "vocab_size": Range(SMALLEST_VOCABULARY, 10_000_000),  # the tokenizers library reserves memory for as many
     "validation_fraction": SHARE,
     "data_shuffle_seed": at_least(0),
+    "image_size": at_least(1),
     **dict.fromkeys(("max_documents", "max_validation_documents", "max_validation_windows"), at_least(1)),
     "tokenizing_processes": Range(1, MOST_PROCESSES),
     **dict.fromkeys(("data", "validation_data", "text_column", "tokenizer", "cache_dir"), FILLED),
@@ -24,13 +28,21 @@ RANGES: dict[str, Any] = {
 
 @dataclass
 class DataArguments:
-    """Corpus, tokenizer and windows."""
+    """Corpus, objective, tokenizer and windows."""
 
     data: str = field(
         default=STDLIB,
         metadata={
             "help": "Text: 'stdlib' (Python's standard library), a file, a folder, or a Hub dataset as NAME or "
-            "NAME:SPLIT."
+            "NAME:SPLIT. Images: 'digits' (scikit-learn's), a folder with one for each label, or a Hub dataset."
+        },
+    )
+    objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is predicted, by the family if not given: "
+            + ", ".join(f"{objective.name} ({objective.says})" for objective in OBJECTIVES.values())
+            + "."
         },
     )
     validation_data: str | None = field(
@@ -65,6 +77,9 @@ class DataArguments:
             "by the end-of-text token."
         },
     )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Bring images to N x N pixels; without it they must have one size."}
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={
@@ -84,5 +99,6 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         require_fields(self, RANGES)
+        objective_of(self.objective)
         if self.validation_data is None and self.validation_fraction not in BETWEEN:
             raise SettingsError(f"validation_fraction must be {BETWEEN}, got {self.validation_fraction}.")

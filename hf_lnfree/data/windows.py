@@ -6,7 +6,7 @@ Every process that trains on them shares the file. It is found again by the hash
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,15 @@ def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> l
     chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).long().unique().tolist()
     ids = [windows[i]["input_ids"] for i in chosen]
     return [torch.stack(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+
+
+def batches_of(
+    split: Any, collate: Callable[[list[Any]], Any], count: int, batch_size: int = 16
+) -> list[dict[str, Any]]:
+    """`count` examples spread evenly over a split, in batches as the model is trained on."""
+    chosen = torch.linspace(0, len(split) - 1, min(count, len(split))).long().unique().tolist()
+    examples = [split[i] for i in chosen]
+    return [dict(collate(examples[i : i + batch_size])) for i in range(0, len(examples), batch_size)]
 
 
 def cache_folder(args: DataArguments) -> Path:

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from ..analysis.entropy_report import FEWEST_KEYS, PAPER_RESULTS, EntropyReport, published_reports
 from ..analysis.head_entropies import OVERLOADED
 from ..studies.comparison import counted
-from ..studies.statistics import Estimate, estimate
-from ..studies.summary import TOO_SHORT, Rows, paired, perplexities, share
+from ..studies.statistics import MEASURES, Estimate, Measure, estimate
+from ..studies.summary import TOO_SHORT, Rows, measure_of, paired, scores, share
 from .plots import PALETTE, STYLE, panels
 
 QUESTION = "Do GELU's early heads overload without LayerNorm, and does ReLU win?"
@@ -36,12 +36,14 @@ class Outcome:
     """
     Args:
         title: of its panels.
-        perplexity: variant -> one value a seed, the same seeds in all of them; not finite where a run diverged.
+        scores: variant -> one value a seed, the same seeds in all of them; not finite where a run diverged.
+        measure: what the values are.
         shares: variant -> of every layer, the mean entropy of its heads as a share of the largest possible.
     """
 
     title: str
-    perplexity: Mapping[str, Sequence[float]]
+    scores: Mapping[str, Sequence[float]]
+    measure: Measure = MEASURES["perplexity"]
     shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
@@ -53,7 +55,7 @@ def layer_shares(reports: Sequence[EntropyReport]) -> list[float]:
 
 def measured(rows: Rows) -> Outcome:
     """What was trained here; seeds that every variant has."""
-    found = {row: perplexities(cells) for row, cells in rows.items()}
+    found = {row: scores(cells) for row, cells in rows.items()}
     seeds = [seed for seed in next(iter(found.values())) if all(seed in of_row for of_row in found.values())]
     reports = {
         row: [cell.entropy for cell in cells if cell.entropy is not None and cell.results and not cell.results.diverged]
@@ -62,6 +64,7 @@ def measured(rows: Rows) -> Outcome:
     return Outcome(
         f"here, {counted(len(seeds))}",
         {row: [of_row[seed] for seed in seeds] for row, of_row in found.items()},
+        measure_of(rows),
         {row: layer_shares(of_row) for row, of_row in reports.items() if of_row},
     )
 
@@ -73,7 +76,7 @@ def published(key: str, rows: Sequence[str]) -> Outcome:
     return Outcome(
         f"published, {key}",
         {row: [values[row]] for row in rows if row in values},
-        {row: layer_shares([heads[row]]) for row in rows if row in heads},
+        shares={row: layer_shares([heads[row]]) for row in rows if row in heads},
     )
 
 
@@ -82,24 +85,26 @@ def answer_picture(outcomes: Sequence[Outcome]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(2 * len(outcomes), 2, 4.2, 2.6)
         for outcome, left, right in zip(outcomes, axes[::2], axes[1::2], strict=True):
-            draw_perplexities(left, outcome)
+            draw_scores(left, outcome)
             draw_shares(right, outcome)
         return figure
 
 
-def draw_perplexities(ax: Axes, outcome: Outcome) -> None:
-    """One point a seed, in per cent of the first variant's; the mean perplexity is written beside."""
-    first, *_ = outcome.perplexity.values()
-    for index, (row, values) in enumerate(outcome.perplexity.items()):
-        gaps = [100 * (value / base - 1) for value, base in zip(values, first, strict=True)]
+def draw_scores(ax: Axes, outcome: Outcome) -> None:
+    """One point a seed, beside the first variant; the mean is written on the right."""
+    first, *_ = outcome.scores.values()
+    measure = outcome.measure
+    for index, (row, values) in enumerate(outcome.scores.items()):
+        gaps = [100 * measure.gap([value], [base]).mean for value, base in zip(values, first, strict=True)]
         gaps = [gap for gap in gaps if math.isfinite(gap)]
         ax.plot(gaps, [index] * len(gaps), **look(row, index) | {"linestyle": "none"})
         mean = fmean(values)
-        said = f"{mean:.2f}" if math.isfinite(mean) else "diverged"
+        said = measure.format(estimate([mean])) if math.isfinite(mean) else "diverged"
         ax.text(1.02, index, said, transform=ax.get_yaxis_transform(), va="center", color="0.35")
     ax.axvline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    names = list(outcome.perplexity)
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"perplexity, % above {names[0]}'s; mean on the right")
+    names = list(outcome.scores)
+    xlabel = f"{measure.name}, {measure.unit} above {names[0]}'s; mean on the right"
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     ax.set(title=outcome.title, ylim=(len(names) - 0.5, -0.5))
     ax.margins(x=0.1)
 
@@ -135,24 +140,25 @@ def answer_sentence(rows: Rows, key: str | None) -> str:
     if TOO_SHORT in shares.values():
         said = f"No verdict on heads: their queries have fewer than {FEWEST_KEYS} keys. "
     if gap is not None:
-        said += f"Without LayerNorm, ReLU's perplexity is {beside(gap)} GELU's{doubt(gap)}."
+        measure = measure_of(rows)
+        said += f"Without LayerNorm, ReLU's {measure.name} is {beside(gap, measure)} GELU's{doubt(gap)}."
     if key is not None and {"SM+G", "SM+R"} <= set(values := PAPER_RESULTS["eval_perplexity"][key]):
         said += f" Published, {key}: {beside(estimate([values['SM+R'] / values['SM+G'] - 1]))}."
     return said
 
 
 def best_row(rows: Rows) -> str:
-    """Which variant has the lowest perplexity, and how far it is from the first; for studies of any variants."""
-    first = next(iter(rows))
-    means = {row: estimate(list(perplexities(cells).values())) for row, cells in rows.items()}
+    """Which variant came out best, and how far it is from the first; for studies of any variants."""
+    first, measure = next(iter(rows)), measure_of(rows)
+    means = {row: estimate(list(scores(cells).values())) for row, cells in rows.items()}
     finite = [row for row in rows if math.isfinite(means[row].mean)]
     if not finite:
-        return "No variant has a perplexity: in each at least one seed diverged."
-    best = min(finite, key=lambda row: means[row].mean)
+        return f"No variant has a {measure.name}: in each at least one seed diverged."
+    best = measure.best(finite, key=lambda row: means[row].mean)
     gap = paired(rows[best], rows[first])
-    said = f"The lowest perplexity is that of {best}, {means[best].format(2)}"
+    said = f"The {measure.superlative} {measure.name} is that of {best}, {measure.format(means[best])}"
     if best != first and gap is not None and math.isfinite(gap.mean):
-        said += f", {beside(gap)} that of {first}{doubt(gap)}"
+        said += f", {beside(gap, measure)} that of {first}{doubt(gap)}"
     lost = [row for row in rows if row not in finite]
     return f"{said}." + (f" Seeds diverged in {', '.join(lost)}." if lost else "")
 
@@ -168,12 +174,12 @@ def limits(rows: Rows) -> str:
     """What a study's verdict cannot say."""
     seeds = max(len(cells) for cells in rows.values())
     spread = "Intervals are over seeds, 95 %." if seeds > 1 else "One seed does not tell a difference from chance."
-    return f"{spread} This holds for models of this size, trained this long on this text."
+    return f"{spread} This holds for models of this size, trained this long on this data."
 
 
-def beside(gap: Estimate) -> str:
-    """A relative difference in words: "8.2 % below"."""
+def beside(gap: Estimate, measure: Measure = MEASURES["perplexity"]) -> str:
+    """A difference in words: "8.2 % below", "1.3 points above"."""
     if not math.isfinite(gap.mean):
         return f"{gap.format()} beside"
-    size = replace(gap, mean=abs(gap.mean)).format(1, percent=True)
+    size = measure.format_gap(replace(gap, mean=abs(gap.mean)), sign=False)
     return f"{size} {'below' if gap.mean < 0 else 'above'}"

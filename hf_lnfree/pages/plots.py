@@ -25,7 +25,7 @@ from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_report import EntropyReport
 from ..errors import DataError
 from ..tables import shorten
-from ..training.log import Curve, Entry, layer_curves
+from ..training.log import Curve, Entry, layer_panels
 from .pointer import Says, change_texts, head_texts, with_titles
 
 MAXIMUM_LABELS = {"observed": "largest observed", "causal": "bound on the data", "log_length": "ln(context length)"}
@@ -217,10 +217,11 @@ def entropy_dynamics(histories: Mapping[str, Sequence[Entry]], bound: float | No
     Raises:
         DataError: a history without `entropy/layer_00`.
     """
-    rows = {name: layer_curves(history, "entropy") for name, history in histories.items()}
-    for name, layers in rows.items():
-        if not layers:
+    rows: dict[str, Sequence[Curve]] = {}
+    for name, history in histories.items():
+        if not (found := layer_panels(name, history, "entropy")):
             raise DataError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
+        rows |= found
     return layer_dynamics(rows, "mean entropy (nats)", bound)
 
 

@@ -8,9 +8,9 @@ from ..files import json_text, write_json, write_text
 from ..provenance import command, environment
 from ..studies.cells import Cell
 from ..studies.study import Study
-from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, summary, summary_table
+from ..studies.summary import LEARNED, SUMMARY, Rows, by_row, data_of, measure_of, summary, summary_table
 from ..tables import Table, latex, markdown
-from ..training.log import layer_curves
+from ..training.log import layer_panels
 from .answer import QUESTION, answer_picture, answer_sentence, best_row, limits, measured, published
 from .differences import curves_and_differences
 from .heads import bucket_table
@@ -56,13 +56,14 @@ def answer(study: Study, rows: Rows) -> Section:
     if not said:
         return Section("Verdict", [Verdict(best_row(rows), limits(rows))])
     outcomes = [measured(rows)] + ([published(study.published, list(rows))] if study.published else [])
+    measure = measure_of(rows).name
     caption = (
-        "Left: perplexity of every seed, relative to that of the first variant. Right: by layer, the mean entropy "
+        f"Left: {measure} of every seed, beside that of the first variant. Right: by layer, the mean entropy "
         "of its heads as a share of the largest possible."
     )
     if study.published:
         caption += f" Below: {PAPER_RESULTS['source']}"
-    alt = f"Points: perplexity of each seed of {', '.join(rows)}. Lines: mean entropy of the heads of each layer."
+    alt = f"Points: {measure} of each seed of {', '.join(rows)}. Lines: mean entropy of the heads of each layer."
     return Section(QUESTION, [Verdict(said, limits(rows)), Picture(answer_picture(outcomes), caption, alt)])
 
 
@@ -174,7 +175,11 @@ def training_dynamics(rows: Rows) -> list[Section]:
             ("residual_rms", "residual stream (RMS)", "Size of the residual stream after each block"),
             ("sparsity", "activations that are 0", "Share of the MLPs' activations that are exactly 0"),
         ):
-            panels = {row: layer_curves(cell.log, key) for row, cell in probed.items()}
+            panels = {
+                name: curves
+                for row, cell in probed.items()
+                for name, curves in layer_panels(row, cell.log, key).items()
+            }
             caption = f"{caption}, seed {seed}."
             pictures.append(
                 Picture(layer_dynamics(panels, label), caption, f"A curve for each layer over steps. {caption}")
@@ -184,8 +189,8 @@ def training_dynamics(rows: Rows) -> list[Section]:
     cells = [cell for done in rows.values() for cell in done]
     learned: list[Block] = []
     for key, label in LEARNED.items():
-        panels = {c.name: layer_curves(c.log, key) or [c.curve(f"{key}/global")] for c in cells}
-        panels = {name: lines for name, lines in panels.items() if any(lines)}
+        found = (layer_panels(c.name, c.log, key) or {c.name: [c.curve(f"{key}/global")]} for c in cells)
+        panels = {name: lines for of_cell in found for name, lines in of_cell.items() if any(lines)}
         if panels:
             alt = f"A curve for each layer over steps, of {', '.join(panels)}. {CAPTIONS[key]}"
             learned.append(Picture(layer_dynamics(panels, label), CAPTIONS[key], alt))
@@ -205,7 +210,8 @@ def losses(rows: Rows) -> Section:
                 caption = f"{caption}, seed {seed}."
                 caption += f" Right: the loss of each variant minus that of {first} at the same step." if others else ""
                 alt = f"Curves of the loss over steps of {', '.join(found)}. {caption}"
-                pictures.append(Picture(curves_and_differences(found, "step", "loss (nats/token)"), caption, alt))
+                unit = "image" if measure_of(rows).name == "accuracy" else "token"
+                pictures.append(Picture(curves_and_differences(found, "step", f"loss (nats/{unit})"), caption, alt))
         return pictures
 
     return Section("Loss", for_each_seed(rows, draw))

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..data.arguments import STDLIB
+from ..data.arguments import DIGITS, STDLIB
+from ..data.objectives import objective_of
 from ..errors import RunError
 from ..files import read_json, write_text
 from ..removal.results import RemovalSummary
@@ -23,6 +24,15 @@ from ..training.results import ENTROPY, RunResults
 TEMPLATE = files("hf_lnfree") / "sharing" / "templates" / "model_card.md"
 EVALUATION = "evaluation.json"  # of `hf-lnfree evaluate --out RUN/evaluation.json`
 CARD = "README.md"
+OWN = {STDLIB: "Python's standard library", DIGITS: "scikit-learn's handwritten digits"}
+TASKS = {
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "span": "text2text-generation",
+    "pairs": "text2text-generation",
+    "image": "image-classification",
+}
+"""Objective -> what the Hub calls the task."""
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed", "bf16", "fp16")
 
 
@@ -53,6 +63,9 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(title),
         saved=has_weights(run),
+        kind="An image classifier" if results.objective == "image" else "A language model",
+        auto_class=objective_of(results.objective).auto_class,
+        processor="AutoImageProcessor" if results.objective == "image" else "AutoTokenizer",
         loaded=json.dumps(repo_id or (run.resolve().name if run.is_absolute() else run.as_posix())),
         architecture=plain(architecture),
         norms=plain(norms(config)),
@@ -94,7 +107,7 @@ def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
     name, shown = dataset_names(results)
     evaluated = [
         EvalResult(
-            task_type="text-generation",
+            task_type=TASKS[objective_of(results.objective).name],
             dataset_type=name,
             dataset_name=f"{shown}, held out",
             metric_type=metric,
@@ -105,7 +118,7 @@ def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
     ]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=TASKS[objective_of(results.objective).name],
         tags=["lnfree", "layernorm-free"],
         base_model=results.base_model,
         datasets=[dataset] if dataset else None,
@@ -117,8 +130,9 @@ def card_data(run: Path, results: RunResults, model_name: str) -> ModelCardData:
 def dataset_names(results: RunResults) -> tuple[str, str]:
     """For the index, and to be read; a folder of somebody's machine is not named."""
     data = results.arguments["data"]
-    if data.get("data", data.get("dataset")) == STDLIB:  # as runs called it before
-        return STDLIB, "Python's standard library"
+    given = data.get("data", data.get("dataset"))  # as runs called it before
+    if given in OWN:
+        return given, OWN[given]
     name = results.hub_dataset
     return (name, name) if name else ("local", "local files")
 
@@ -127,7 +141,7 @@ def metrics(run: Path, results: RunResults) -> Iterator[tuple[str, str, float]]:
     """(type, name, value) of everything that was measured and is finite."""
     evaluation = optional(run / EVALUATION)
     found = {
-        ("perplexity", "perplexity"): results.eval_perplexity,
+        (results.measure, results.measure): results.score,
         ("bits_per_byte", "bits per byte"): evaluation.get("bits_per_byte", {}).get("bits_per_byte"),
         ("overloaded_heads", "share of heads above 3/4 of the maximum entropy"): results.overloaded_heads,
         ("collapsed_heads", "share of heads below 1/4 of the maximum entropy"): results.collapsed_heads,
@@ -153,9 +167,14 @@ def made_from(results: RunResults) -> Iterator[tuple[str, str]]:
     """(name, value as text) of data, settings and versions."""
     training = results.arguments["training"]
     yield "data", dataset_names(results)[1]
-    yield "tokens", f"{results.tokens:,} in {results.steps:,} steps, windows of {results.context_length}"
+    example = objective_of(results.objective).example
+    length = results.data["train"].get("context_length")
+    yield "tokens", f"{results.tokens:,} in {results.steps:,} steps, {example}s" + (f" of {length}" if length else "")
     for split in ("train", "validation"):
-        yield f"sha256 of the {split} tokens", f"`{results.data[split]['sha256']}`"
+        yield (
+            f"sha256 of the {split} {'images' if example == 'image' else 'tokens'}",
+            f"`{results.data[split]['sha256']}`",
+        )
     for name in SETTINGS:
         if training.get(name) not in (None, False):
             yield name.replace("_", " "), str(training[name])

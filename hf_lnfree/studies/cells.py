@@ -1,5 +1,6 @@
 """The cells of a study: one row with one seed, each a run in a folder of its own."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ..training.beginning import Beginning
 from ..training.checkpoints import numbered
 from ..training.log import Curve, curve, read_log
 from ..training.results import ENTROPY, RESULTS, RunResults
+from .statistics import MEASURES, Estimate
 from .study import Study
 
 
@@ -62,8 +64,8 @@ class Cell:
 
     def __repr__(self) -> str:
         found = self.results
-        perplexity = "" if found is None else f", perplexity {number(found.eval_perplexity, '.2f')}"
-        return f"<Cell {self.name}: {self.state}{perplexity}>"
+        score = "" if found is None else f", {found.measure} {formatted(found)}"
+        return f"<Cell {self.name}: {self.state}{score}>"
 
 
 class Cells(list[Cell]):
@@ -81,16 +83,22 @@ class Cells(list[Cell]):
             texts = ["", "", ""]
             if (found := cell.results) is not None:
                 shares = (found.overloaded_heads, found.collapsed_heads)
-                texts = [number(found.eval_perplexity, ".2f")]
+                texts = [formatted(found)]
                 texts += ["" if share is None else f"{number(100 * share, '.0f')} %" for share in shares]
             rows.append([cell.row, str(cell.seed), cell.state, *texts])
-        return Table(["row", "seed", "state", "perplexity", "overloaded", "collapsed"], rows)
+        measure = next((cell.results.measure for cell in self if cell.results is not None), "perplexity")
+        return Table(["row", "seed", "state", measure, "overloaded", "collapsed"], rows)
 
     def __repr__(self) -> str:
         return f"{self.verdict()}\n{self.table()!r}"
 
     def _repr_html_(self) -> str:
         return html(self.table(), self.verdict())
+
+
+def formatted(found: RunResults) -> str:
+    """Perplexity or accuracy of a cell."""
+    return MEASURES[found.measure].format(Estimate(found.score, math.nan, 1))
 
 
 def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> Cells:

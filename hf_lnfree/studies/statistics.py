@@ -1,8 +1,9 @@
 """Means and 95 % intervals over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import SettingsError
 from ..tables import number
@@ -44,6 +45,53 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, quantile * deviation / math.sqrt(count), count)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """
+    What variants are compared by.
+
+    Args:
+        name: as results have it: "perplexity" or "accuracy".
+        best: the best of several values.
+        gap: the difference of one variant to another, paired by seed.
+        digits: after the point.
+        percent: whether a value is a share, shown in per cent.
+        unit: of a difference.
+        superlative: of the best value.
+    """
+
+    name: str
+    best: Callable[..., Any]
+    gap: Callable[[Sequence[float], Sequence[float]], Estimate]
+    digits: int
+    percent: bool
+    unit: str
+    superlative: str
+
+    def format(self, found: Estimate) -> str:
+        """A value with its interval."""
+        return found.format(self.digits, percent=self.percent)
+
+    def format_gap(self, found: Estimate, sign: bool = True) -> str:
+        """A difference with its interval, in per cent or in points."""
+        return found.format(1, percent=True, sign=sign).replace("%", self.unit)
+
+
 def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
     """Of `values` to `baseline`, paired by seed: the estimate of v/b - 1."""
     return estimate([v / b - 1 for v, b in zip(values, baseline, strict=True)])
+
+
+def difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Of `values` to `baseline`, paired by seed: the estimate of v - b."""
+    return estimate([v - b for v, b in zip(values, baseline, strict=True)])
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("perplexity", min, relative_difference, 2, False, "%", "lowest"),
+        Measure("accuracy", max, difference, 1, True, "points", "highest"),
+    )
+}
+"""Name -> measure."""

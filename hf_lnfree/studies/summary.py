@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..analysis.entropy import causal_bound
 from ..analysis.entropy_report import FEWEST_KEYS
 from ..provenance import command
 from ..tables import Table
 from ..training.log import layer_curves
 from ..training.results import RunResults
 from .cells import Cell
-from .statistics import Estimate, estimate, relative_difference
+from .statistics import MEASURES, Estimate, Measure, estimate
 from .study import Study
 
 SUMMARY = "summary.json"
@@ -33,24 +32,53 @@ def results(cells: Sequence[Cell]) -> dict[int, RunResults]:
     return {cell.seed: cell.results for cell in cells if cell.results is not None}
 
 
-def perplexities(cells: Sequence[Cell]) -> dict[int, float]:
-    """By seed; NaN for a cell that diverged."""
-    return {seed: found.eval_perplexity for seed, found in results(cells).items()}
+def scores(cells: Sequence[Cell]) -> dict[int, float]:
+    """By seed the perplexity or accuracy; NaN for a cell that diverged."""
+    return {seed: found.score for seed, found in results(cells).items()}
+
+
+def measure_of(rows: Rows) -> Measure:
+    """What the variants of a study are compared by."""
+    return MEASURES[next(found.measure for cells in rows.values() for found in results(cells).values())]
 
 
 def paired(one: Sequence[Cell], other: Sequence[Cell]) -> Estimate | None:
-    """Relative difference in perplexity of `one` to `other` over the seeds that both have."""
-    ours, theirs = perplexities(one), perplexities(other)
+    """Relative difference in perplexity, or difference in accuracy, of `one` to `other` over the seeds of both."""
+    ours, theirs = scores(one), scores(other)
     seeds = [seed for seed in ours if seed in theirs]
-    return relative_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+    if not seeds:
+        return None
+    return measure_of({"": one}).gap([ours[s] for s in seeds], [theirs[s] for s in seeds])
 
 
 def share(cells: Sequence[Cell], which: str) -> str:
-    """Of heads that are "overloaded" or "collapsed"; "" where no entropies were measured; "too short" for a verdict."""
+    """
+    Of heads that are "overloaded" or "collapsed", of each part of the model by itself; "" where no entropies were
+    measured; "too short" for a verdict.
+    """
     reports = [cell.entropy for cell in cells if cell.entropy is not None]
     if any(report.too_short for report in reports):
         return TOO_SHORT
-    return estimate([getattr(r, which)("causal") for r in reports]).format(0, percent=True) if reports else ""
+    shares = ([getattr(r, which)("causal", part) for r in reports] for part in parts_in(cells))
+    return " / ".join(estimate(of_part).format(0, percent=True) for of_part in shares) if reports else ""
+
+
+def parts_in(cells: Sequence[Cell]) -> list[str]:
+    """The parts of the model, by their short names; [""] for a model of one part."""
+    report = next((cell.entropy for cell in cells if cell.entropy is not None), None)
+    return list(dict.fromkeys(report.part_names)) if report is not None else [""]
+
+
+def bounds_of(rows: Rows) -> str:
+    """The largest mean entropies that heads could have, by part of the model."""
+    found: dict[str, None] = {}
+    reports = [cell.entropy for cells in rows.values() for cell in cells if cell.entropy is not None]
+    for report in reports:
+        for part in dict.fromkeys(report.part_names):
+            kinds = {k for k, name in zip(report.kinds, report.part_names, strict=False) if name == part}
+            nats = f"{float(report.bound[report.heads_of(part)].mean()):.3f} nats"
+            found[f"{nats} ({' and '.join([*filter(None, [part]), *sorted(kinds)])}, T={report.context_length})"] = None
+    return ", ".join(found)
 
 
 def data_of(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -59,8 +87,8 @@ def data_of(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def summary_table(study: Study, rows: Rows) -> Table:
-    """Perplexity, its relative difference to the first row (paired by seed), heads by entropy, by row."""
-    baseline = next(iter(rows))
+    """Perplexity or accuracy, the difference to the first row (paired by seed), heads by entropy, by row."""
+    baseline, measure = next(iter(rows)), measure_of(rows)
     lines = []
     for row, cells in rows.items():
         gap, found = paired(cells, rows[baseline]), results(cells)
@@ -69,28 +97,29 @@ def summary_table(study: Study, rows: Rows) -> Table:
             [
                 row + (f" (diverged: seed {', '.join(diverged)})" if diverged else ""),
                 str(len(cells)),
-                estimate(list(perplexities(cells).values())).format(2),
-                "" if row == baseline or gap is None else gap.format(1, percent=True, sign=True),
+                measure.format(estimate(list(scores(cells).values()))),
+                "" if row == baseline or gap is None else measure.format_gap(gap),
                 share(cells, "overloaded"),
                 share(cells, "collapsed"),
             ]
         )
-    lengths = {cell.entropy.context_length for cells in rows.values() for cell in cells if cell.entropy is not None}
-    bounds = ", ".join(f"{causal_bound(length):.3f} nats at T={length}" for length in sorted(lengths))
     several = any(len(cells) > 1 for cells in rows.values())
     interval = "mean ± 95 % interval over seeds (Student t)" if several else "one seed, so no interval"
     note = (
-        f"Evaluation perplexity at the end of training; {interval}, differences paired by seed. Overloaded, collapsed: "
-        "shares of heads whose mean entropy lies above 3/4, and at or below 1/4, of the causal bound (1/T) sum ln i: "
-        f"{bounds}."
+        f"Evaluation {measure.name} at the end of training; {interval}, differences paired by seed. Overloaded, "
+        "collapsed: shares of heads whose mean entropy lies above 3/4, and at or below 1/4, of the largest that the "
+        "keys they may attend to allow: "
+        f"{bounds_of(rows)}."
     )
     if any(TOO_SHORT in line for line in lines):
         note += f" Too short: no query has {FEWEST_KEYS} keys, and with fewer even random heads are near their maximum."
     for one, other in study.compare:
         if one in rows and other in rows and (gap := paired(rows[one], rows[other])) is not None:
-            note += f" Perplexity of {one} to {other}: {gap.format(1, percent=True, sign=True)}."
+            note += f" {measure.name.capitalize()} of {one} to {other}: {measure.format_gap(gap)}."
     to = f"to {baseline}" if len(baseline) <= LONGEST_IN_HEADER else "to the first"
-    return Table(["row", "seeds", "perplexity", to, "overloaded", "collapsed"], lines, note)
+    parts = list(filter(None, parts_in([cell for cells in rows.values() for cell in cells])))
+    heads = [f"{which} ({' / '.join(parts)})" if parts else which for which in ("overloaded", "collapsed")]
+    return Table(["row", "seeds", measure.name, to, *heads], lines, note)
 
 
 def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]:
@@ -124,7 +153,7 @@ def environment_of(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def kept(found: RunResults) -> dict[str, Any]:
     """Of one cell; shares of heads where they were measured."""
-    keys = ("eval_loss", "eval_perplexity", "tokens", "tokens_per_second", "diverged_at", "choices")
+    keys = ("eval_loss", f"eval_{found.measure}", "tokens", "tokens_per_second", "diverged_at", "choices")
     shares = {key: getattr(found, key) for key in ("overloaded_heads", "collapsed_heads")}
     return {key: getattr(found, key) for key in keys} | {k: v for k, v in shares.items() if v is not None}
 
@@ -132,12 +161,16 @@ def kept(found: RunResults) -> dict[str, Any]:
 def by_layer(cell: Cell) -> dict[str, Any]:
     """Of every layer, at the end: mean entropy of its heads in nats, and what its activation learned; of that also a
     mean over layers at each step that was logged."""
-    found = {key: lines for key in ("entropy", *LEARNED) if (lines := layer_curves(cell.log, key))}
+    found = {
+        key + (f"/{part}" if part else ""): lines
+        for key in ("entropy", *LEARNED)
+        for part, lines in layer_curves(cell.log, key).items()
+    }
     return {
         "layers": {key: [line[-1][1] for line in lines] for key, lines in found.items()},
         "over_training": {
-            key: [(points[0][0], fmean(value for _, value in points)) for points in zip(*found[key], strict=True)]
-            for key in LEARNED
-            if key in found
+            key: [(points[0][0], fmean(value for _, value in points)) for points in zip(*lines, strict=True)]
+            for key, lines in found.items()
+            if not key.startswith("entropy")
         },
     }

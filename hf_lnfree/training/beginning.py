@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..data.arguments import DataArguments
-from ..data.splits import TextData
+from ..data.splits import RunData
 from ..data.tokenization import tokenizer_hash
 from ..errors import RunError
 from ..files import strict
@@ -156,10 +156,10 @@ def arguments_of(
     return {"model": vars(model_args), "data": vars(data_args), "training": json.loads(args.to_json_string())}
 
 
-def content_of(data: TextData) -> dict[str, Any]:
+def content_of(data: RunData) -> dict[str, Any]:
     """Hashes of what a run reads."""
     return content_of_meta(data.train.meta, data.validation.meta | {"used": len(data.validation)}) | {
-        "tokenizer_sha256": tokenizer_hash(data.tokenizer)
+        "tokenizer_sha256": tokenizer_hash(data.processor)
     }
 
 

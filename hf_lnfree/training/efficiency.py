@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_triton_available
 
+from ..data.objectives import CAUSAL, Objective
 from ..files import read_json, write_json
 from .arguments import LNFreeTrainingArguments, ModelArguments
 from .losses import LossForm, use_loss
@@ -56,6 +57,7 @@ def settled_choices(
     model_args: ModelArguments,
     args: LNFreeTrainingArguments,
     config: PreTrainedConfig,
+    objective: Objective,
     length: int,
     steps: int,
     resumes: bool,
@@ -65,6 +67,7 @@ def settled_choices(
 
     Args:
         config: of the model.
+        objective: what is predicted: losses other than the plain one are of the next token.
         length: tokens a window.
         steps: of the whole run.
         resumes: whether it goes on from a checkpoint, with what `choices.json` says.
@@ -73,7 +76,7 @@ def settled_choices(
     with args.main_process_first(desc="choosing attention and loss"):
         if args.local_process_index == 0:
             recorded = Choices.load(path) if resumes and path.is_file() else None
-            choose(model_args, args, config, length, steps, recorded).save(path)
+            choose(model_args, args, config, objective, length, steps, recorded).save(path)
     return Choices.load(path)
 
 
@@ -81,6 +84,7 @@ def choose(
     model_args: ModelArguments,
     args: LNFreeTrainingArguments,
     config: PreTrainedConfig,
+    objective: Objective,
     length: int,
     steps: int,
     recorded: Choices | None,
@@ -92,6 +96,8 @@ def choose(
         capped = getattr(config, "attention_softcap", None) is not None  # sdpa has no cap
         fastest = "eager" if capped else choose_attention(args.device, dtype, length, attention_dropout(config))
         attention = recorded.attn_implementation if recorded else fastest
+    if loss == "auto" and objective is not CAUSAL:
+        loss = "plain"
     if loss == "auto":
         logits = args.train_batch_size * length * config.vocab_size
         loss = recorded.loss if recorded else choose_loss(args.device, logits, steps)

@@ -39,6 +39,7 @@ CHOICE_OF_BEST = Reader(
     "load_best_model_at_end, save_strategy 'best' or lr_scheduler_type 'reduce_lr_on_plateau'",
     ("load_best_model_at_end", "save_strategy", "lr_scheduler_type"),
 )
+TEXT = Reader(lambda run: run.objective != "image", "an objective on text", ("objective", "family"))
 OF_A_RUN = {
     **dict.fromkeys(("entropy_tolerance", "entropy_target", "entropy_form"), PENALTY),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better"), CHOICE_OF_BEST),
@@ -58,6 +59,8 @@ OF_A_RUN = {
     "max_validation_documents": Reader(
         lambda run: run.validation_data is not None, "validation_data", ("validation_data",)
     ),
+    **dict.fromkeys(("context_length", "tokenizer", "packing"), TEXT),
+    "image_size": Reader(lambda run: run.objective == "image", "objective 'image'", ("objective", "family")),
     **dict.fromkeys(
         ("text_column", "streaming", "data_shuffle_seed"),
         Reader(
@@ -67,7 +70,7 @@ OF_A_RUN = {
         ),
     ),
     "vocab_size": Reader(
-        lambda run: run.tokenizer is None and getattr(run, "model_name_or_path", None) is None,
+        lambda run: run.tokenizer is None and getattr(run, "model_name_or_path", None) is None and TEXT.there(run),
         "neither tokenizer nor model_name_or_path, which have a vocabulary of their own",
         ("tokenizer", "model_name_or_path"),
     ),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,19 @@ def curve(entries: Iterable[Entry], key: str) -> Curve:
     return [(entry["step"], entry[key]) for entry in entries if key in entry]
 
 
-def layer_curves(entries: Iterable[Entry], key: str) -> list[Curve]:
-    """The curve of `key`/layer_00, `key`/layer_01, ... over steps; none where the log does not have it."""
-    entries = list(entries)
-    keys = sorted({name for entry in entries for name in entry if name.startswith(f"{key}/layer_")})
-    return [curve(entries, name) for name in keys]
+def layer_curves(entries: Iterable[Entry], key: str) -> dict[str, list[Curve]]:
+    """
+    By part the curve of `key`/layer_00, `key`/layer_01, ... over steps. A model of one part has the part ""; an
+    encoder-decoder has `key`/encoder/layer_00 and so on. Nothing where the log does not have it.
+    """
+    entries, parts = list(entries), dict[str, list[Curve]]()
+    layers = re.compile(rf"{re.escape(key)}/(?:(.+)/)?layer_\d+")
+    for name in sorted({name for entry in entries for name in entry}):
+        if found := layers.fullmatch(name):
+            parts.setdefault(found[1] or "", []).append(curve(entries, name))
+    return parts
+
+
+def layer_panels(name: str, entries: Iterable[Entry], key: str) -> dict[str, list[Curve]]:
+    """The same by what a panel of it is called: the name, and the part if there are several."""
+    return {f"{name}, {part}" if part else name: curves for part, curves in layer_curves(entries, key).items()}

@@ -9,28 +9,31 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, SchedulerType, Trainer, get_scheduler
+from transformers import PreTrainedConfig, PreTrainedModel, SchedulerType, Trainer, get_scheduler
 from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_kernels_available, is_liger_kernel_available
 
 from ..checks import SHARE, Range, above, at_least
-from ..data.arguments import DataArguments
+from ..data.arguments import DIGITS, DataArguments
+from ..data.objectives import CAUSAL, Objective, objective_of
 from ..errors import LNFreeError, SettingsError
 from ..loading import reason
 from ..models.errors import ConfigurationError
 from .arguments import LNFreeTrainingArguments, ModelArguments
+from .build import auto_class
 
 BYTES_A_WEIGHT = 4
 SIZES = {
     **dict.fromkeys(("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"), at_least(1)),
+    **dict.fromkeys(("image_size", "patch_size", "num_channels"), at_least(1)),
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_inner"), at_least(1)),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), at_least(0)),
     **dict.fromkeys(("initializer_range", "layer_norm_epsilon", "layer_norm_eps"), at_least(0)),
     **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"), SHARE),
 }
 ROTARY = {"rope_theta": above(0), "factor": at_least(1), "partial_rotary_factor": Range(0, 1)}
-METRICS = ("loss", "perplexity")
 PAGED = "paged|"
+DIGITS_SIDE = 8  # pixels
 REHEARSED = 20  # steps of a schedule, of which one is warm-up
 LABELS = "labels"  # of windows
 # Field -> (whether it asks in vain, what it needs). The host says so once the corpus is read, or with the first step.
@@ -49,7 +52,7 @@ NEEDS: dict[str, tuple[Callable[[LNFreeTrainingArguments], Any], str]] = {
     ),
     "save_strategy": (
         lambda args: args.save_strategy == "best" and args.metric_for_best_model is None,
-        f"metric_for_best_model, one of {', '.join(METRICS)}",
+        "metric_for_best_model, like loss",
     ),
 }
 # What transformers, torch and optional libraries raise for a value that they cannot take.
@@ -80,9 +83,13 @@ def require_possible(model_args: ModelArguments, data_args: DataArguments, args:
         raise SettingsError(
             f"label_names must be null or name {LABELS!r} alone, which windows have, got {args.label_names!r}."
         )
-    metric = str(args.metric_for_best_model or METRICS[0]).removeprefix("eval_")
-    if metric not in METRICS:
-        raise SettingsError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")
+    objective = objective_of(data_args.objective)
+    if args.loss not in ("auto", "plain") and objective is not CAUSAL:
+        raise SettingsError(f"loss={args.loss!r} is for the next token: objective {objective.name!r} needs 'plain'.")
+    metrics = ("loss", objective.metric)
+    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric not in metrics:
+        raise SettingsError(f"metric_for_best_model must be one of {', '.join(metrics)}, got {metric!r}.")
 
 
 def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTrainedModel:
@@ -95,8 +102,10 @@ def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTr
         ModelError: the configuration of a checkpoint cannot be read.
     """
     source = model_args.model_name_or_path or "config_overrides"
+    sides = DIGITS_SIDE if data_args.data == DIGITS else data_args.image_size
+    image = {} if sides is None or objective_of(data_args.objective).example != "image" else {"image_size": sides}
     try:
-        config = model_args.config(data_args.context_length)
+        config = model_args.config(data_args.context_length, **image)
     except ConfigurationError as error:
         raise SettingsError(f"{source}: {error}") from error
     for name, allowed in SIZES.items():
@@ -109,7 +118,7 @@ def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTr
             f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
         )
     require_memory(config)
-    model = skeleton(config, model_args)
+    model = skeleton(config, model_args, objective_of(data_args.objective))
     require_heads(config, source)
     return model
 
@@ -117,6 +126,8 @@ def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTr
 def require_heads(config: PreTrainedConfig, source: str) -> None:
     """Raise SettingsError unless heads share the width, and rotary embeddings turn pairs of what a head has."""
     width, heads = config.hidden_size, config.num_attention_heads
+    if hasattr(config, "d_kv"):  # T5 names the width of a head
+        return
     if width % heads:
         raise SettingsError(f"{source}: the width, {width}, must be a multiple of the number of heads, {heads}.")
     rotary = getattr(config, "rope_parameters", None) or {}
@@ -132,32 +143,39 @@ def require_heads(config: PreTrainedConfig, source: str) -> None:
 
 
 @lru_cache
-def require_row(family: str, row: str, overrides: str, attention: str, length: int) -> None:
+def require_row(family: str, row: str, overrides: str, attention: str, **data: Any) -> None:
     """`require_model` for a new model, once for settings that many cells of a study share."""
     model = ModelArguments(family=family, row=row, config_overrides=overrides, attn_implementation=attention)
-    require_model(model, DataArguments(context_length=length))
+    require_model(model, DataArguments(**data))
 
 
 def require_memory(config: PreTrainedConfig) -> None:
     """Raise SettingsError for a model whose bare weights are larger than the memory of this machine."""
     layers, width = config.num_hidden_layers, config.hidden_size
     positions = getattr(config, "max_position_embeddings", 0) or 0
-    needed = BYTES_A_WEIGHT * (12 * layers * width**2 + (config.vocab_size + positions) * width)
+    vocabulary = getattr(config, "vocab_size", 0)
+    needed = BYTES_A_WEIGHT * (12 * layers * width**2 + (vocabulary + positions) * width)
     memory = psutil.virtual_memory().total
     if torch.cuda.is_available():
         memory = max(memory, torch.cuda.mem_get_info()[1])
     if needed > memory:
         raise SettingsError(
-            f"A model of {layers} layers of width {width} with {config.vocab_size} tokens and {positions} positions "
+            f"A model of {layers} layers of width {width} with {vocabulary} tokens and {positions} positions "
             f"takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}."
         )
 
 
-def skeleton(config: PreTrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
+def skeleton(config: PreTrainedConfig, model_args: ModelArguments, objective: Objective) -> PreTrainedModel:
     """The model without weights, with its attention."""
+    sides = getattr(config, "image_size", None)
+    if sides is not None and sides % config.patch_size:
+        raise SettingsError(
+            f"image_size={sides} must be a multiple of patch_size={config.patch_size}: give a patch_size that fits, in "
+            "config_overrides."
+        )
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=model_args.trust_remote_code)
+            model = auto_class(objective).from_config(config, trust_remote_code=model_args.trust_remote_code)
     except LNFreeError:
         raise
     except REFUSALS as error:

@@ -10,18 +10,19 @@ from ..tables import duration, number
 
 STEPS_TIMED, SECONDS_TIMED = 10, 20.0  # whichever comes first, once there are three
 WORTH_A_WORD = 60.0  # seconds
+SHOWN = {"loss": "loss", "H": "entropy/mean", "ppl": "eval_perplexity", "acc": "eval_accuracy"}
 
 logger = logging.getLogger(__name__)
 
 
 class ReadableProgress(ProgressCallback):
-    """The host's progress bar; beside it loss and perplexity, and not forty probe metrics a line."""
+    """The host's progress bar; beside it loss, perplexity or accuracy, and not forty probe metrics a line."""
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        shown = {"loss": logs.get("loss"), "ppl": logs.get("eval_perplexity"), "H": logs.get("entropy/mean")}
-        values = {key: number(value, ".3f") for key, value in shown.items() if isinstance(value, (int, float))}
+        found = {name: logs.get(key) for name, key in SHOWN.items()}
+        values = {name: number(value, ".3f") for name, value in found.items() if isinstance(value, (int, float))}
         if values:
             self.latest = {**getattr(self, "latest", {}), **values}
             self.training_bar.set_postfix(self.latest)

@@ -80,7 +80,16 @@ PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "bert": ("LNFreeBertConfig", {"pad_token_id": 0}),  # BERT base
+    "vit": ("LNFreeViTConfig", {}),  # ViT-B/16
 }
+OF_FAMILIES: dict[str, tuple[str, ...]] = {"bert": ("masked",), "vit": ("image",)}
+"""Family -> the objectives that it is trained for, the usual one first; of others it is "causal" alone."""
+
+
+def objectives_of(family: str) -> tuple[str, ...]:
+    """The objectives of a family, the usual one first."""
+    return OF_FAMILIES.get(family, ("causal",))
 
 
 def paper_config(family: str, row: str, context_length: int = 128, **overrides: Any) -> "PreTrainedConfig":
@@ -91,7 +100,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
 
     Args:
         family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M). Beyond the paper "opt" (OPT-125M), and two that have
-            RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B).
+            RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B). Encoders are "bert" (BERT
+            base) and "vit" (ViT-B/16).
         row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
         context_length: tokens a window; positions are never fewer than the published model's.
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
@@ -110,15 +120,17 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
 
     class_name, model = PAPER_MODELS[family]
     config_class = getattr(models, class_name)
-    fields = {**_TOKENS, **model, **PAPER_ROWS[row]}
+    known = {field.name for field in dataclasses.fields(config_class)}
+    fields = {**(_TOKENS if "vocab_size" in known else {}), **model, **PAPER_ROWS[row]}
     fields[config_class.activation_field] = fields.pop("activation")
     if fields["norm"] == "layernorm":  # that is, the norm of the family
         fields["norm"] = config_class.stock_norm
     positions = config_class.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    fields[positions] = max(fields[positions], context_length)
+    if positions in known:
+        fields[positions] = max(fields.get(positions, 0) or getattr(config_class, positions), context_length)
     # transformers drops an alias when the field itself is given, so overrides are spelt the family's way.
     spelt = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
-    if unknown := sorted(set(spelt) - {field.name for field in dataclasses.fields(config_class)}, key=str):
+    if unknown := sorted(set(spelt) - known, key=str):
         reject_study_typos(dict.fromkeys(map(str, unknown)), config_class)
         raise SettingsError(f"{class_name} has no field {', '.join(map(str, unknown))}.")
     try:

@@ -6,18 +6,19 @@ written when a run dies.
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
+from ..analysis.parts import places
 from ..files import read_json, write_json
 from ..models.activations import ChannelPReLU, GELUReLU, LearnableLeakyReLU
 from .steps import StepRecord
@@ -33,10 +34,11 @@ class FlightRecorder(TrainerCallback):
     """
     Every `every` steps a sample of the held-out `batches`, in eval mode, goes to the log.
 
-    Keys, by layer (`/layer_00`...): `entropy` (nats), `residual_rms`, `attention_logit` (the largest), `sparsity` and
+    Keys, by layer (`/layer_00`, ...; of an encoder-decoder `/encoder/layer_00`, `/decoder/layer_00`, and
+    `/cross/layer_00` for entropies): `entropy` (nats), `residual_rms`, `attention_logit` (the largest), `sparsity` and
     `dead_units` of the MLP, `grad_norm` (of the training step, before clipping), `slope` (or `slope/global`) and
     `gelu_share`, where they are learned; see `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and
-    `entropy/collapsed` (shares of heads against the causal bound), `nonfinite/attention_rows`,
+    `entropy/collapsed` (shares of heads against their bound), `nonfinite/attention_rows`,
     `nonfinite/activations`, `nonfinite/parameters`. `head_entropies` [layers][heads] (nats, to four decimals) goes to
     `log.jsonl` alone, not to trackers.
 
@@ -120,16 +122,18 @@ class FlightRecorder(TrainerCallback):
         if isinstance(model, FSDPModule):
             model.reshard()  # without a backward pass the outermost parameters stay gathered
         by_layer = {
-            "entropy": report.layer_means(),
-            "residual_rms": layers.residual_rms,
-            "attention_logit": layers.largest_logit,
-            "sparsity": layers.sparsity,
-            "dead_units": layers.dead_units,
+            "entropy": (places(report.modules), report.layer_means()),
+            "residual_rms": (layers.places, layers.residual_rms),
+            "attention_logit": (layers.places, layers.largest_logit),
+            "sparsity": (layers.places, layers.sparsity),
+            "dead_units": (layers.places, layers.dead_units),
         }
-        sample = {f"{key}/layer_{i:02d}": value for key, column in by_layer.items() for i, value in enumerate(column)}
+        sample = {f"{key}/{place}": x for key, column in by_layer.items() for place, x in zip(*column, strict=True)}
         sample["entropy/mean"] = float(report.entropy[report.heads].mean())
-        sample["entropy/overloaded"] = report.overloaded("causal")
-        sample["entropy/collapsed"] = report.collapsed("causal")
+        for part in ("", *dict.fromkeys(filter(None, report.part_names))):
+            of = f"/{part}" if part else ""
+            sample[f"entropy/overloaded{of}"] = report.overloaded("causal", part)
+            sample[f"entropy/collapsed{of}"] = report.collapsed("causal", part)
         sample |= learned_metrics(model)
         sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
         sample["nonfinite/activations"] = sum(layers.nonfinite)
@@ -146,7 +150,7 @@ class FlightRecorder(TrainerCallback):
         """
         clipped = min(1.0, largest / (total + 1e-6)) if largest else 1.0
         model = self.model()
-        owner = {p: f"layer_{i:02d}" for i, b in enumerate(decoder_blocks(model).values()) for p in b.parameters()}
+        owner = {p: place for place, block in placed_blocks(model) for p in block.parameters()}
         inside: dict[str, list[Tensor]] = {}
         for parameter in model.parameters():
             if parameter.grad is not None:
@@ -174,16 +178,22 @@ def recorded_events(folder: Path) -> list[dict[str, Any]]:
     return read_json(path)["events"] if path.is_file() else []
 
 
+def placed_blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks by what logs call them."""
+    blocks = decoder_blocks(model)
+    return zip(places(list(blocks)), blocks.values(), strict=True)
+
+
 def learned_metrics(model: PreTrainedModel) -> Sample:
     """What activations learn: slopes (of "prelu" their mean over channels) and the share of GELU in "gelu_relu"."""
     sample = {}
     one = getattr(model.config, "slope_scope", "layer") == "global"
-    for i, block in enumerate(decoder_blocks(model).values()):
+    for place, block in placed_blocks(model):
         for module in block.modules():
             if isinstance(module, LearnableLeakyReLU):
-                sample["slope/global" if one else f"slope/layer_{i:02d}"] = whole(module.negative_slope).item()
+                sample["slope/global" if one else f"slope/{place}"] = whole(module.negative_slope).item()
             elif isinstance(module, ChannelPReLU):
-                sample[f"slope/layer_{i:02d}"] = whole(module.weight).mean().item()
+                sample[f"slope/{place}"] = whole(module.weight).mean().item()
             elif isinstance(module, GELUReLU):
-                sample[f"gelu_share/layer_{i:02d}"] = whole(module.weight).sigmoid().item()
+                sample[f"gelu_share/{place}"] = whole(module.weight).sigmoid().item()
     return sample

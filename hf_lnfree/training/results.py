@@ -1,8 +1,10 @@
 """What a run came to: `results.json`, which a run writes last, and by which it counts as finished."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..data.objectives import objective_of
 from ..records import Record
 
 RESULTS = "results.json"
@@ -24,6 +26,8 @@ class RunResults(Record):
         hub_dataset: Hub name of the dataset; None for other data.
         eval_loss: of the model that was saved; NaN when the run diverged.
         eval_perplexity: exp(eval_loss).
+        objective: what the model was trained to predict, see `DataArguments`; None, of earlier versions, for "causal".
+        eval_accuracy: share of held-out images whose label is the likeliest; None for other objectives.
         train_loss: mean over the last logging interval, nats a token.
         steps: optimiser steps of the whole run, those before a resumption too.
         diverged_at: the step that stopped the run because it was not finite; None when it ran to its end.
@@ -78,6 +82,8 @@ class RunResults(Record):
     arguments: dict[str, dict[str, Any]]
     environment: dict[str, Any]
     command: str
+    objective: str | None = None
+    eval_accuracy: float | None = None
     lora_rank: int | None = None
     removal: dict[str, Any] | None = None
     entropy_regularization: dict[str, Any] | None = None
@@ -97,3 +103,14 @@ class RunResults(Record):
     def context_length(self) -> int:
         """Tokens a window."""
         return self.data["train"]["context_length"]
+
+    @property
+    def measure(self) -> str:
+        """What the model is judged by: "perplexity" or "accuracy"."""
+        return objective_of(self.objective).metric
+
+    @property
+    def score(self) -> float:
+        """Its value, NaN when the run diverged."""
+        value = getattr(self, f"eval_{self.measure}")
+        return math.nan if value is None else value

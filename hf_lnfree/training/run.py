@@ -8,20 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, default_data_collator, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, TrainerCallback, default_data_collator, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.likelihood import perplexity
-from ..data.arguments import STDLIB, DataArguments
-from ..data.splits import TextData
-from ..data.windows import TokenWindows, window_batches
+from ..data.arguments import DIGITS, STDLIB, DataArguments
+from ..data.splits import RunData
+from ..data.windows import batches_of
 from ..errors import SettingsError
 from ..files import require_own
 from ..provenance import command, environment, on_hub
 from .arguments import LNFreeTrainingArguments, ModelArguments
 from .beginning import Beginning, arguments_of, checkpoint_of, content_of, finished_run, refuse_other_data
-from .build import build_model, load_run_data
+from .build import build_model, load_run_data, with_objective
 from .checkpoints import checkpoints, require_room, step_of
 from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
@@ -73,6 +73,7 @@ def train(
     """
     if procedure is not None and args.entropy_weight:
         raise SettingsError("entropy_weight is for plain training: leave it out here.")
+    data_args = with_objective(model_args, data_args)
     procedure = procedure or (EntropyRegularization.of(args) if args.entropy_weight else Procedure())
     folder, begun = Path(args.output_dir), Beginning.planned(model_args, data_args, args, procedure.settings())
     # What is wrong is refused before the corpus is read.
@@ -82,7 +83,7 @@ def train(
     checkpoint_of(folder, begun, args.resume_from_checkpoint)
     require_possible(model_args, data_args, args)
     with args.main_process_first(desc="tokenising"):
-        data = load_run_data(model_args, data_args)
+        data = load_run_data(model_args, data_args, args.seed)
     begun.content = content_of(data)
     refuse_other_data(begun, beside)
     set_seed(args.seed)
@@ -95,7 +96,7 @@ def train(
 
 def train_alone(
     model: PreTrainedModel,
-    data: TextData,
+    data: RunData,
     model_args: ModelArguments,
     data_args: DataArguments,
     args: LNFreeTrainingArguments,
@@ -104,16 +105,18 @@ def train_alone(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResults:
     """`train` from the first thing that is written on."""
-    folder, length = Path(args.output_dir), data_args.context_length
+    folder = Path(args.output_dir)
     checkpoint, before = checkpoint_of(folder, begun, args.resume_from_checkpoint)
     require_room(folder, model, args)
-    use_cache = model.config.use_cache
+    use_cache = getattr(model.config, "use_cache", None)
     trainer = build_trainer(procedure.adapt(model), data, args, callbacks)
+    length = tokens_an_example(trainer, data)
     steps = planned_steps(args, len(data.train))
     procedure.attach(trainer, steps)
-    choices = settled_choices(model_args, args, model.config, length, steps, resumes=checkpoint is not None)
+    resumes = checkpoint is not None
+    choices = settled_choices(model_args, args, model.config, data.objective, length, steps, resumes)
     choices.apply(model)
-    for line in plan(trainer, model_args, data_args, data, steps) if args.process_index == 0 else ():
+    for line in plan(trainer, model_args, data_args, data, steps, length) if args.process_index == 0 else ():
         logger.info(line)
     if args.process_index == 0:
         kept = begun if before is None else before.resumed(begun, step_of(Path(str(checkpoint))))
@@ -124,16 +127,22 @@ def train_alone(
     finite = go_back_if_spoilt(trainer, procedure)
     model = finished_model(trainer, procedure)
 
-    loss = math.nan if trained["diverged_at"] is not None else trainer.evaluate()["eval_loss"]
-    model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
+    measured = {} if trained["diverged_at"] is not None else trainer.evaluate()
+    loss = measured.get("eval_loss", math.nan)
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # Trainer turns it off, in the saved configuration too
+    else:
+        vars(model.config).pop("use_cache", None)
     if finite:
         trainer.save_model(_internal_call=True)  # to the Hub goes the finished run, and nothing before it
-    report = final_report(model, data.validation, args, model_args.name)  # on all processes: shards need each other
+    report = final_report(trainer, model, data, model_args.name)  # on all processes: shards need each other
     results = RunResults.of(
         **inputs_of(model_args, data_args, args, data),
         **trained,
         eval_loss=loss,
         eval_perplexity=perplexity(loss),
+        eval_accuracy=measured.get("eval_accuracy"),
+        objective=data.objective.name,
         parameters=model.num_parameters(),
         model=model.config.to_dict(),
         choices=asdict(choices),
@@ -150,19 +159,17 @@ def train_alone(
 
 
 def plan(
-    trainer: LNFreeTrainer, model_args: ModelArguments, data_args: DataArguments, data: TextData, steps: int
+    trainer: LNFreeTrainer, model_args: ModelArguments, data_args: DataArguments, data: RunData, steps: int, length: int
 ) -> Iterator[str]:
     """What is going to be trained on what, how long and where, before the first step."""
     args, start = trainer.args, model_args.model_name_or_path
     new = f"a new {model_args.family}, row {model_args.name}" if start is None else f"from {start}"
     yield f"Model: {new}, {trainer.unwrapped.num_parameters() / 1e6:,.2f} million parameters."
-    yield (
-        f"Data: {data_args.data}, {len(data.train):,} windows of {data_args.context_length} tokens; "
-        f"{len(data.validation):,} held out."
-    )
+    what = f"{data.objective.example}s"
+    yield f"Data: {data_args.data}, {len(data.train):,} {what} of {length} tokens; {len(data.validation):,} held out."
     windows = windows_a_step(args)
     yield (
-        f"Training: {steps:,} steps of {windows:,} windows, {steps * windows * data_args.context_length:,} tokens "
+        f"Training: {steps:,} steps of {windows:,} {what}, {steps * windows * length:,} tokens "
         f"({steps * windows / len(data.train):.2g} times the data), learning rate {args.learning_rate:g}, on "
         f"{args.device.type}."
     )
@@ -175,19 +182,47 @@ def windows_a_step(args: LNFreeTrainingArguments) -> int:
 
 
 def build_trainer(
-    model: Any, data: TextData, args: LNFreeTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    model: Any, data: RunData, args: LNFreeTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
 ) -> LNFreeTrainer:
-    """The trainer on both splits, with windows for its flight recorder."""
+    """The trainer on both splits, with examples for its flight recorder."""
+    collator = collator_of(data, model)
     return LNFreeTrainer(
         model=model,
         args=args,
         train_dataset=data.train,
         eval_dataset=data.validation,
-        processing_class=data.tokenizer,
-        data_collator=default_data_collator,
-        callbacks=list(callbacks),
-        probe=window_batches(data.validation, args.probe_sequences),
+        processing_class=data.processor,
+        data_collator=collator,
+        callbacks=[*callbacks, EachEpoch(data.train)],
+        probe=batches_of(data.validation, collator, args.probe_sequences),
+        objective=data.objective,
     )
+
+
+def collator_of(data: RunData, model: PreTrainedModel) -> Any:
+    """What makes a batch of examples: transformers' own."""
+    if data.objective.auto_class == "AutoModelForSeq2SeqLM":
+        return DataCollatorForSeq2Seq(data.tokenizer, model)
+    return default_data_collator
+
+
+class EachEpoch(TrainerCallback):
+    """Tells data that are made anew in every epoch which one it is; loaders of several processes do not."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(int(state.epoch or 0))
+
+
+def tokens_an_example(trainer: LNFreeTrainer, data: RunData) -> int:
+    """What a model reads of one: an image's are its patches and the class token."""
+    if data.objective.example != "image":
+        return data.train.meta["context_length"]
+    config = trainer.unwrapped.config
+    return 1 + math.prod(side // config.patch_size for side in data.train.meta["shape"][1:])
 
 
 def planned_steps(args: LNFreeTrainingArguments, windows: int) -> int:
@@ -247,27 +282,25 @@ def finished_model(trainer: LNFreeTrainer, procedure: Procedure) -> PreTrainedMo
     return model
 
 
-def final_report(
-    model: PreTrainedModel, windows: TokenWindows, args: LNFreeTrainingArguments, name: str
-) -> EntropyReport | None:
-    """Entropies of the model that is saved, on held-out windows; None if none were asked for."""
-    batches = window_batches(windows, args.attention_report_windows)
+def final_report(trainer: LNFreeTrainer, model: PreTrainedModel, data: RunData, name: str) -> EntropyReport | None:
+    """Entropies of the model that is saved, on held-out examples; None if none were asked for."""
+    batches = batches_of(data.validation, trainer.data_collator, trainer.args.attention_report_windows)
     if not batches:
         return None
     report = AttentionEntropyAnalyzer(model).run(batches, name=name)
-    report.metadata |= {"windows_sha256": windows.sha256, "seed": args.seed}
+    report.metadata |= {"windows_sha256": data.validation.meta["sha256"], "seed": trainer.args.seed}
     return report
 
 
 def inputs_of(
-    model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrainingArguments, data: TextData
+    model_args: ModelArguments, data_args: DataArguments, args: LNFreeTrainingArguments, data: RunData
 ) -> dict[str, Any]:
     """What of `RunResults` was there before the training."""
     start = model_args.model_name_or_path
     return {
         "row": model_args.name if start is None else start,
         "base_model": base_model(start),
-        "hub_dataset": None if data_args.data == STDLIB else on_hub(data_args.data.partition(":")[0]),
+        "hub_dataset": None if data_args.data in (STDLIB, DIGITS) else on_hub(data_args.data.partition(":")[0]),
         "seed": args.seed,
         "data": {"train": data.train.meta, "validation": data.validation.meta | {"used": len(data.validation)}},
         "arguments": arguments_of(model_args, data_args, args),

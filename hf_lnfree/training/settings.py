@@ -17,12 +17,15 @@ from ..errors import SettingsError
 from ..loading import find_device, reason
 from ..redaction import keep_secret
 from .arguments import LNFreeTrainingArguments
+from .build import with_objective
 from .fields import ALIASES, FROM_SCRATCH, YAML, ModelArguments, as_mapping
 from .idle import refuse_idle
 from .possible import require_row
 
 RunArguments = tuple[ModelArguments, DataArguments, LNFreeTrainingArguments]
 
+# Fields of the data that decide whether there can be such a model.
+OF_A_MODEL_TOO = ("context_length", "data", "objective", "image_size")
 # Fields that had another name.
 RENAMED = {
     "dataset": "data",
@@ -159,8 +162,9 @@ def parse_settings(
     config = None
     if model is not None and data is not None and model.model_name_or_path is None:
         try:
+            data.objective = with_objective(model, data).objective
             settings = (model.family, model.row, model.config_overrides, model.attn_implementation)
-            require_row(*settings, data.context_length)
+            require_row(*settings, **{name: getattr(data, name) for name in OF_A_MODEL_TOO})
         except SettingsError as error:
             raise SettingsError(spelt(str(error), source, names)) from error
         config = model.config(data.context_length)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..analysis.analyzer import Batch
 from ..analysis.likelihood import perplexity
+from ..data.objectives import CAUSAL, Objective
 from ..errors import RunError
 from ..models import named_slopes
 from .arguments import LNFreeTrainingArguments
@@ -38,12 +39,13 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
     - Every `args.probe_steps` steps a sample of each layer is logged (`FlightRecorder`).
     - A loss or gradient that is not finite is diagnosed and stops the run, or what `args.on_nonfinite` says
       (`DivergenceGuard`).
-    - `eval_perplexity` stands beside `eval_loss`; each log entry is a line of `log.jsonl`.
+    - `eval_perplexity`, of images `eval_accuracy`, stands beside `eval_loss`; each log entry is a line of `log.jsonl`.
     - What is in `penalties` is added to the training loss.
     - A checkpoint appears whole or not at all (`WholeCheckpoints`).
 
     Args:
         probe: held-out batches that the recorder looks at; None to record steps only.
+        objective: what is predicted, which decides how held-out examples are judged.
 
     Raises:
         RunInUse, RunError: `train`, as `only_run`.
@@ -51,9 +53,11 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
     """
 
     args: LNFreeTrainingArguments
+    objective: Objective
 
-    def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, probe: Sequence[Batch] | None = None, objective: Objective = CAUSAL, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.objective = objective
         one_slope = getattr(getattr(self.model, "config", None), "slope_scope", None) == "global"
         if self.is_fsdp_enabled and one_slope:
             raise RunError(
@@ -183,8 +187,12 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
     ) -> EvalLoopOutput:
-        """Exact with several processes: the host also counts the windows that fill up the last batch."""
-        if self.args.world_size == 1 or not prediction_loss_only:
+        """
+        Exact with several processes, where the host also counts the examples that fill up the last batch, and where
+        examples have different numbers of labels, which the host counts alike. Images are judged by accuracy as well.
+        """
+        alone = self.args.world_size == 1 and self.objective is CAUSAL
+        if alone or not (prediction_loss_only or self.compute_metrics is None):
             return super().evaluation_loop(dataloader, description, prediction_loss_only, *args, **kwargs)
         assert self.model is not None
         model = self._wrap_model(self.model, training=False, dataloader=dataloader)
@@ -193,16 +201,27 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         sums = []
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
-            labels = inputs.pop("labels")[:, 1:]  # B T-1
             with torch.no_grad(), self.compute_loss_context_manager():
-                logits = model(**inputs, use_cache=False).logits[:, :-1].float()  # B T-1 V
-                losses = F.cross_entropy(logits.mT, labels, reduction="none")
-            each = torch.stack((losses.sum(-1), (labels != -100).sum(-1)), dim=-1)
-            sums.append(self.accelerator.gather_for_metrics(each))
+                sums.append(self.accelerator.gather_for_metrics(self.judged(model, inputs)))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        loss, count = torch.cat(sums).double().sum(0).tolist()
-        metrics = {f"{kwargs.get('metric_key_prefix', 'eval')}_loss": loss / count}
+        loss, right, count = torch.cat(sums).double().sum(0).tolist()
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = {f"{prefix}_loss": loss / count}
+        if self.objective.metric == "accuracy":
+            metrics[f"{prefix}_accuracy"] = right / count
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=sum(map(len, sums)))
+
+    def judged(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """[B, 3]: of each example the sum of cross entropies, how many labels are the likeliest, and how many are."""
+        labels = inputs.pop("labels")
+        options = {"use_cache": False} if self.objective.example != "image" else {}
+        logits = model(**inputs, **options).logits.float()  # B (T) V
+        if self.objective is CAUSAL:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = logits.reshape(len(labels), -1, logits.shape[-1]), labels.reshape(len(labels), -1)
+        losses = F.cross_entropy(logits.mT, labels, reduction="none")
+        right = logits.argmax(-1) == labels
+        return torch.stack((losses.sum(-1), right.sum(-1), (labels != -100).sum(-1)), dim=-1)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The host's draft; the card of a finished run stays as it is."""
@@ -211,7 +230,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "eval_loss" in logs:
+        if "eval_loss" in logs and self.objective.metric == "perplexity":
             logs["eval_perplexity"] = perplexity(logs["eval_loss"])
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()  # the host takes it from itself, and NaN - NaN would stay for the rest of the run

@@ -18,7 +18,7 @@ def test_published_panels_hold_the_printed_figures():
     outcome = published("GPT-2 T=128", ROWS)
     bound = fmean(math.log(i) for i in range(1, 129))
     for row in ROWS:
-        assert outcome.perplexity[row] == [PUBLISHED["eval_perplexity"]["GPT-2 T=128"][row]]
+        assert outcome.scores[row] == [PUBLISHED["eval_perplexity"]["GPT-2 T=128"][row]]
         expected = [fmean(heads) / bound for heads in PUBLISHED["heatmaps"][row]]
         assert outcome.shares[row] == pytest.approx(expected, rel=1e-12)
     assert published("Pythia-70M T=128", ROWS).shares == {}

@@ -137,8 +137,8 @@ def test_a_log_is_read_with_its_curves(tmp_path):
     points = curve(entries, "loss")
     assert points[0] == (1, 2.0)
     assert [step for step, loss in points if math.isnan(loss)] == [2, 3]
-    assert layer_curves(entries, "entropy") == [[(3, 1.5)], [(3, 0.5)]]
-    assert layer_curves(entries, "slope") == []
+    assert layer_curves(entries, "entropy") == {"": [[(3, 1.5)], [(3, 0.5)]]}
+    assert layer_curves(entries, "slope") == {}
 
 
 @pytest.mark.parametrize("line", ['{"loss": 2.0, "st', "[1]", ""])
