@@ -118,7 +118,7 @@ def test_a_study_passes_no_verdict_on_heads_of_short_texts(report, tmp_path):
 
 def test_any_study_has_a_verdict(tmp_path):
     def cells(row, *values):
-        found = [SimpleNamespace(eval_perplexity=value) for value in values]
+        found = [SimpleNamespace(score=value, measure="perplexity") for value in values]
         return [Cell(row, seed, tmp_path, results=results) for seed, results in enumerate(found)]
 
     rows = {"a": cells("a", 10.0, 10.0), "b": cells("b", 9.0, 9.1), "c": cells("c", 8.0, math.nan)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_lnfree import LNFreeTrainingArguments, paper_config
+from hf_lnfree.data.objectives import CAUSAL
 from hf_lnfree.training import ModelArguments, efficiency
 from hf_lnfree.training.efficiency import Choices, choose, choose_attention, choose_loss
 
@@ -62,7 +63,7 @@ def test_flags_win_over_what_was_recorded_and_that_over_what_suits_now(tmp_path)
     recorded = Choices("sdpa", "compiled")
 
     def chosen(model_args, recorded):
-        return choose(model_args, args, config, 128, 10, recorded)
+        return choose(model_args, args, config, CAUSAL, 128, 10, recorded)
 
     assert chosen(ModelArguments(), None) == Choices("eager", "plain")
     assert chosen(ModelArguments(), recorded) == recorded
