@@ -72,7 +72,8 @@ def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
     """Windows as the model takes them; a decoder beside an encoder reads the same text, one token later."""
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if model.config.is_encoder_decoder:
-        start = model.config.decoder_start_token_id
-        first = torch.full_like(input_ids[:, :1], model.config.bos_token_id if start is None else start)
+        config = model.config
+        marks = (getattr(config, f"{name}_token_id", None) for name in ("decoder_start", "bos", "pad"))
+        first = torch.full_like(input_ids[:, :1], next(mark for mark in marks if mark is not None))
         inputs["decoder_input_ids"] = torch.cat((first, input_ids[:, :-1]), dim=1)
     return inputs

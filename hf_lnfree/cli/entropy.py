@@ -1,18 +1,20 @@
 """`hf-lnfree entropy`: load models and their tokenizers, cut text into windows, run the analyzer on each."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, default_data_collator
 from transformers.utils import logging
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
 from ..analysis.texts import model_inputs
 from ..choices import MAXIMA, Maximum, Method
-from ..data.arguments import DataArguments
+from ..data.arguments import DIGITS, STDLIB, DataArguments
+from ..data.images import ImageExamples, load_images
 from ..data.splits import load_validation
-from ..data.windows import window_batches
+from ..data.windows import batches_of, window_batches
 from ..errors import SettingsError
 from ..files import require_own
 from ..loading import find_device, load_model, load_tokenizer
@@ -43,6 +45,16 @@ def entropy_command(
     def measure(name: str, shown: str) -> EntropyReport:
         """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
+        if model.main_input_name == "pixel_values":
+            images = held_out_images(model, arguments)
+            batches = batches_of(images, default_data_collator, max_windows, batch_size)
+            report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
+            report.metadata |= {"data": data, "images_sha256": images.meta["sha256"]}
+            return report
+        if data == DIGITS:
+            raise SettingsError(
+                f"{name} reads text, and {data!r} are images. Give 'stdlib', a file or a folder of text."
+            )
         tokenizer = load_tokenizer(name, **access)
         held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
         windows = window_batches(held_out, max_windows, batch_size)
@@ -56,6 +68,26 @@ def entropy_command(
     if out is not None:
         write_entropy_page(out, reports, maximum)
     return reports
+
+
+def held_out_images(model: PreTrainedModel, arguments: DataArguments) -> ImageExamples:
+    """
+    Images of the size that the model takes.
+
+    Raises:
+        SettingsError: there is no set of that name, or it has another number of channels.
+    """
+    if arguments.data == STDLIB:
+        raise SettingsError(
+            f"{type(model).__name__} reads images: give --data {DIGITS}, a folder with a folder of images for each label, "
+            "or a Hub dataset."
+        )
+    size = getattr(model.config, "image_size", None)
+    images = load_images(replace(arguments, objective="image", image_size=size if isinstance(size, int) else None))[1]
+    channels, wanted = images.meta["shape"][0], getattr(model.config, "num_channels", None)
+    if wanted is not None and channels != wanted:
+        raise SettingsError(f"The images of {arguments.data!r} have {channels} channels, and the model takes {wanted}.")
+    return images
 
 
 def display_names(models: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ from .help import MEASURE
 @command("entropy", MEASURE, "hf-lnfree entropy openai-community/gpt2 runs/without-norms --out runs/entropy")
 def entropy(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers text models.")
+        list[str],
+        typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers models of text or images."),
     ],
     data: o.Data = "stdlib",
     text_column: o.TextColumn = None,

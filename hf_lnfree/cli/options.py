@@ -24,7 +24,7 @@ Data = Annotated[
     option(
         TEXT,
         "A file: text, or a table (.jsonl, .parquet) with a text a row. Or 'stdlib', a folder or a Hub dataset, of "
-        "which the held-out part is taken, as train splits it.",
+        "which the held-out part is taken, as train splits it. For models of images as train has them.",
     ),
 ]
 TextColumn = Annotated[str | None, option(TEXT, "Column with the text, of a table or a Hub dataset.")]

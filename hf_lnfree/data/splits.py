@@ -67,7 +67,8 @@ def load_data(args: DataArguments, seed: int = 0, **access: Any) -> RunData:
     if objective.name in CORRUPTED:
         hidden = CORRUPTED[objective.name]
         splits = hidden(windows[0], tokenizer, seed, True), hidden(windows[1], tokenizer, 0, False)
-    return RunData(objective, tokenizer, *splits, token_fields(tokenizer))
+    fields = token_fields(tokenizer, decoder=objective.name == "span")
+    return RunData(objective, tokenizer, *splits, fields)
 
 
 def image_data(args: DataArguments, objective: Objective) -> RunData:
@@ -99,7 +100,7 @@ def pair_data(
         PairExamples(train, tokenizer, length),
         PairExamples(validation, tokenizer, length, args.max_validation_windows),
     )
-    return RunData(objective, tokenizer, *splits, token_fields(tokenizer))
+    return RunData(objective, tokenizer, *splits, token_fields(tokenizer, decoder=True))
 
 
 CORRUPTED = {"masked": MaskedWindows, "span": SpanWindows}
@@ -115,9 +116,10 @@ def marks_of(args: DataArguments) -> dict[str, Any]:
     return {}
 
 
-def token_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a tokenizer decides of a configuration."""
-    return {
+def token_fields(tokenizer: PreTrainedTokenizerBase, decoder: bool = False) -> dict[str, Any]:
+    """What a tokenizer decides of a configuration; a decoder beside an encoder starts with padding, as T5's does."""
+    start = {"decoder_start_token_id": tokenizer.pad_token_id} if decoder else {}
+    return start | {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
