@@ -79,8 +79,8 @@ def held_out_images(model: PreTrainedModel, arguments: DataArguments) -> ImageEx
     """
     if arguments.data == STDLIB:
         raise SettingsError(
-            f"{type(model).__name__} reads images: give --data {DIGITS}, a folder with a folder of images for each label, "
-            "or a Hub dataset."
+            f"{type(model).__name__} reads images: give --data {DIGITS}, a folder with one folder of images for each "
+            "label, or a Hub dataset."
         )
     size = getattr(model.config, "image_size", None)
     images = load_images(replace(arguments, objective="image", image_size=size if isinstance(size, int) else None))[1]
