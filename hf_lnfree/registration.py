@@ -19,7 +19,9 @@ MODEL_TYPES = {
     "lnfree_llama": ("LNFreeLlamaConfig", "llama"),
     "lnfree_opt": ("LNFreeOPTConfig", "opt"),
     "lnfree_qwen3": ("LNFreeQwen3Config", "qwen3"),
+    "lnfree_t5": ("LNFreeT5Config", "t5"),
     "lnfree_vit": ("LNFreeViTConfig", "vit"),
+    "lnfree_whisper": ("LNFreeWhisperConfig", "whisper"),
 }
 
 
