@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import BERT, EVERY, GPT_NEOX, VIT, run_in_two
+from ..conftest import BERT, EVERY, GPT_NEOX, T5, VIT, WHISPER, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -170,10 +170,11 @@ class Pair:
     """A class of ours with norms in every place, and the stock class: models of both."""
 
     def __init__(self, own):
-        self.family = next(f for f in (*EVERY, VIT, BERT) if own.config_class.__name__ == f"{f.prefix}Config")
+        self.family = next(
+            f for f in (*EVERY, VIT, BERT, T5, WHISPER) if own.config_class.__name__ == f"{f.prefix}Config"
+        )
         self.own, self.stock = own, stock_of()[own]
-        (stack,) = own.stacks
-        final = self.family.norm if stack.final_norm else "none"
+        final = self.family.norm if own.stacks[0].final_norm else "none"
         self.ours = own(self.family.config(norm=self.family.norm, final_norm=final))
         self.theirs = self.stock(self.family.stock_config())
         self.names = self.own.__name__, self.stock.__name__
@@ -260,7 +261,8 @@ def scaled_activations(pair):
 
 def whole_modules(pair):
     pair.same(lambda model: set(model._no_split_modules))
-    assert set(pair.ours._no_split_modules) <= {type(module).__name__ for module in pair.ours.modules()}
+    there = [{type(module).__name__ for module in model.modules()} for model in (pair.ours, pair.theirs)]
+    assert there[0] & set(pair.ours._no_split_modules) == there[1] & set(pair.ours._no_split_modules) != set()
 
 
 def checkpointed(pair):
