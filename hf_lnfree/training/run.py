@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +202,18 @@ def build_trainer(
 def collator_of(data: RunData, model: PreTrainedModel) -> Any:
     """What makes a batch of examples: transformers' own."""
     if data.objective.auto_class == "AutoModelForSeq2SeqLM":
-        return DataCollatorForSeq2Seq(data.tokenizer, model)
+        return Seq2SeqBatch(DataCollatorForSeq2Seq(data.tokenizer, model))
     return default_data_collator
+
+
+@dataclass
+class Seq2SeqBatch:
+    """[`DataCollatorForSeq2Seq`] with labels as lists: of tensors it warns that it reads them slowly."""
+
+    collator: DataCollatorForSeq2Seq
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
+        return self.collator([example | {"labels": example["labels"].tolist()} for example in examples])
 
 
 class EachEpoch(TrainerCallback):
@@ -218,8 +228,10 @@ class EachEpoch(TrainerCallback):
 
 
 def tokens_an_example(trainer: LNFreeTrainer, data: RunData) -> int:
-    """What a model reads of one: an image's are its patches and the class token."""
-    if data.objective.example != "image":
+    """What a model reads of one: an image's are its patches and the class token, a pair has the mean of all pairs."""
+    if data.objective.example == "pair":
+        return round(data.train.meta["tokens"] / data.train.meta["documents"])
+    if data.objective.example == "window":
         return data.train.meta["context_length"]
     config = trainer.unwrapped.config
     return 1 + math.prod(side // config.patch_size for side in data.train.meta["shape"][1:])
