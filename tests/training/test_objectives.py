@@ -2,13 +2,19 @@
 
 import math
 import os
+import re
 import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from hf_lnfree import LNFreeTrainingArguments
 from hf_lnfree.analysis import EntropyReport
@@ -16,14 +22,23 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.data import DataArguments, load_data
 from hf_lnfree.errors import SettingsError
 from hf_lnfree.training import ModelArguments, RunResults, train
+from hf_lnfree.training.log import read_log
 from hf_lnfree.training.recipes import objectives_of
 from hf_lnfree.training.settings import parse_settings
 
 from ..conftest import run_in_two
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-KINDS = {"bert": (AutoModelForMaskedLM, "input_ids"), "vit": (AutoModelForImageClassification, "pixel_values")}
-FAMILIES = {"bert": TINY | {"hidden_dropout_prob": 0.1}, "vit": TINY | {"patch_size": 2}}
+KINDS = {
+    "bert": (AutoModelForMaskedLM, "input_ids"),
+    "vit": (AutoModelForImageClassification, "pixel_values"),
+    "t5": (AutoModelForSeq2SeqLM, "input_ids"),
+}
+FAMILIES = {
+    "bert": TINY | {"hidden_dropout_prob": 0.1},
+    "vit": TINY | {"patch_size": 2},
+    "t5": {"num_layers": 2, "num_decoder_layers": 1, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 64},
+}
 
 
 @pytest.fixture
@@ -101,6 +116,33 @@ def test_an_image_classifier_is_judged_by_its_accuracy(arguments, tmp_path):
     assert model.config.id2label[3] == "3"
 
 
+def test_a_sequence_to_sequence_model_logs_its_parts_apart_and_learns_pairs(arguments, tmp_path):
+    (tmp_path / "code").mkdir()
+    for i in range(30):
+        (tmp_path / "code" / f"{i}.py").write_text(f'def name_{i}():\n    """Says {i}, {"so " * (i % 7)}and goes."""\n')
+    text = {"data": str(tmp_path / "code"), "vocab_size": 300, "context_length": 32, "objective": "pairs"}
+    model_args, data_args, args = arguments(
+        "t5", "run", text | {"validation_fraction": 0.3}, per_device_eval_batch_size=3
+    )
+    results = train(model_args, data_args, args)
+    sampled = next(entry for entry in read_log(tmp_path / "run") if "entropy/mean" in entry)
+    places = {name.removeprefix("entropy/") for name in sampled if re.fullmatch(r"entropy/\w+/layer_\d\d", name)}
+    assert places == {"encoder/layer_00", "encoder/layer_01", "decoder/layer_00", "cross/layer_00"}
+    assert {f"residual_rms/{place}" for place in places - {"cross/layer_00"}} <= set(sampled)
+    assert {f"entropy/overloaded/{part}" for part in ("encoder", "decoder", "cross")} <= set(sampled)
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").double()
+    held_out = load_data(data_args).validation
+    total = count = 0
+    for item in (held_out[i] for i in range(len(held_out))):
+        logits = model(item["input_ids"][None], labels=item["labels"][None]).logits[0]
+        total += F.cross_entropy(logits, item["labels"], reduction="sum").item()
+        count += len(item["labels"])
+    assert results.eval_loss == pytest.approx(total / count, rel=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.generate(held_out[0]["input_ids"][None], max_new_tokens=4)[0, 0] == tokenizer.pad_token_id
+
+
 def test_a_classifier_goes_on_with_other_classes(arguments, tmp_path, cache_dir):
     model_args, data_args, args = arguments("vit", "first", max_steps=2)
     train(model_args, data_args, args)
@@ -147,7 +189,7 @@ def test_two_processes_judge_every_example_once(arguments, family, tmp_path, cor
     inputs, labels = (torch.stack([item[key] for item in items]) for key in (name, "labels"))
     assert len(labels) % 8  # so that the last batch is filled up
     with torch.no_grad():
-        logits = model(inputs).logits
+        logits = model(inputs, **({"labels": labels} if family == "t5" else {})).logits
     assert both.eval_loss == pytest.approx(F.cross_entropy(logits.mT if logits.dim() > 2 else logits, labels).item())
     if family == "vit":
         assert both.eval_accuracy == pytest.approx((logits.argmax(-1) == labels).double().mean().item())
@@ -156,6 +198,7 @@ def test_two_processes_judge_every_example_once(arguments, family, tmp_path, cor
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"family": "t5", "objective": "masked"}, "not for family 't5', which is trained for 'span' or 'pairs'"),
         ({"family": "bert", "objective": "causal"}, "not for family 'bert', which is trained for 'masked'"),
         ({"family": "vit"}, "objective='image' needs images, and data='stdlib' is none. Give 'digits'"),
         ({"data": "digits"}, "objective='causal' needs text, and data='digits' is none"),
