@@ -100,7 +100,7 @@ class LNFreeWhisperForConditionalGeneration(Head, LNFreeWhisperMixin, WhisperFor
         for name in ("decoder_input_ids", "input_ids"):
             if model_kwargs.get(name) is not None:
                 return model_kwargs.pop(name), model_kwargs
-        prepare: Any = super()._prepare_decoder_input_ids_for_generation
+        prepare: Any = super()._prepare_decoder_input_ids_for_generation  # type: ignore[misc]  # the same
         return prepare(batch_size, model_input_name, model_kwargs, *args, **kwargs)
 
 
