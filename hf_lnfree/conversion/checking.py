@@ -17,15 +17,30 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 def random_tokens(config: Any) -> torch.Tensor:
     """A small batch of random tokens [B, T], the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
+    most = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    length = min(CHECKED_TOKENS[1], *filter(None, most), CHECKED_TOKENS[1])
     return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
+
+
+def random_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What a model reads: random tokens; of an encoder-decoder also what the encoder reads, tokens or sound."""
+    config, tokens = model.config, random_tokens(model.config)
+    if not config.is_encoder_decoder:
+        return {"input_ids": tokens}
+    if model.main_input_name != "input_features":
+        return {"input_ids": tokens.flip(1), "decoder_input_ids": tokens}
+    generator = torch.Generator().manual_seed(0)
+    sound = torch.randn(len(tokens), config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+    return {"input_features": sound.to(model.dtype), "decoder_input_ids": tokens}
 
 
 @torch.no_grad()
 def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.device) -> dict[str, float]:
     """The largest difference of logits on random tokens, the size of the logits, and what is taken for rounding."""
-    ids = random_tokens(before.config).to(device)
-    wanted, found = (model.eval().to(device)(ids).logits for model in (before, after))
+    wanted, found = (
+        model.eval().to(device)(**{name: value.to(device) for name, value in random_inputs(model).items()}).logits
+        for model in (before, after)
+    )
     return compared(wanted, found)
 
 

@@ -17,7 +17,10 @@ from ..errors import ModelError, listed
 from ..models import LNFreeMixin, StackSites
 from ..models.configuration_lnfree import LNFreeConfigMixin
 
-HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
+HEADS = (
+    *("ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification"),
+    *("ForQuestionAnswering", "ForAudioClassification", "EncoderModel", "Model"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Family:
 
     ours: str
     stock: str
-    stock_causal_lm: str
+    stock_lm: str
+    """The stock language model."""
     eps_field: str | None
     """The configuration field with the epsilon of every norm; None where the stock class fixes it."""
 
@@ -44,7 +48,7 @@ class Family:
     def classes(self) -> dict[str, type[PreTrainedModel]]:
         """Name of a stock class -> the class of ours with the same parameters."""
         return {
-            self.stock_causal_lm if head == "ForCausalLM" else self.stock + head: getattr(models, self.ours + head)
+            self.stock_lm if head == "ForCausalLM" else self.stock + head: getattr(models, self.ours + head)
             for head in HEADS
             if hasattr(models, self.ours + head)
         }
@@ -57,6 +61,10 @@ class Family:
         """Fields of older releases of transformers, which converters of other tools still read."""
         if self.stock == "GPT2":
             return {"n_ctx": config.n_positions}
+        if self.stock == "T5":  # which transformers reads first
+            gate = "gated-" if config.is_gated_act else ""
+            gelu = config.is_gated_act and config.dense_act_fn == "gelu_new"
+            return {"feed_forward_proj": gate + ("gelu" if gelu else config.dense_act_fn)}
         if self.stock != "GPTNeoX":
             return {}
         rope = config.rope_parameters or {}
@@ -70,9 +78,12 @@ class Family:
         The class of ours for a checkpoint, by what its configuration calls it, or else by the names of its tensors.
 
         Raises:
-            ModelError: there is none for what the configuration names.
+            ModelError: there is none for what the configuration names, or it does not name the class of an
+                encoder-decoder.
         """
         base: type[PreTrainedModel] = getattr(models, f"{self.ours}Model")
+        if not architectures and len(self.config.depth_fields) > 1:
+            raise ModelError(f"Say in config.json which class it is, as architectures: {', '.join(self.classes)}.")
         if not architectures:
             firsts = {name.split(".")[0] for name in names}
             heads = [head for first, head in HEAD_TENSORS.items() if first in firsts]
@@ -106,6 +117,8 @@ FAMILIES = {
     "llama": Family("LNFreeLlama", "Llama", "LlamaForCausalLM", "rms_norm_eps"),
     "opt": Family("LNFreeOPT", "OPT", "OPTForCausalLM", None),
     "qwen3": Family("LNFreeQwen3", "Qwen3", "Qwen3ForCausalLM", "rms_norm_eps"),
+    "t5": Family("LNFreeT5", "T5", "T5ForConditionalGeneration", "layer_norm_epsilon"),
+    "whisper": Family("LNFreeWhisper", "Whisper", "WhisperForConditionalGeneration", None),
 }
 
 
@@ -121,15 +134,25 @@ def family_of(model_type: str) -> Family:
     raise ModelError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
 
 
-def stack_of(model: PreTrainedModel) -> StackSites:
+def stacks_of(model: PreTrainedModel) -> tuple[StackSites, ...]:
     """
-    Where a decoder keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
+    Where a model keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
 
     Raises:
-        ModelError: neither, or a model with an encoder and a decoder.
+        ModelError: neither.
     """
     base = model.base_model
-    stacks = base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+    return base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+
+
+def stack_of(model: PreTrainedModel) -> StackSites:
+    """
+    The only stack of a model.
+
+    Raises:
+        ModelError: as `stacks_of`, or a model with an encoder and a decoder.
+    """
+    stacks = stacks_of(model)
     if len(stacks) > 1:
         raise ModelError(f"{type(model).__name__} has {len(stacks)} stacks of blocks, and this works on one.")
     return stacks[0]
@@ -156,9 +179,25 @@ def placed(model: PreTrainedModel, where: torch.dtype | torch.device) -> PreTrai
     return cast(PreTrainedModel, cast(nn.Module, model).to(where))
 
 
-def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
+def blank(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, own: Iterable[str] = ()
+) -> PreTrainedModel:
+    """
+    A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied.
+
+    Args:
+        own: parameters that are not tied in this model, whatever its class ties.
+    """
     with no_init_weights():
         model = model_class(config)
     model.tie_weights()
+    for name in own:
+        holder, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(holder), leaf, nn.Parameter(model.get_parameter(name).detach().clone()))
     return placed(model, dtype)
+
+
+def own_weights(model: PreTrainedModel) -> list[str]:
+    """What the class of a model ties and this model does not: the heads of T5 1.1 are no embeddings."""
+    tied = (model._tied_weights_keys or {}).items()
+    return [name for name, source in tied if model.get_parameter(name) is not model.get_parameter(source)]

@@ -19,7 +19,7 @@ from ..errors import ModelError, listed
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
-from .families import blank, family_of, placed, require_plain, set_block_norms, stack_of
+from .families import blank, family_of, own_weights, placed, require_plain, set_block_norms, stack_of, stacks_of
 from .norm_sites import LEFT, NormSite, as_linear, norm_sites
 from .stabilizers import fold_stabilizers, fuse_identities, head_is_tied, untie_head
 
@@ -64,7 +64,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             adapters; a model that is offloaded.
     """
     require_plain(model)
-    if not stack_of(model).embeddings:
+    if not all(stack.embeddings for stack in stacks_of(model)):
         raise ModelError(f"{type(model).__name__} does not declare what its residual stream begins with: not folded.")
     work = placed(copy.deepcopy(model), torch.float64).eval()
     tied = head_is_tied(work)
@@ -164,15 +164,24 @@ def centre_stream(model: PreTrainedModel) -> None:
 def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
     """`work` as a model whose configuration says what is left of the norms, in the dtype of `model`."""
     config = work.config
-    *blocks, config.final_norm = left
-    a_block = len(blocks) // config.num_hidden_layers
-    by_layer = [set(blocks[start : start + a_block]) for start in range(0, len(blocks), a_block)]
+    rest, by_layer, final = list(left), [], set()
+    for stack in stacks_of(work):
+        for block in stack.block_list(work.base_model):
+            by_layer.append({rest.pop(0) for _ in stack.branches(block)})
+        if stack.final_norm is not None:
+            final.add(rest.pop(0))
+    if len(final) > 1:
+        raise ModelError(
+            f"What is left of the final norms differs ({', '.join(sorted(final))}), and a configuration has one kind."
+        )
+    (config.final_norm,) = final
     if mixed := [index for index, kinds in enumerate(by_layer) if len(kinds) > 1]:
         raise ModelError(
             f"Layer {mixed[0]} has norms that are removed and others that are not, and a configuration has one kind of "
             "norm a layer. Remove the others too."
         )
-    set_block_norms(config, [kinds.pop() for kinds in by_layer])
+    # The configuration of an encoder alone counts the layers of a decoder, too.
+    set_block_norms(config, [kinds.pop() for kinds in by_layer] + config.block_norms[len(by_layer) :])
     disabled = any(kind.startswith("disabled") for kind, _ in folding.norms.values())
     if disabled and config.stock_norm not in left:
         eps_field = family_of(config.model_type).eps_field
@@ -189,7 +198,7 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"
         folding.notes.append("Biases that were frozen at zero hold those of the norms now: linear_bias is 'all'.")
-    new = blank(type(model), config, model.dtype)
+    new = blank(type(model), config, model.dtype, own_weights(work))
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     kept = new.state_dict()
     lost = {name for name in set(state) - set(kept) if name.rpartition(".")[0] not in folding.norms}

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import ModelError, listed
 from ..loading import reading
 from .checkpoint import Checkpoint
-from .families import Family, family_of, set_block_norms, stack_of
+from .families import Family, family_of, set_block_norms, stacks_of
 from .norm_sites import DISABLING_EPS
 from .published_removal import fixed_deviations, is_state
 
@@ -29,6 +29,8 @@ class Plan:
     config: PreTrainedConfig
     names: dict[str, str]
     """Name in the files -> name in the model; what is left out is not here."""
+    own: list[str] = field(default_factory=list)
+    """What the class ties and the checkpoint does not."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """What the model has beside the stored tensors: the deviations that its norms are fixed to."""
     disabled: bool = False
@@ -64,11 +66,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     missing -= absent_norms(model, missing, config)
     for tied, source in model.all_tied_weights_keys.items():
         if {tied, source} <= set(result.names.values()):
-            untie_unless_equal(checkpoint, result, tied, source)
+            untie_unless_equal(checkpoint, result, tied, source, model.all_tied_weights_keys)
         else:
             missing -= {tied}
-    unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
-    unknown = {stored for stored in unknown if not is_state(stored, deviations)}
+    passed_over = [BUFFERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    unknown = {stored for stored, name in found.items() if name is None and not is_state(stored, deviations)}
+    unknown = {stored for stored in unknown if not any(known.search(stored) for known in passed_over)}
     problems = [
         f"{what} {len(names)} tensors: {listed(sorted(names))}"
         for what, names in (("lacks", missing), ("has unknown", unknown))
@@ -131,31 +134,37 @@ def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | 
 
 def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedConfig) -> set[str]:
     """The parameters of norms that a checkpoint does not have at all; `config` gets "none" for these."""
-    stack = stack_of(model)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent: set[str] = set()
+    final: set[str] = set()
     parameters = dict(model.named_parameters())
-    kinds, there = [], config.block_norms
-    for index, block in enumerate(stack.block_list(model.base_model)):
-        norms = [branch.norm for branch in stack.branches(block).values()]
-        every = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
-        wanted = every & set(parameters)
-        gone = wanted <= missing
-        absent |= wanted if gone else set()
-        kinds.append("none" if gone else there[index])
-    set_block_norms(config, kinds)
-    final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")} & set(parameters)
+    kinds: list[str] = []
+    there = config.block_norms
+    for stack in stacks_of(model):
+        for index, block in enumerate(stack.block_list(model.base_model)):
+            norms = [branch.norm for branch in stack.branches(block).values()]
+            every = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+            wanted = every & set(parameters)
+            gone = wanted <= missing
+            absent |= wanted if gone else set()
+            kinds.append("none" if gone else there[len(kinds)])
+        final |= {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")} & set(parameters)
+    set_block_norms(config, kinds + there[len(kinds) :])
     if final <= missing and kinds[-1] == "none":
         absent |= final
         config.final_norm = "none"
     return absent
 
 
-def untie_unless_equal(checkpoint: Checkpoint, result: Plan, tied: str, source: str) -> None:
+def untie_unless_equal(
+    checkpoint: Checkpoint, result: Plan, tied: str, source: str, model_ties: Mapping[str, str]
+) -> None:
     """A head that is stored beside the embedding it should share: left out when equal, else it stays its own."""
     stored = {name: key for key, name in result.names.items()}
     if torch.equal(checkpoint.tensor(stored[tied]), checkpoint.tensor(stored[source])):
         del result.names[stored[tied]]
     else:
-        result.config.tie_word_embeddings = False
+        result.own.append(tied)
+        if len(model_ties) == 1:  # T5 ties the embeddings of its stacks by the same field
+            result.config.tie_word_embeddings = False
         result.notes.append(f"{tied} differs from {source}, which config.json ties it to: it is a weight of its own.")

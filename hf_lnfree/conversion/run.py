@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from ..choices import Encoding, Target
 from ..errors import ModelError
 from ..files import atomic_folder, write_json
 from ..loading import find_device, load_model
+from ..models import AUTO_CLASSES
 from ..provenance import command, environment
 from .beside import copy_beside, require_tokenizer_fits
 from .checking import difference, failure, onnx_difference
@@ -21,7 +23,7 @@ from .families import placed
 from .folding import Folding, fold
 from .onnx import export_onnx
 from .ours_to_stock import reading_recipe, to_stock
-from .planning import plan
+from .planning import Plan, plan
 from .stock_to_ours import is_ours, load, write_checkpoint
 
 REPORT = "conversion.json"
@@ -84,8 +86,8 @@ def convert(
         if planned is not None and copied:
             write_checkpoint(checkpoint, planned, folder, progress)
             report |= {"notes": said + planned.notes, "dtype": str(planned.config.dtype)}
-            if check and planned.model_class.__name__.endswith("ForCausalLM"):
-                before = reference(checkpoint, planned.config, trust_remote_code)
+            if check and planned.model_class.__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
+                before = reference(checkpoint, planned, trust_remote_code)
                 report |= difference(before, planned.model_class.from_pretrained(folder), place)
         else:
             model, notes = load(checkpoint)
@@ -106,10 +108,12 @@ def set_aside(folder: Path, out: Path) -> Path:
     return aside
 
 
-def reference(checkpoint: Checkpoint, config: Any, trust_remote_code: bool) -> PreTrainedModel:
+def reference(checkpoint: Checkpoint, planned: Plan, trust_remote_code: bool) -> PreTrainedModel:
     """The model that a stock checkpoint was; where norms are absent no stock class can hold it, and ours is loaded."""
+    config: Any = planned.config
     if set(config.block_norms) | {config.final_norm} == {config.stock_norm}:
-        return load_model(checkpoint.folder, trust_remote_code=trust_remote_code).eval()
+        auto = getattr(transformers, AUTO_CLASSES.get(planned.model_class, "AutoModelForCausalLM"))
+        return load_model(checkpoint.folder, auto, trust_remote_code=trust_remote_code).eval()
     return load(checkpoint)[0]
 
 

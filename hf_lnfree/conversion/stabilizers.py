@@ -9,7 +9,7 @@ from ..models.activations import FUSED
 from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
 from ..models.stabilizers import EmbeddingScale, HeadControl, ResidualGain, ScaledMLP, gain_path
 from ..models.weight_norms import NormedWeight, plain_weight
-from .families import stack_of
+from .families import stacks_of
 from .norm_sites import as_linear
 
 
@@ -22,16 +22,17 @@ def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
 
 def fold_stabilizers(model: PreTrainedModel) -> None:
     """Normed weights, the scale of embeddings, residual gains, scales of MLPs and temperatures of heads, in place."""
-    stack, config = stack_of(model), model.config
+    config = model.config
     for module in list(model.modules()):
         if isinstance(module, NormedWeight):
             plain_weight(module)
-    for block in stack.block_list(model.base_model):
-        fold_mlp_scales(block, stack.mlp)
-        fold_gains(block, stack)
-        for attention in stack.attentions(block):
-            fold_temperatures(block, attention)
-    fold_embedding_scale(model, stack)
+    for stack in stacks_of(model):
+        for block in stack.block_list(model.base_model):
+            fold_mlp_scales(block, stack.mlp)
+            fold_gains(block, stack)
+            for attention in stack.attentions(block):
+                fold_temperatures(block, attention)
+        fold_embedding_scale(model, stack)
     config.weight_norm, config.residual_gain, config.ffn_scale = "none", "none", False
     config.attention_temperature = config.attention_temperature and config.query_key_norm
 
@@ -47,7 +48,8 @@ def untie_head(model: PreTrainedModel) -> None:
     if head_is_tied(model):
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.clone())
-        model.config.tie_word_embeddings = False
+        if len(model._tied_weights_keys or {}) == 1:  # T5 ties the embeddings of its stacks by the same field
+            model.config.tie_word_embeddings = False
 
 
 def fold_embedding_scale(model: PreTrainedModel, stack: StackSites) -> None:
@@ -116,9 +118,10 @@ def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
 
 def fuse_identities(model: PreTrainedModel) -> None:
     """$W_2 (W_1 x + b_1) + b_2$ as one projection wherever nothing stands between the two, in place."""
-    stack, config = stack_of(model), model.config
+    config = model.config
     activations = config.block_activations  # a list of its own
-    for index, block in enumerate(stack.block_list(model.base_model)):
+    blocks = [(stack, block) for stack in stacks_of(model) for block in stack.block_list(model.base_model)]
+    for index, (stack, block) in enumerate(blocks):
         if activations[index] != "identity" or stack.mlp.gated:
             continue
         (reader,), writer = stack.mlp.reader_modules(block), stack.mlp.writer_module(block)

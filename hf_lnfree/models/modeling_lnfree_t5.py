@@ -158,7 +158,7 @@ class LNFreeT5ForSequenceClassification(Head, LNFreeT5Mixin, T5ForSequenceClassi
     backbone = LNFreeT5Model
 
     def add_head(self, config: PreTrainedConfig) -> None:
-        self.classification_head = T5ClassificationHead(config)
+        self.classification_head = T5ClassificationHead(cast(T5Config, config))
 
 
 class LNFreeT5ForTokenClassification(TokenClassificationHead, LNFreeT5Mixin, T5ForTokenClassification):

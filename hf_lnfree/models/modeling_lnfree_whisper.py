@@ -76,7 +76,7 @@ class LNFreeWhisperMixin(LNFreeMixin):
     """Where Whisper keeps its branches. Its dropouts are functions, so no branch has a module for one."""
 
     config_class = LNFreeWhisperConfig
-    stacks = (ENCODER, DECODER)
+    stacks: ClassVar[tuple[StackSites, ...]] = (ENCODER, DECODER)
 
 
 class LNFreeWhisperModel(LNFreeWhisperMixin, WhisperModel):
@@ -92,18 +92,16 @@ class LNFreeWhisperForConditionalGeneration(Head, LNFreeWhisperMixin, WhisperFor
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
 
-    def _prepare_decoder_input_ids_for_generation(
+    def _prepare_decoder_input_ids_for_generation(  # type: ignore[override]  # whose self is a protocol
         self, batch_size: int, model_input_name: str, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         # transformers puts a start token before whatever begins otherwise, but not for the model_type "whisper":
         # a prompt stands before the start token there.
         for name in ("decoder_input_ids", "input_ids"):
             if model_kwargs.get(name) is not None:
-                given = model_kwargs.pop(name)
-                return given, model_kwargs
-        return super()._prepare_decoder_input_ids_for_generation(
-            batch_size, model_input_name, model_kwargs, *args, **kwargs
-        )
+                return model_kwargs.pop(name), model_kwargs
+        prepare: Any = super()._prepare_decoder_input_ids_for_generation  # type: ignore[misc]  # the same
+        return prepare(batch_size, model_input_name, model_kwargs, *args, **kwargs)
 
 
 class LNFreeWhisperForAudioClassification(LNFreeWhisperMixin, WhisperForAudioClassification):

@@ -118,7 +118,8 @@ def control_heads(block: nn.Module, attention: AttentionBranch, config: PreTrain
         module.query_key.attach(block, attention.readers[0])
         return
     query, key, *_ = attention.query_key_norms or attention.query_key_value_readers
-    queries, keys = (matrix_shape(block.get_submodule(path))[0] for path in attention.query_key_value_readers[:2])
+    projections = attention.projections(block)
+    queries, keys = (matrix_shape(projections[path])[0] for path in attention.query_key_value_readers[:2])
     # Not "query..." or "key...": transformers renames what old checkpoints of ViT call so.
     module.q_control = HeadControl(heads, norm, temperature, split=bool(attention.query_key_norms))
     module.q_control.attach(block, query)

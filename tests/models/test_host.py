@@ -332,6 +332,20 @@ def generates(pair):
     pair.same(lambda model: (model.can_generate(), model.main_input_name, model.base_model_prefix))
 
 
+def speech(pair):
+    """A prompt of two tokens; time stamps are those of tests/models/test_whisper.py."""
+    if not pair.ours.can_generate() or not pair.ours.config.is_encoder_decoder:
+        return
+    start, name = torch.tensor(2), pair.ours.main_input_name
+    prompt = torch.tensor([[7, 2]])
+    found = [
+        model._prepare_decoder_input_ids_for_generation(1, name, {"decoder_input_ids": prompt.clone()}, start)[0]
+        for model in (pair.ours, pair.theirs)
+    ]
+    assert torch.equal(*found)
+    assert torch.equal(found[0], prompt) == (pair.types[1] == "whisper")
+
+
 # Who decides what, as docs/host.md says it -> what must be so for a class of ours.
 CHECKS = {
     "whether labels are shifted under `label_smoothing_factor`": smoothed,
@@ -354,6 +368,7 @@ CHECKS = {
     ),
     "how a model is split over devices": plans,
     "whether and how a model generates": generates,
+    "what is Whisper's own: prompts before the start token, time stamps": speech,
 }
 OURS = {name: found for name in models.__all__ if isinstance(found := getattr(models, name), type)}
 OURS = {name: found for name, found in OURS.items() if issubclass(found, PreTrainedModel)}
