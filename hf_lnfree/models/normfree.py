@@ -339,6 +339,14 @@ class LNFreeMixin(Base):
                 )
         super().__setattr__(name, value)
 
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """As in torch, by the names of `named_parameters`; of a normed weight what is trained."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        if isinstance(module, NormedWeight) and name == "weight":
+            return cast(nn.Parameter, module.trained)
+        return super().get_parameter(target)
+
     def norms_to_tune(self, asked: Any) -> Any:
         """PEFT's `LNTuningConfig` without the norms that have nothing to train, see `host.norms_to_tune`."""
         return norms_to_tune(self, self.stacks, asked)

@@ -1,0 +1,28 @@
+"""A checkpoint that lacks tensors: transformers names them, and what stands in their place is a fresh model's."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..conftest import GPT2
+
+MATRIX = "transformer.h.1.mlp.c_fc.weight"
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["matrix alone", "matrix and norm"])
+@pytest.mark.parametrize(("kind", "beside"), [("weight", "_scale"), ("spectral", "_u")])
+def test_matrix_with_a_normed_weight_may_be_missing(kind, beside, also, tmp_path):
+    GPT2.model(seed=1, weight_norm=kind).save_pretrained(tmp_path)
+    stored, missing = load_file(tmp_path / "model.safetensors"), {MATRIX} | ({MATRIX + beside} if also else set())
+    save_file(
+        {name: x for name, x in stored.items() if name not in missing}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+
+    torch.manual_seed(0)
+    model, report = GPT2.head("CausalLM").from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == missing
+    weight = model.get_parameter(MATRIX)
+    assert weight is dict(model.named_parameters())[MATRIX]
+    assert 0.15 < weight.std() < 0.25  # initializer_range is 0.2
+    if also and kind == "weight":
+        torch.testing.assert_close(model.transformer.h[1].mlp.c_fc.weight, weight.data)
