@@ -269,9 +269,11 @@ class LNFreeMixin(Base):
         tied = super().get_expanded_tied_weights_keys(all_submodels)
         return tied if all_submodels or self.base_model is not self else tied | shared_slope_keys(self)
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Custom code skips modules without parameters of their own, among them those that scale residual projections.
-        super()._initialize_weights(module, is_custom_code=False)
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Of custom code transformers initialises no module without parameters of its own. Those that scale residual
+        # projections and the attentions of T5 are such; the stock stacks within a model are told the same.
+        return False
 
     @torch.no_grad()
     @init.guard_torch_init_functions()

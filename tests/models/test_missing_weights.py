@@ -4,7 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..conftest import GPT2
+import hf_lnfree
+from hf_lnfree.models import FAMILIES
+
+from ..conftest import BERT, EVERY, GATED_T5, GPT2, T5, VIT, WHISPER
 
 MATRIX = "transformer.h.1.mlp.c_fc.weight"
 
@@ -26,3 +29,15 @@ def test_matrix_with_a_normed_weight_may_be_missing(kind, beside, also, tmp_path
     assert 0.15 < weight.std() < 0.25  # initializer_range is 0.2
     if also and kind == "weight":
         torch.testing.assert_close(model.transformer.h[1].mlp.c_fc.weight, weight.data)
+
+
+@pytest.mark.parametrize("family", [*EVERY, BERT, VIT, T5, GATED_T5, WHISPER], ids=lambda family: family.name)
+def test_model_of_which_nothing_is_there_is_drawn_as_a_fresh_one(family):
+    backbone = getattr(hf_lnfree, f"{family.prefix}Model")
+    for model_class in (backbone, *FAMILIES[backbone]):
+        torch.manual_seed(0)
+        fresh = model_class(family.config(initializer_range=0.3)).state_dict()
+        loaded = model_class.from_pretrained(None, config=family.config(initializer_range=0.3), state_dict={})
+        for name, tensor in loaded.state_dict().items():
+            if tensor.numel() >= 200:
+                torch.testing.assert_close(tensor.std(), fresh[name].std(), rtol=0.3, atol=0.0, msg=name)
