@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
+from .activations import build_activation
 from .configuration_lnfree import LNFreeConfigMixin, auto_map
 from .errors import ConfigurationError
 from .heads import Head, labels
@@ -101,6 +102,9 @@ class LNFreeBertForMaskedLM(Head, LNFreeBertMixin, BertForMaskedLM):
 
     def add_head(self, config: PreTrainedConfig) -> None:
         self.cls = BertOnlyMLMHead(config)
+        # One that a checkpoint of the backbone lacks, and whose slope begins where the others do.
+        activation = build_activation(config.hidden_act, config.hidden_size, config.negative_slope)
+        self.cls.predictions.transform.transform_act_fn = activation
 
 
 class LNFreeBertForSequenceClassification(Classifier, LNFreeBertMixin, BertForSequenceClassification):

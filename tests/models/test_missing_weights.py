@@ -60,3 +60,11 @@ def test_trained_model_is_not_initialised_again(family):
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.post_init()
     torch.testing.assert_close(dict(model.state_dict()), trained, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("activation", ["learnable_leaky_relu", "prelu"])
+def test_head_on_a_backbone_alone_begins_with_the_slope_of_its_configuration(activation, tmp_path):
+    hf_lnfree.LNFreeBertModel(BERT.config(activation=activation, negative_slope=0.1)).save_pretrained(tmp_path)
+    model = BERT.head("MaskedLM").from_pretrained(tmp_path)
+    (slope,) = model.cls.predictions.transform.transform_act_fn.parameters()
+    torch.testing.assert_close(slope.data, torch.full_like(slope, 0.1))
