@@ -165,4 +165,5 @@ def test_studies_of_the_findings_can_be_run(path):
             model, data, _ = study.arguments(row, 0, Path("unused"))
             config = model.config(data.context_length)
             assert config.norm in (config.stock_norm, "none", row.split(" ")[0])
-            assert (norm == "layernorm") == ("LN" in row or path.stem in ("scale", "shapes"))
+            kept = "LN" in row or row.startswith("RMS") or path.stem in ("scale", "shapes")
+            assert (config.norm == config.stock_norm) == kept
