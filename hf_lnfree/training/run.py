@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, TrainerCallback, default_data_collator, set_seed
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
@@ -27,6 +30,7 @@ from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
 from .lock import LOCK, only_run
 from .log import LOG
+from .losses import IGNORED
 from .possible import require_possible
 from .procedure import Procedure
 from .recorder import RECORD
@@ -203,6 +207,8 @@ def collator_of(data: RunData, model: PreTrainedModel) -> Any:
     """What makes a batch of examples: transformers' own."""
     if data.objective.auto_class == "AutoModelForSeq2SeqLM":
         return Seq2SeqBatch(DataCollatorForSeq2Seq(data.tokenizer, model))
+    if data.objective.name == "speech":
+        return SpeechBatch(model)
     return default_data_collator
 
 
@@ -227,9 +233,23 @@ class EachEpoch(TrainerCallback):
             self.data.set_epoch(int(state.epoch or 0))
 
 
+@dataclass
+class SpeechBatch:
+    """Features of recordings, which all have one length, and labels filled up with -100."""
+
+    model: PreTrainedModel
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = {"input_features": torch.stack([example["input_features"] for example in examples])}
+        labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=IGNORED)
+        config: Any = self.model.config
+        decoded = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+        return batch | {"labels": labels, "decoder_input_ids": decoded}
+
+
 def tokens_an_example(trainer: LNFreeTrainer, data: RunData) -> int:
-    """What a model reads of one: an image's are its patches and the class token, a pair has the mean of all pairs."""
-    if data.objective.example == "pair":
+    """What a model reads of one: of an image its patches and a class token, of pairs and recordings the mean."""
+    if data.objective.example in ("pair", "recording"):
         return round(data.train.meta["tokens"] / data.train.meta["documents"])
     if data.objective.example == "window":
         return data.train.meta["context_length"]
