@@ -57,6 +57,7 @@ from .models import LNFreeViTConfig as LNFreeViTConfig
 from .models import LNFreeViTForImageClassification as LNFreeViTForImageClassification
 from .models import LNFreeViTModel as LNFreeViTModel
 from .models import MLPBranch as MLPBranch
+from .models import ReplacedConfig as ReplacedConfig
 from .models import StackSites as StackSites
 from .models import leaky_relu as leaky_relu
 from .models import named_slopes as named_slopes

@@ -57,6 +57,7 @@ from .modeling_lnfree_qwen3 import (
 )
 from .modeling_lnfree_vit import LNFreeViTConfig, LNFreeViTForImageClassification, LNFreeViTModel
 from .normfree import LNFreeMixin, named_slopes
+from .replaced import ReplacedConfig
 from .sites import AttentionBranch, MLPBranch, StackSites
 
 FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
@@ -151,6 +152,7 @@ __all__ = [
     "LNFreeViTModel",
     "LearnableLeakyReLU",
     "MLPBranch",
+    "ReplacedConfig",
     "StackSites",
     "leaky_relu",
     "named_slopes",
