@@ -15,6 +15,9 @@ from .analysis import EntropyReport as EntropyReport
 from .analysis import compare_reports as compare_reports
 from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
+from .conversion import load_norm_free as load_norm_free
+from .conversion import replace_norms as replace_norms
+from .conversion import save_norm_free as save_norm_free
 from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
 from .models import LNFreeBertConfig as LNFreeBertConfig
