@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -199,6 +200,19 @@ def test_modules_that_a_checkpoint_lacks_begin_as_they_should(tmp_path):
     assert torch.equal(loaded.model.layers[0].input_layernorm.weight, weight)
 
 
+@pytest.mark.parametrize("name", ["MixtralModel", "MixtralForCausalLM"])
+def test_weights_are_called_as_those_of_the_stock_model(name, tmp_path):
+    """On disk Mixtral has a matrix an expert, and in memory one of all experts: transformers converts by type."""
+    stock = getattr(transformers, name)(transformers.MixtralConfig(**BY_NAME["MixtralForCausalLM"].fields))
+    model = copy.deepcopy(stock)
+    report = replace_norms(model, "none")
+    for folder, one in (("stock", stock), ("ours", model)):
+        one.save_pretrained(tmp_path / folder)
+    keys = {folder: set(load_file(tmp_path / folder / "model.safetensors")) for folder in ("stock", "ours")}
+    assert any("experts.1." in key for key in keys["stock"])
+    assert keys["ours"] == keys["stock"] - {f"{path}.weight" for path in report.replaced}
+
+
 DETACHED = """
 import sys, warnings
 warnings.simplefilter("ignore")
@@ -302,7 +316,7 @@ class OwnMistral(transformers.MistralForCausalLM):
     """A class of somebody's own."""
 
 
-def test_models_that_cannot_be_replaced_say_why(tmp_path):
+def test_models_that_cannot_be_replaced_say_why():
     with pytest.raises(ModelError, match=r"LNFreeGPT2ForCausalLM is a model of hf_lnfree.*LNFreeGPT2Config"):
         replace_norms(GPT2.model())
     with pytest.raises(ModelError, match=r"OwnMistral .* is no public class"):
