@@ -4,19 +4,17 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, TrainerCallback, default_data_collator, set_seed
-from transformers.models.whisper.modeling_whisper import shift_tokens_right
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.likelihood import perplexity
 from ..data.arguments import DIGITS, STDLIB, DataArguments
+from ..data.collators import collator_of
 from ..data.splits import RunData
 from ..data.windows import batches_of
 from ..errors import SettingsError
@@ -30,7 +28,6 @@ from .efficiency import CHOICES, settled_choices
 from .entropy_regularization import EntropyRegularization
 from .lock import LOCK, only_run
 from .log import LOG
-from .losses import IGNORED
 from .possible import require_possible
 from .procedure import Procedure
 from .recorder import RECORD
@@ -189,7 +186,7 @@ def build_trainer(
     model: Any, data: RunData, args: LNFreeTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
 ) -> LNFreeTrainer:
     """The trainer on both splits, with examples for its flight recorder."""
-    collator = collator_of(data, model)
+    collator = collator_of(data.objective, data.tokenizer, model)
     return LNFreeTrainer(
         model=model,
         args=args,
@@ -203,25 +200,6 @@ def build_trainer(
     )
 
 
-def collator_of(data: RunData, model: PreTrainedModel) -> Any:
-    """What makes a batch of examples: transformers' own."""
-    if data.objective.auto_class == "AutoModelForSeq2SeqLM":
-        return Seq2SeqBatch(DataCollatorForSeq2Seq(data.tokenizer, model))
-    if data.objective.name == "speech":
-        return SpeechBatch(model)
-    return default_data_collator
-
-
-@dataclass
-class Seq2SeqBatch:
-    """[`DataCollatorForSeq2Seq`] with labels as lists: of tensors it warns that it reads them slowly."""
-
-    collator: DataCollatorForSeq2Seq
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
-        return self.collator([example | {"labels": example["labels"].tolist()} for example in examples])
-
-
 class EachEpoch(TrainerCallback):
     """Tells data that are made anew in every epoch which one it is; loaders of several processes do not."""
 
@@ -231,20 +209,6 @@ class EachEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(int(state.epoch or 0))
-
-
-@dataclass
-class SpeechBatch:
-    """Features of recordings, which all have one length, and labels filled up with -100."""
-
-    model: PreTrainedModel
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch = {"input_features": torch.stack([example["input_features"] for example in examples])}
-        labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=IGNORED)
-        config: Any = self.model.config
-        decoded = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-        return batch | {"labels": labels, "decoder_input_ids": decoded}
 
 
 def tokens_an_example(trainer: LNFreeTrainer, data: RunData) -> int:

@@ -268,3 +268,20 @@ def test_a_study_of_classifiers_compares_accuracies(tmp_path, cache_dir, capsys)
     assert "s accuracy is" in page
     report = EntropyReport.load(out / "SM+R" / "seed-0" / "entropy.json")
     assert "class token" in report.table()
+
+
+def test_the_entropy_command_takes_models_of_images_and_of_speech(arguments, tmp_path, cache_dir, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", cache_dir)
+    train(*arguments("vit", "seen", max_steps=2))
+    assert main(["entropy", str(tmp_path / "seen"), "--data", "digits", "--device", "cpu"]) == 0
+    assert "class token" in capsys.readouterr().out
+    assert main(["entropy", str(tmp_path / "seen"), "--device", "cpu"]) == 1
+    assert "reads images: give --data digits" in capsys.readouterr().err
+    speak(tmp_path / "said", [f"{a}{b}" for a in "abcdefgh" for b in "klmnopqrst"])
+    speech = {"data": str(tmp_path / "said"), "vocab_size": 300, "audio_seconds": 1}
+    train(*arguments("whisper", "heard", speech, max_steps=2))
+    assert main(["entropy", str(tmp_path / "heard"), "--data", str(tmp_path / "said"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "encoder_attn: heads by quarter of 3.91 nats (cross)" in printed  # ln 50
+    assert main(["entropy", str(tmp_path / "heard"), "--data", "digits", "--device", "cpu"]) == 1
+    assert "reads speech" in capsys.readouterr().err
