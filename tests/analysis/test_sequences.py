@@ -104,13 +104,10 @@ def test_a_class_token_has_a_line_of_its_own():
     pixels = torch.randn(12, 3, 24, 24, dtype=torch.float64)
     report = AttentionEntropyAnalyzer(model).run([{"pixel_values": pixels[:5]}, {"pixel_values": pixels[5:]}])
     alone, others = report.first_token
-    for layer, of_layer in enumerate(record_of(model, pixels)):  # B H Q
-        torch.testing.assert_close(
-            alone[layer], of_layer[:, :, 0].mean(0), rtol=1e-6, atol=0
-        )  # eager attention takes its softmax in float32
-        torch.testing.assert_close(
-            others[layer], of_layer[:, :, 1:].mean((0, 2)), rtol=1e-6, atol=0
-        )  # eager attention takes its softmax in float32
+    # B H Q, of eager attention, which takes its softmax in float32.
+    for layer, of_layer in enumerate(record_of(model, pixels)):
+        torch.testing.assert_close(alone[layer], of_layer[:, :, 0].mean(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(others[layer], of_layer[:, :, 1:].mean((0, 2)), rtol=1e-6, atol=0)
     assert report.metadata["class_token"]
     assert f"class token {float(alone.mean()):.2f} nats, other queries {float(others.mean()):.2f} nats" in str(report)
     assert report.by_layer().rows[1][-1] == f"{float(alone[1].mean()):.2f}"
