@@ -2,7 +2,8 @@ r"""How alike two sets of features see the same rows: centred kernel alignment (
 
 With linear kernels $K = X X^\top$, $L = Y Y^\top$ whose diagonals are left out, HSIC is estimated by (Song et al. 2012)
 
-$$\frac{1}{n(n-3)} \left[ \mathrm{tr}(K L) + \frac{1^\top K 1 \, 1^\top L 1}{(n-1)(n-2)} - \frac{2}{n-2} 1^\top K L 1 \right]$$
+$$\frac{1}{n(n-3)} \left[ \mathrm{tr}(K L) + \frac{1^\top K 1 \, 1^\top L 1}{(n-1)(n-2)}
+- \frac{2}{n-2} 1^\top K L 1 \right]$$
 
 and $CKA = HSIC(K, L) / \sqrt{HSIC(K, K) HSIC(L, L)}$. Every term follows from sums over rows. Shapes as in `moments`.
 """

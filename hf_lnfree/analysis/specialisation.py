@@ -60,8 +60,8 @@ def firing(together: Tensor, count: Tensor | float) -> Firing:
 def effective_patterns(together: Tensor, count: float) -> Tensor:
     r"""
     $\exp(-\sum_i \mu_i \ln \mu_i)$ with $\mu$ the eigenvalues of $S^\top S / (N D)$, S [N, D] being 1 where a unit
-    fires and -1 where it does not: the Vendi score (arXiv 2210.02410) of the N patterns, two of which are as similar as their
-    share of equal signs minus that of different ones.
+    fires and -1 where it does not: the Vendi score (arXiv 2210.02410) of the N patterns, two of which are as similar as
+    their share of equal signs minus that of different ones.
     """
     each = together.diagonal()
     signs = 4 * together - 2 * (each[:, None] + each) + count  # S^T S
