@@ -15,6 +15,7 @@ from .analysis import EntropyReport as EntropyReport
 from .analysis import compare_reports as compare_reports
 from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
+from .analysis import record_mlp as record_mlp
 from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
 from .models import LNFreeBertConfig as LNFreeBertConfig

@@ -15,3 +15,6 @@ from .entropy_report import EntropyReport as EntropyReport
 from .entropy_report import published_reports as published_reports
 from .linearity import Attribution as Attribution
 from .linearity import attribute as attribute
+from .mlp_capture import MLPRecord as MLPRecord
+from .mlp_capture import MLPRows as MLPRows
+from .mlp_capture import record_mlp as record_mlp
