@@ -12,6 +12,9 @@ from . import studies as studies
 from . import training as training
 from .analysis import AttentionEntropyAnalyzer as AttentionEntropyAnalyzer
 from .analysis import EntropyReport as EntropyReport
+from .analysis import GeometryAnalyzer as GeometryAnalyzer
+from .analysis import GeometryReport as GeometryReport
+from .analysis import compare_geometry as compare_geometry
 from .analysis import compare_reports as compare_reports
 from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy

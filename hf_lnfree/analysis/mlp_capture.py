@@ -180,6 +180,7 @@ class _Recorder:
             for holder in model.modules()
             if isinstance(holder, nn.ModuleList)
             for block in holder
+            if block is not None  # Informer
             for item in block.modules()
         }
         self.record = MLPRecord()

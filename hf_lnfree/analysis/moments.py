@@ -6,8 +6,8 @@ Shapes: N rows (tokens), D features, E other features, K groups.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,24 @@ from ..errors import DataError
 
 
 @dataclass
-class Moments:
+class Sums:
+    """Tensors of sums by group, which stands first: K groups in each."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def whole(self) -> Self:
+        """All groups as one."""
+        return type(self)(*(value.sum(0, keepdim=True, dtype=torch.float64) for value in vars(self).values()))
+
+    def without(self, group: int) -> Self:
+        """All groups but one, as one."""
+        parts = vars(self).values()
+        return type(self)(*(part.sum(0, keepdim=True, dtype=torch.float64) - part[group] for part in parts))
+
+
+@dataclass
+class Moments(Sums):
     r"""
     Sums over the rows $x$ of a matrix, float64, by group. They take $O(K D^2)$ whatever the number of rows.
 
@@ -63,20 +80,9 @@ class Moments:
         self.fourth[group] += squares.square().sum()
         self.cubic[group] += x.mT @ squares
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def whole(self) -> "Moments":
-        """All groups as one."""
-        return Moments(*(getattr(self, f.name).sum(0, keepdim=True) for f in fields(self)))
-
-    def without(self, group: int) -> "Moments":
-        """All groups but one, as one."""
-        return Moments(*(value.sum(0, keepdim=True) - value[group : group + 1] for value in vars(self).values()))
-
 
 @dataclass
-class CrossMoments:
+class CrossMoments(Sums):
     r"""
     Sums over pairs of rows $x$, $y$ of the same tokens, float64, by group.
 
@@ -110,35 +116,37 @@ class CrossMoments:
         self.right[group] += y.mT @ x2
         self.both[group] += x2 @ y2
 
-    def __add__(self, other: "CrossMoments") -> "CrossMoments":
-        return CrossMoments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def whole(self) -> "CrossMoments":
-        """All groups as one."""
-        return CrossMoments(*(value.sum(0, keepdim=True) for value in vars(self).values()))
-
-    def without(self, group: int) -> "CrossMoments":
-        """All groups but one, as one."""
-        return CrossMoments(*(value.sum(0, keepdim=True) - value[group : group + 1] for value in vars(self).values()))
-
-
-def jackknife(metric: Callable[..., Tensor], *sums: Moments | CrossMoments) -> tuple[Tensor, Tensor]:
+def jackknife(metric: Callable[..., Tensor], *sums: Any) -> tuple[Tensor, Tensor]:
     r"""
     A metric of all rows, and its standard error over groups:
     $\sqrt{\frac{K-1}{K} \sum_k (\theta_{(k)} - \bar\theta)^2}$ with $\theta_{(k)}$ that without group $k$.
 
     Args:
         metric: of sums that are one group each.
-        sums: with the same K groups; groups without rows are left out.
+        sums: with the same K groups, the first of which counts rows; groups without any are left out.
 
     Returns:
         The value and the standard error; the error of fewer than two groups is NaN.
     """
     value = metric(*(part.whole() for part in sums))
-    first = sums[0]
-    filled = first.count.nonzero().flatten().tolist() if isinstance(first, Moments) else []
-    if len(filled) < 2:
-        return value, torch.full_like(value, torch.nan)
-    left = torch.stack([metric(*(part.without(group) for part in sums)) for group in filled])
-    share = (len(filled) - 1) / len(filled)
-    return value, (share * (left - left.mean(0)).square().sum(0)).sqrt()
+    return value, standard_error(left_out(metric, sums[0].count, *sums))
+
+
+def left_out(metric: Callable[..., Tensor], count: Tensor, *sums: Any) -> Tensor:
+    """[K, ...] a metric without each group in turn; NaN for groups without rows, by `count` [K, ...]."""
+    filled = count.flatten(1).sum(1) > 0 if count.dim() > 1 else count > 0
+    found = {group: metric(*(part.without(group) for part in sums)) for group in filled.nonzero().flatten().tolist()}
+    if not found:
+        return torch.full((len(filled),), torch.nan)
+    nothing = torch.full_like(next(iter(found.values())), torch.nan)
+    return torch.stack([found.get(group, nothing) for group in range(len(filled))])
+
+
+def standard_error(left: Tensor) -> Tensor:
+    """Of a metric [K, ...] without each group in turn; groups where it is NaN are left out, and two are needed."""
+    known = ~left.isnan()
+    groups = known.sum(0)
+    mean = left.nan_to_num().sum(0) / groups
+    squares = (left - mean).square().where(known, 0.0).sum(0)
+    return ((groups - 1) / groups * squares).sqrt().where(groups > 1, torch.nan)

@@ -4,12 +4,51 @@ The names are ours: arXiv 2410.09637 speaks of specialisation in input space and
 units.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from ..errors import DataError
+from .moments import Sums
 from .spectra import spectral_entropy
+
+EXACT = 2**24
+"""Up to here float32 counts."""
+
+
+@dataclass
+class SignSums(Sums):
+    """
+    Counts by group, in float32 to take half the memory; NaN for units that have a pre-activation which is NaN.
+
+    Args:
+        count: [K] rows.
+        together: [K, D, D] in how many rows two units fire both.
+    """
+
+    count: Tensor
+    together: Tensor
+
+    @classmethod
+    def empty(cls, width: int, groups: int = 1, device: torch.device | str = "cpu") -> Self:
+        """Of no rows."""
+        return cls(torch.zeros(groups, device=device), torch.zeros(groups, width, width, device=device))
+
+    def add(self, pre: Tensor, group: int = 0) -> None:
+        """
+        Args:
+            pre: [N, D] pre-activations of one group.
+
+        Raises:
+            DataError: more rows in a group than float32 can count.
+        """
+        if self.count[group] + len(pre) > EXACT:
+            raise DataError(f"A group holds more than {EXACT} rows, which cannot be counted: take more groups.")
+        fires = (pre > 0).to(self.together).masked_fill_(pre.isnan(), torch.nan)
+        self.count[group] += len(pre)
+        self.together[group].addmm_(fires.mT, fires)
 
 
 class Firing(NamedTuple):
@@ -45,6 +84,8 @@ def firing(together: Tensor, count: Tensor | float) -> Firing:
         count: rows, N.
     """
     together, n = together.double(), float(count)
+    if not n:
+        return Firing(together.diagonal() / n, *torch.full((5,), torch.nan, dtype=torch.float64))
     each = together.diagonal()  # D
     frequency = each / n
     union = each[:, None] + each - together
@@ -65,5 +106,7 @@ def effective_patterns(together: Tensor, count: float) -> Tensor:
     """
     each = together.diagonal()
     signs = 4 * together - 2 * (each[:, None] + each) + count  # S^T S
+    if signs.isnan().any():
+        return torch.full((), torch.nan, dtype=signs.dtype)
     spectrum = torch.linalg.eigvalsh(signs / (count * len(each))).clamp_min(0)
     return spectral_entropy(spectrum).exp()
