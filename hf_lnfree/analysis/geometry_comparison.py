@@ -81,7 +81,7 @@ def compare_geometry(baseline: GeometryReport, other: GeometryReport) -> Geometr
         )
     same = all(baseline.metadata.get(key) == other.metadata.get(key) for key in ("data_sha256", "groups"))
     paired = same and baseline.metadata.get("data_sha256") is not None and baseline.documents == other.documents
-    groups = min(int(report.metadata.get("groups", 1)) for report in (baseline, other))
+    groups = min(min(int(report.metadata["groups"]), report.documents) for report in (baseline, other))
     difference, errors, moved = {}, {}, {}
     for metric in (key for key in baseline.values if key in other.values):
         change = other.values[metric] - baseline.values[metric]

@@ -26,6 +26,9 @@ LIMITS = (
 )
 
 
+SMALLEST_SHARE = 1e-7  # below, there is nothing but rounding
+
+
 class Line(NamedTuple):
     """A panel: a metric by layer, and one that is drawn dashed beside it."""
 
@@ -95,12 +98,13 @@ def spectra(reports: Sequence[GeometryReport], columns: int = 2) -> Figure:
         for report, ax in zip(reports, axes, strict=True):
             for key, style in (("spectrum_pre", ":"), ("spectrum_post", "-")):
                 for layer, values in enumerate(report.units[key]):
-                    shares = (values / values.nansum()).tolist()
+                    shares = values / values.nansum()
+                    shares = shares.where(shares > SMALLEST_SHARE, torch.nan).tolist()
                     ax.plot(range(1, len(shares) + 1), shares, style, **layer_style(layer, most))
             ax.set(xlabel="rank", ylabel="share of variance", title=shorten(report.name), xscale="log")
             plain_ticks(ax.xaxis)
             if report.units["spectrum_post"].isfinite().any():
-                ax.set(yscale="log", ylim=(1e-7, 1.2))
+                ax.set(yscale="log", ylim=(SMALLEST_SHARE, 1.2))
                 plain_ticks(ax.yaxis)
         layer_bar(figure, axes, most)
         return figure
