@@ -20,7 +20,7 @@ from ..errors import DataError, SettingsError
 from ..files import require_own
 from ..loading import find_device, load_tokenizer
 from ..pages.geometry import comparable, write_geometry_page
-from .entropy import display_names, headless_model, held_out_images
+from .entropy import display_names, headless_model, images
 
 TEXT_CLASSES = ("next_token", "position")
 MOST_DOCUMENTS = 20_000  # that are read
@@ -52,8 +52,8 @@ def geometry_command(
         model = headless_model(name, context_length, device=place, **access)
         wanted = classes
         if model.main_input_name == "pixel_values":
-            images = held_out_images(model, arguments)
-            batches = batches_of(images, default_data_collator, max_windows, batch_size)
+            pictures = images(model, arguments)
+            batches = batches_of(pictures, default_data_collator, max_windows, batch_size)
         elif data == DIGITS:
             raise SettingsError(
                 f"{name} reads text, and {data!r} are images. Give 'stdlib', a file or a folder of text."
