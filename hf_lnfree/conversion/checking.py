@@ -1,4 +1,4 @@
-"""Whether a conversion kept what the model computes: logits before and after, on random tokens."""
+"""Whether a conversion kept what the model computes: logits before and after, on random tokens or images."""
 
 import copy
 import os
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 CHECKED_TOKENS = (2, 16)
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 # Largest difference of a logit that counts as rounding, as a share of the largest logit (of 1 at least), by the coarser
 # of the two dtypes. Rotary embeddings are computed in float32 at the most.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -21,11 +22,34 @@ def random_tokens(config: Any) -> torch.Tensor:
     return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
 
 
+def random_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The same as arguments of a model: a batch of random tokens, or of random images [B, C, H, W]."""
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        side = config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        shape = (CHECKED_TOKENS[0], config.num_channels, height, width)
+        return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=model.dtype)}
+    ids = random_tokens(config)
+    # Without a token for padding a head that scores whole sequences takes one at a time.
+    alone = type(model).__name__.endswith("ForSequenceClassification") and config.pad_token_id is None
+    return {"input_ids": ids[:1] if alone else ids}
+
+
+def outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model of any head answers, as one list of numbers."""
+    found = model(**inputs)
+    return torch.cat([found[name].flatten() for name in OUTPUTS if found.get(name) is not None])
+
+
 @torch.no_grad()
 def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.device) -> dict[str, float]:
-    """The largest difference of logits on random tokens, the size of the logits, and what is taken for rounding."""
-    ids = random_tokens(before.config).to(device)
-    wanted, found = (model.eval().to(device)(ids).logits for model in (before, after))
+    """
+    The largest difference of logits on random inputs, the size of the logits, and what is taken for rounding; of a
+    model without a head its last hidden states are the logits.
+    """
+    inputs = {name: value.to(device) for name, value in random_inputs(before).items()}
+    wanted, found = (outputs(model.eval().to(device), inputs) for model in (before, after))
     return compared(wanted, found)
 
 

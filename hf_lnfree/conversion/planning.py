@@ -1,13 +1,15 @@
 """What must be true of a stock checkpoint before it becomes a model of ours, and how it does."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from ..errors import ModelError, listed
 from ..loading import reading
@@ -16,9 +18,11 @@ from .families import Family, family_of, set_block_norms, stack_of
 from .norm_sites import DISABLING_EPS
 from .published_removal import fixed_deviations, is_state
 
-# Masks that old checkpoints hold and no class reads.
 DEFAULT_EPS = 1e-5
-BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
+# Masks and positions that old checkpoints hold and no class reads.
+BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$")
+# Heads that BERT and ViT were pretrained with; transformers leaves them out for a class that has none.
+OTHER_HEADS = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.")
 
 
 @dataclass
@@ -33,6 +37,10 @@ class Plan:
     """What the model has beside the stored tensors: the deviations that its norms are fixed to."""
     disabled: bool = False
     """Whether its LayerNorms are disabled, by their epsilon or a fixed deviation, and have to be folded."""
+    absent: set[str] = field(default_factory=set)
+    """Parameters of norms that the checkpoint does not have; "none" stands there in the model."""
+    left_out: list[str] = field(default_factory=list)
+    """Names in the files that the class has no place for, as the stock class has none."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -55,13 +63,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
         with torch.device("meta"):
             model = model_class(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: find_name(name, model.base_model_prefix, parameters) for name in checkpoint.shapes}
+    renaming = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    found = {
+        name: find_name(renamed(name, renaming), model.base_model_prefix, parameters) for name in checkpoint.shapes
+    }
     result = Plan(model_class, config, {stored: name for stored, name in found.items() if name is not None})
     for norm, deviation in deviations.items():
         if (name := find_name(f"{norm}sigma", model.base_model_prefix, parameters)) is not None:
             result.values[name] = deviation
     missing = set(parameters) - set(result.names.values()) - set(result.values)
-    missing -= absent_norms(model, missing, config)
+    result.absent = absent_norms(model, missing, config)
+    missing -= result.absent
     for tied, source in model.all_tied_weights_keys.items():
         if {tied, source} <= set(result.names.values()):
             untie_unless_equal(checkpoint, result, tied, source)
@@ -69,6 +81,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
             missing -= {tied}
     unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
     unknown = {stored for stored in unknown if not is_state(stored, deviations)}
+    result.left_out = sorted(filter(OTHER_HEADS.search, unknown))
+    unknown -= set(result.left_out)
     problems = [
         f"{what} {len(names)} tensors: {listed(sorted(names))}"
         for what, names in (("lacks", missing), ("has unknown", unknown))
@@ -82,6 +96,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
         problems.append(f"has {listed(wrong)}")
     if problems:
         raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems)}.")
+    if result.left_out:
+        result.notes.append(f"Left out, as {model_class.__name__} has no part for it: {listed(result.left_out)}.")
     if deviations:
         result.disabled = True
         result.notes.append(
@@ -114,7 +130,8 @@ def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
     stock = family.stock_config.from_dict(dict(stored)).to_dict()
     fields = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
     norm = family.config.stock_norm
-    return family.config(**fields | {"norm": norm, "final_norm": norm})
+    after = "none" if family.stacks[-1].final_norm is None else norm
+    return family.config(**fields | {"norm": norm, "final_norm": after})
 
 
 def eps_of(family: Family, config: PreTrainedConfig) -> float:
@@ -122,9 +139,15 @@ def eps_of(family: Family, config: PreTrainedConfig) -> float:
     return DEFAULT_EPS if family.eps_field is None else getattr(config, family.eps_field)
 
 
+def renamed(stored: str, changes: Iterable[WeightRenaming]) -> str:
+    """What transformers calls a tensor today that has an older name in a file."""
+    for change in changes:
+        stored, _ = change.rename_source_key(stored)
+    return stored
+
+
 def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | None:
     """The parameter that a stored tensor belongs to, with the backbone's prefix or without, whatever its head is."""
-    stored = {"embed_out.weight": "lm_head.weight"}.get(stored, stored)
     candidates = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
     return next((name for name in candidates if name in parameters), None)
 

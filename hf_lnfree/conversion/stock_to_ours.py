@@ -108,7 +108,8 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     config = our_config(family, model.config.to_dict())
     new = blank(family.classes[type(model).__name__], config, model.dtype)
     new.load_state_dict(model.state_dict())
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return placed(new, model.device).train(model.training)
 
 

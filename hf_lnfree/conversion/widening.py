@@ -40,7 +40,8 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
     Widening(model, new).run()
     slopes = {name: value for name, value in model.state_dict().items() if name.endswith("negative_slope")}
     new.load_state_dict(slopes, strict=False)
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return placed(new, model.device).train(model.training)
 
 

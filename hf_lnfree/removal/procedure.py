@@ -57,7 +57,8 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
     new = blank(type(model), config, model.dtype)
     _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
     assert not unexpected, unexpected
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return new
 
 
