@@ -143,15 +143,25 @@ def family_of(model_type: str) -> Family:
     raise ModelError(f"model_type {model_type!r} is not known here. Models that can be converted: {known}.")
 
 
-def stack_of(model: PreTrainedModel) -> StackSites:
+def stacks_of(model: PreTrainedModel) -> tuple[StackSites, ...]:
     """
-    Where a decoder keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
+    Where a model keeps its norms and projections: what its class declares, or the family of ours that it is stock of.
 
     Raises:
-        ModelError: neither, or a model with an encoder and a decoder.
+        ModelError: neither.
     """
     base = model.base_model
-    stacks = base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+    return base.stacks if isinstance(base, LNFreeMixin) else family_of(model.config.model_type).stacks
+
+
+def stack_of(model: PreTrainedModel) -> StackSites:
+    """
+    The stack of a model that has one.
+
+    Raises:
+        ModelError: as `stacks_of`, or a model with an encoder and a decoder.
+    """
+    stacks = stacks_of(model)
     if len(stacks) > 1:
         raise ModelError(f"{type(model).__name__} has {len(stacks)} stacks of blocks, and this works on one.")
     return stacks[0]

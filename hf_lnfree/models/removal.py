@@ -1,9 +1,9 @@
-r"""A LayerNorm on its way to a fixed scale, and what it must know of the model around it.
+r"""A LayerNorm or RMSNorm on its way to a fixed scale, and what it must know of the model around it.
 
 Shapes: B batch, T tokens, D width.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ class FirstPosition:
         sequence that `position_ids` begin anew in a row has a first token of its own.
         """
         tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None and kwargs.get("inputs_embeds") is None:  # images: the class token is the first of a sequence
+            self.mask = None
+            return
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         length = tokens.shape[1]
         padding, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -45,13 +48,21 @@ class FirstPosition:
             self.mask = (torch.arange(length, device=tokens.device) + before == 0)[None, :, None]
 
 
-class RemovalNorm(OutputHook, nn.LayerNorm):
-    r"""
-    $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
-    $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559).
+# At run time the base of the mixin is the norm that it stands before.
+if TYPE_CHECKING:
+    Base = nn.LayerNorm
+else:
+    Base = object
 
-    $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it
-    over the data; the first position has one of its own, since its residual stream is many times larger.
+
+class RemovalNorm(OutputHook, Base):
+    r"""
+    $y = g \odot c(x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a norm at gate $\gamma = 0$, linear
+    at $\gamma = 1$ (arXiv 2409.13710, 2507.02559). [`RemovalLayerNorm`] and [`RemovalRMSNorm`] say what $c$ is.
+
+    $\sigma(x) = \sqrt{\mathrm{mean}(c(x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it over
+    the data; the first position has one of its own, since its residual stream is many times larger. Of an image the
+    first position is the class token.
 
     Buffers:
         sigma: [2], $\sigma_0$ at the first position and at all others.
@@ -61,6 +72,7 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
         batches: [], how many batches the average has seen; it moves only while `observing` is set.
     """
 
+    eps: float
     sigma: Tensor
     gate: Tensor
     first_gate: Tensor
@@ -98,7 +110,7 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # B T D
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        centred = wide - wide.mean(-1, keepdim=True)
+        centred = self.centred(wide)
         live = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()  # B T 1
         first = self.first_tokens(live)
         if self.observing:
@@ -107,12 +119,19 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
         fixed = others.lerp(self.sigma[FIRST].to(live.dtype), (1 - self.first_gate.to(live.dtype)) * first)
         self.deviation = (live / fixed - 1).where(~first, 0.0) if self.observing else None
 
+        bias = getattr(self, "bias", None)
+
         def normed(gate: Tensor) -> Tensor:
-            return (centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight + self.bias).to(x.dtype)
+            scaled = centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight
+            return (scaled if bias is None else scaled + bias).to(x.dtype)
 
         split = self.path is not None and bool(self.gate[MAIN] != self.gate[VALUE])
         self.value_input = normed(self.gate[VALUE]) if split else None
         return normed(self.gate[MAIN])
+
+    def centred(self, x: Tensor) -> Tensor:
+        """What is divided."""
+        raise NotImplementedError
 
     def first_tokens(self, live: Tensor) -> Tensor:
         mask = self.first.mask
@@ -153,3 +172,17 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
     def extra_repr(self) -> str:
         state = "meta" if self.gate.is_meta else f"gate={self.gate.tolist()}, sigma={self.sigma.tolist()}"
         return f"{super().extra_repr()}, {state}"
+
+
+class RemovalLayerNorm(RemovalNorm, nn.LayerNorm):
+    r"""[`RemovalNorm`] with $c(x) = x - \bar x$."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
+
+class RemovalRMSNorm(RemovalNorm, nn.RMSNorm):
+    r"""[`RemovalNorm`] with $c(x) = x$, and no $b$."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x

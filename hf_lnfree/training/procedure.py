@@ -16,7 +16,8 @@ class AttachedTrainer(Protocol):
     Args:
         args: its `TrainingArguments`.
         penalties: each is called after a forward pass in training, and what it returns is added to the loss.
-        train_dataset, eval_dataset: the windows.
+        train_dataset, eval_dataset: the examples.
+        data_collator: makes batches of them.
         is_fsdp_enabled: whether weights are sharded.
         unwrapped: the model without what distributes or compiles it.
     """
@@ -25,6 +26,7 @@ class AttachedTrainer(Protocol):
     penalties: list[Callable[[], Tensor]]
     train_dataset: Any
     eval_dataset: Any
+    data_collator: Any
     is_fsdp_enabled: bool
 
     @property
