@@ -115,7 +115,7 @@ def beginnings(model: PreTrainedModel, stack: StackSites) -> Iterator[Tensor]:
             yield found.weight
         elif isinstance(found, Tensor):
             yield found
-        elif found is not None:  # a projection of patches [D, ...]
+        else:  # a projection of patches [D, ...]
             yield found.weight.movedim(0, -1)
             if found.bias is not None:
                 yield found.bias

@@ -38,7 +38,6 @@ class LNFreeViTMixin(LNFreeMixin):
         StackSites(
             embeddings=(
                 "embeddings.cls_token",
-                "embeddings.mask_token",
                 "embeddings.position_embeddings",
                 "embeddings.patch_embeddings.projection",
             ),

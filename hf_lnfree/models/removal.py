@@ -28,7 +28,8 @@ class FirstPosition:
         sequence that `position_ids` begin anew in a row has a first token of its own.
         """
         tokens = args[0] if args else kwargs.get("input_ids")
-        if tokens is None and kwargs.get("inputs_embeds") is None:  # images: the class token is the first of a sequence
+        images = tokens is None and kwargs.get("inputs_embeds") is None
+        if images or (tokens is not None and tokens.dim() == 4):  # each is one sequence, which the class token begins
             self.mask = None
             return
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
@@ -57,8 +58,8 @@ else:
 
 class RemovalNorm(OutputHook, Base):
     r"""
-    $y = g \odot c(x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a norm at gate $\gamma = 0$, linear
-    at $\gamma = 1$ (arXiv 2409.13710, 2507.02559). [`RemovalLayerNorm`] and [`RemovalRMSNorm`] say what $c$ is.
+    $y = g \odot c(x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a norm at gate $\gamma = 0$,
+    linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559). [`RemovalLayerNorm`] and [`RemovalRMSNorm`] say what $c$ is.
 
     $\sigma(x) = \sqrt{\mathrm{mean}(c(x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it over
     the data; the first position has one of its own, since its residual stream is many times larger. Of an image the

@@ -43,7 +43,8 @@ class Procedure:
     Plain training of all weights, or of LoRA adapters that are merged at the end.
 
     Args:
-        lora_rank: rank of the adapters at every projection of the blocks; None to train all weights.
+        lora_rank: rank of the adapters at every projection of the blocks, and of a classifier; None to train all
+            weights.
         lora_alpha: their scale; twice the rank by default.
     """
 
@@ -63,7 +64,9 @@ class Procedure:
         if self.lora_rank is None:
             return model
         alpha = self.lora_alpha or 2 * self.lora_rank
-        config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        # PEFT's classes for tasks ask for a model that generates.
+        task = "CAUSAL_LM" if model.can_generate() and not model.config.is_encoder_decoder else None
+        config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
         return get_peft_model(model, config)
 
     def attach(self, trainer: AttachedTrainer, steps: int) -> None:

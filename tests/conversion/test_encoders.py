@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 import hf_lnfree
-from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, to_stock
+from hf_lnfree.conversion import Checkpoint, convert, convert_checkpoint, fold, to_stock
 from hf_lnfree.conversion.planning import plan
 from hf_lnfree.conversion.stock_to_ours import ours
 from hf_lnfree.errors import ModelError
@@ -130,6 +130,7 @@ def test_heads_without_a_class_are_refused_by_name(end, tmp_path):
     ("family", "end", "fields", "why"),
     [
         (BERT, "ForMaskedLM", {"norm": "none"}, "no epsilon that would disable these alone"),
+        (BERT, "Model", {"norm": "rmsnorm"}, "rmsnorm is nothing that a LayerNorm can be"),
         (BERT, "Model", {"norm": "derf"}, "derf is nothing that a LayerNorm can be"),
         (VIT, "ForImageClassification", {"norm": "dyt"}, "dyt, layernorm|dyt is nothing that a LayerNorm can be"),
         (VIT, "Model", {"norm": "layernorm", "query_key_norm": True}, "its queries and keys are normalised"),
@@ -148,3 +149,62 @@ def test_onnx_is_for_causal_language_models(family, end, tmp_path):
     with pytest.raises(ModelError, match=f"Only causal language models .* this is a {family.prefix}{end}"):
         convert(str(tmp_path / "stock"), tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", ["ForImageClassification", "Model"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"qkv_bias": False}, {"residual_gain": "skipinit", "embedding_scale": True}], ids=str
+)
+def test_folding_a_vit_changes_nothing_but_rounding(end, fields):
+    own = getattr(hf_lnfree, f"LNFreeViT{end}")
+    torch.manual_seed(0)
+    model = trained(own(VIT.config(norm="layernorm", initializer_range=0.2, **fields))).double()
+    folded, told = fold(model)
+    x = inputs(VIT, torch.float64)
+    for found, wanted in zip(outputs(folded, x), outputs(model, x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert set(folded.config.block_norms) == {"rmspre"}
+    keeps = end == "Model"  # hidden states are the output, and a pooler reads the same ones
+    assert folded.config.final_norm == ("layernorm" if keeps else "rmspre")
+    assert any("keeps its gain and bias" in note for note in told.notes) == keeps
+    stream = folded.base_model.embeddings(x)
+    torch.testing.assert_close(stream.mean(-1), torch.zeros(3, 17, dtype=torch.float64), rtol=0, atol=1e-12)
+    if not keeps:  # a stream without a mean: the deviation is the root mean square
+        for found, wanted in zip(outputs(to_stock(folded), x), outputs(model, x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_a_vit_that_masks_patches_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"has no place for embeddings\.mask_token"):
+        fold(hf_lnfree.LNFreeViTModel(VIT.config(norm="layernorm"), use_mask_token=True))
+
+
+def test_a_norm_free_vit_is_no_stock_one():
+    """Its stream has a mean, which a stock LayerNorm takes out even when it does nothing else."""
+    model = hf_lnfree.LNFreeViTForImageClassification(VIT.config(norm="none", final_norm="none"))
+    with pytest.raises(ModelError, match="trained without norms cannot be made one with a centred stream"):
+        to_stock(model)
+
+
+def test_of_bert_all_but_the_norms_is_folded():
+    torch.manual_seed(0)
+    fields = {"residual_gain": "skipinit", "weight_norm": "weight", "attention_temperature": True, "ffn_scale": True}
+    model = trained(hf_lnfree.LNFreeBertForMaskedLM(BERT.config(norm="none", initializer_range=0.2, **fields))).double()
+    folded, _ = fold(model)
+    assert (folded.config.residual_gain, folded.config.weight_norm, folded.config.ffn_scale) == ("none", "none", False)
+    x = inputs(BERT)
+    torch.testing.assert_close(outputs(folded, x)[0], outputs(model, x)[0], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"norm": "layernorm"}, r"6 stand behind the sum of stream and branch.* bert\.encoder\.layer\.0\.attention"),
+        ({"norm": "fixed_scale"}, "6 stand behind the sum"),
+        ({"norm": "none", "embedding_scale": True}, "scale of the embeddings .* stands behind a norm"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_folded_of_bert_is_refused_by_name(fields, why):
+    with pytest.raises(ModelError, match=why):
+        fold(hf_lnfree.LNFreeBertForMaskedLM(BERT.config(**fields)))
