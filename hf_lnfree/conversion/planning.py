@@ -14,8 +14,8 @@ from transformers.core_model_loading import WeightRenaming
 from ..errors import ModelError, listed
 from ..loading import reading
 from .checkpoint import Checkpoint
-from .families import Family, family_of, set_block_norms, stack_of
-from .norm_sites import DISABLING_EPS
+from .families import Family, family_of, set_block_norms
+from .norm_sites import DISABLING_EPS, norm_sites
 from .published_removal import fixed_deviations, is_state
 
 DEFAULT_EPS = 1e-5
@@ -154,24 +154,19 @@ def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | 
 
 def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedConfig) -> set[str]:
     """The parameters of norms that a checkpoint does not have at all; `config` gets "none" for these."""
-    stack = stack_of(model)
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    absent: set[str] = set()
     parameters = dict(model.named_parameters())
-    kinds, there = [], config.block_norms
-    for index, block in enumerate(stack.block_list(model.base_model)):
-        norms = [branch.norm for branch in stack.branches(block).values()]
-        every = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
-        wanted = every & set(parameters)
-        gone = wanted <= missing
-        absent |= wanted if gone else set()
-        kinds.append("none" if gone else there[index])
-    set_block_norms(config, kinds)
-    final = {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")} & set(parameters)
-    if final <= missing and kinds[-1] == "none":
-        absent |= final
+    places: dict[int | None, set[str]] = {}
+    for site in norm_sites(model):
+        names = {f"{site.name}.{part}" for part in ("weight", "bias")} & set(parameters)
+        places[site.layer] = places.get(site.layer, set()) | names
+    gone = {layer for layer, names in places.items() if names <= missing}
+    there = config.block_norms
+    if len(there) - 1 in gone and None in gone:
         config.final_norm = "none"
-    return absent
+    else:
+        gone -= {None}
+    set_block_norms(config, ["none" if layer in gone else kind for layer, kind in enumerate(there)])
+    return set().union(*(places[layer] for layer in gone))
 
 
 def untie_unless_equal(checkpoint: Checkpoint, result: Plan, tied: str, source: str) -> None:

@@ -73,7 +73,6 @@ class RemovalNorm(OutputHook, Base):
         batches: [], how many batches the average has seen; it moves only while `observing` is set.
     """
 
-    eps: float
     sigma: Tensor
     gate: Tensor
     first_gate: Tensor
@@ -182,7 +181,7 @@ class RemovalLayerNorm(RemovalNorm, nn.LayerNorm):
         return x - x.mean(-1, keepdim=True)
 
 
-class RemovalRMSNorm(RemovalNorm, nn.RMSNorm):
+class RemovalRMSNorm(RemovalNorm, nn.RMSNorm):  # type: ignore[misc]  # the mixin is no LayerNorm at run time
     r"""[`RemovalNorm`] with $c(x) = x$, and no $b$."""
 
     def centred(self, x: Tensor) -> Tensor:
