@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
-from hf_lnfree.pages.answer import Outcome, draw_perplexities, draw_shares, look, published
+from hf_lnfree.pages.answer import Outcome, draw_scores, draw_shares, look, published
 from hf_lnfree.pages.plots import STYLE, heatmaps, panels, plain_ticks, save
+from hf_lnfree.studies.statistics import MEASURES
 from hf_lnfree.studies.summary import LEARNED
 
 IMAGES = Path(__file__).parent / "images"
@@ -62,23 +63,27 @@ def outcome(study: dict, key: str | None) -> Figure:
     Below them the paper's, or what activations learned: by layer at the end, and a mean over layers over training.
     """
     rows = by_row(study)
-    bounds = {row: causal_bound(settings["context_length"]) for row, settings in study["settings"].items()}
     count = len(next(iter(rows.values())))
+    measure = "accuracy" if "eval_accuracy" in study["cells"][0] else "perplexity"
     ours = Outcome(
         f"here, {count} seed{'s' * (count != 1)}",
-        {row: [cell["eval_perplexity"] for cell in cells] for row, cells in rows.items()},
-        {row: [e / bounds[row] for e in of_layers(cells, "entropy")] for row, cells in rows.items()},
+        {row: [cell[f"eval_{measure}"] for cell in cells] for row, cells in rows.items()},
+        MEASURES[measure],
+        shares_of_bound(study, rows),
     )
     outcomes = [ours] + ([published(key, list(rows))] if key else [])
     logged = {name for cell in study["cells"] for name in cell["over_training"]}
     learned = {name: label for name, label in LEARNED.items() if name in logged}
+    parts = list(ours.shares)
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(2 * len(outcomes) + 2 * len(learned), 2, 4.2, max(2.6, 0.8 + 0.28 * len(rows)))
+        count = (1 + len(parts)) * len(outcomes) + 2 * len(learned)
+        figure, axes = panels(count, 2, 4.2, max(2.6, 0.8 + 0.28 * len(rows)))
         for shown in outcomes:
-            draw_perplexities(axes.pop(0), shown)
-            if len(rows) <= LINES:
-                draw_shares(axes.pop(0), shown)
-            else:
+            draw_scores(axes.pop(0), shown)
+            for part in parts if len(rows) <= LINES else ():
+                title = f"{shown.title}, {part}" if part else shown.title
+                draw_shares(axes.pop(0), shown.shares.get(part, {}), title)
+            if len(rows) > LINES:
                 draw_overloaded(axes.pop(0), rows)
         for name, label in learned.items():
             at_end, over_training = axes.pop(0), axes.pop(0)
@@ -96,6 +101,21 @@ def outcome(study: dict, key: str | None) -> Figure:
                 over_training.set_yscale("symlog", linthresh=0.1)
                 plain_ticks(over_training.yaxis)
         return figure
+
+
+def shares_of_bound(study: dict, rows: dict[str, list[dict]]) -> dict[str, dict[str, list[float]]]:
+    """By part and row, of every layer entropy / bound at the end, a mean over the seeds that did not diverge."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row, cells in rows.items():
+        if "parts" not in cells[0]:  # of earlier versions, which were decoders
+            bound = causal_bound(study["settings"][row]["context_length"])
+            found.setdefault("", {})[row] = [e / bound for e in of_layers(cells, "entropy")]
+            continue
+        finite = [cell["parts"] for cell in cells if cell["diverged_at"] is None]
+        for part in cells[0]["parts"] if finite else ():
+            layers = torch.tensor([parts[part]["entropy_to_bound"] for parts in finite])
+            found.setdefault(part, {})[row] = layers.mean(0).tolist()
+    return found
 
 
 def draw_overloaded(ax: Axes, rows: dict[str, list[dict]]) -> None:

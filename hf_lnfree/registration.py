@@ -19,8 +19,13 @@ MODEL_TYPES = {
     "lnfree_llama": ("LNFreeLlamaConfig", "llama"),
     "lnfree_opt": ("LNFreeOPTConfig", "opt"),
     "lnfree_qwen3": ("LNFreeQwen3Config", "qwen3"),
+    "lnfree_t5": ("LNFreeT5Config", "t5"),
     "lnfree_vit": ("LNFreeViTConfig", "vit"),
+    "lnfree_whisper": ("LNFreeWhisperConfig", "whisper"),
 }
+
+REPLACED = "lnfree_replaced"
+"""The model_type on disk of models of other families whose norms were replaced; they are loaded as their stock type."""
 
 
 def announce_models() -> None:
@@ -29,12 +34,14 @@ def announce_models() -> None:
     register_post_import_hook(add_awq_scales, "transformers.integrations.awq")
     register_post_import_hook(add_peft_targets, "peft.utils.constants")
     register_post_import_hook(choose_norms, "peft.tuners.ln_tuning.model")
+    register_post_import_hook(recognise_speech, "transformers.pipelines.automatic_speech_recognition")
 
 
 def add_configurations(configuration_auto: ModuleType) -> None:
     """As transformers declares its own: the name of a class, and the module that has it."""
     mapping = configuration_auto.CONFIG_MAPPING
-    for model_type, (configuration, _) in MODEL_TYPES.items():
+    names = {model_type: configuration for model_type, (configuration, _) in MODEL_TYPES.items()}
+    for model_type, configuration in {REPLACED: "ReplacedConfig", **names}.items():
         mapping._mapping.setdefault(model_type, configuration)
         mapping._modules.setdefault(model_type, sys.modules[__package__])
 
@@ -61,6 +68,19 @@ def add_peft_targets(constants: ModuleType) -> None:
 def choose_norms(ln_tuning: ModuleType) -> None:
     """LNTuning takes every module with the name of a norm; a model of ours says which of them can be trained."""
     wrap_function_wrapper(ln_tuning, "LNTuningModel._prepare_adapter_config", prepare_norms)
+
+
+def recognise_speech(recognition: ModuleType) -> None:
+    """The pipeline knows Whisper by its model_type, and gives no other model time stamps and languages."""
+    name = "AutomaticSpeechRecognitionPipeline._sanitize_parameters"
+    wrap_function_wrapper(recognition, name, read_settings_of_whisper)
+
+
+def read_settings_of_whisper(read: Callable[..., Any], pipeline: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What stands for the pipeline's reading of its settings, the first thing that asks what kind of model it has."""
+    if pipeline.model.config.model_type == "lnfree_whisper":
+        pipeline.type = "seq2seq_whisper"
+    return read(*args, **kwargs)
 
 
 def prepare_norms(prepare: Callable[..., Any], tuner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Family:
 
     @property
     def gated(self) -> bool:
-        return self.name in ("llama", "qwen3")
+        return self.name in ("llama", "qwen3", "gated_t5")
 
     def is_norm(self, name: str, module: torch.nn.Module) -> bool:
         """Of a block or behind the last one; Qwen3 has others, of queries and keys."""
@@ -187,6 +187,35 @@ BERT = Family(
     tiny={**SIZES, "pad_token_id": 2, "intermediate_size": 128, "max_position_embeddings": 64},
     blocks="encoder.layer",
     projections=("attention.output.dense", "output.dense"),
+)
+T5 = Family(
+    name="t5",
+    prefix="LNFreeT5",
+    stock_prefix="T5",
+    activation_field="dense_act_fn",
+    tiny={
+        **{"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2},
+        **{"num_decoder_layers": 3, "dropout_rate": 0.0, "pad_token_id": 0, "decoder_start_token_id": 0},
+    },
+    blocks="decoder.block",
+    projections=("layer.0.SelfAttention.o", "layer.2.DenseReluDense.wo"),
+    range_field="initializer_factor",
+)
+GATED_T5 = replace(T5, name="gated_t5", tiny={**T5.tiny, "feed_forward_proj": "gated-gelu"})
+WHISPER = Family(
+    name="whisper",
+    prefix="LNFreeWhisper",
+    stock_prefix="Whisper",
+    activation_field="activation_function",
+    tiny={
+        **{"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4},
+        **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 48, "num_mel_bins": 8},
+        **{"max_source_positions": 8, "max_target_positions": 32, "pad_token_id": 0, "bos_token_id": 1},
+        **{"eos_token_id": 1, "decoder_start_token_id": 2, "begin_suppress_tokens": None, "init_std": 0.2},
+    },
+    blocks="decoder.layers",
+    projections=("self_attn.out_proj", "fc2"),
+    range_field="init_std",
 )
 EVERY = (GPT2, GPT_NEOX, LLAMA, QWEN3, OPT)
 

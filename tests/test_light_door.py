@@ -50,9 +50,10 @@ ITERATES = """
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 names = list(CONFIG_MAPPING)
 assert names == [name for name, _ in CONFIG_MAPPING.items()]
-ours = ["lnfree_bert", "lnfree_gpt2", "lnfree_gpt_neox", "lnfree_llama", "lnfree_opt", "lnfree_qwen3", "lnfree_vit"]
-assert names[-7:] == ours
-assert [config.model_type for config in CONFIG_MAPPING.values()][-7:] == ours
+ends = ["bert", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "t5", "vit", "whisper"]
+ours = [f"lnfree_{end}" for end in ends]
+assert names[-9:] == ours
+assert [config.model_type for config in CONFIG_MAPPING.values()][-9:] == ours
 """
 IN_EVERY_ORDER = """
 import json, os, sys, traceback

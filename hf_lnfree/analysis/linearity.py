@@ -176,12 +176,13 @@ def attribute(
         ModelError: a model whose places are not declared, or that has no language-model head.
     """
     head, base = model.get_output_embeddings(), model.base_model
-    if not isinstance(base, LNFreeMixin) or not base.stacks[0].embeddings or not isinstance(head, nn.Linear):
+    stacks = base.stacks if isinstance(base, LNFreeMixin) else ()
+    if len(stacks) != 1 or not stacks[0].embeddings or not isinstance(head, nn.Linear):
         raise ModelError(
             f"{type(model).__name__} is no causal language model of this package. hf_lnfree.conversion.load reads "
             "a stock checkpoint as one."
         )
-    norm = base.get_submodule(str(base.stacks[0].final_norm))
+    norm = base.get_submodule(str(stacks[0].final_norm))
     config = model.config
     if isinstance(norm, (DynamicTanh, DynamicErf)) or config.residual_gain != "none":
         raise ModelError(

@@ -1,7 +1,8 @@
-"""Whether a conversion kept what the model computes: logits before and after, on random tokens or images."""
+"""Whether a conversion kept what the model computes: logits before and after, on random tokens, images or sound."""
 
 import copy
 import os
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,36 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 def random_tokens(config: Any) -> torch.Tensor:
     """A small batch of random tokens [B, T], the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    length = min(CHECKED_TOKENS[1], config.max_position_embeddings)
+    most = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    length = min(CHECKED_TOKENS[1], *filter(None, most), CHECKED_TOKENS[1])
     return torch.randint(config.vocab_size, (CHECKED_TOKENS[0], length), generator=generator)
 
 
 def random_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The same as arguments of a model: a batch of random tokens, or of random images [B, C, H, W]."""
-    config = model.config
+    """
+    The same as arguments of a model: random tokens, images [B, C, H, W] or sound [B, mel bands, frames]; where there is
+    a decoder, also what that reads.
+    """
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         side = config.image_size
         height, width = (side, side) if isinstance(side, int) else side
-        shape = (CHECKED_TOKENS[0], config.num_channels, height, width)
-        return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=model.dtype)}
+        images = torch.randn(CHECKED_TOKENS[0], config.num_channels, height, width, generator=generator)
+        return {"pixel_values": images.to(model.dtype)}
     ids = random_tokens(config)
-    # Without a token for padding a head that scores whole sequences takes one at a time.
-    alone = type(model).__name__.endswith("ForSequenceClassification") and config.pad_token_id is None
-    return {"input_ids": ids[:1] if alone else ids}
+    decoded = {"decoder_input_ids": ids} if "decoder_input_ids" in signature(model.forward).parameters else {}
+    if model.main_input_name == "input_features":
+        sound = torch.randn(len(ids), config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+        return {"input_features": sound.to(model.dtype)} | decoded
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return {"input_ids": ids.flip(1)} | decoded
+    if decoded:  # of T5, which reads a sequence where it ends: once
+        end = config.eos_token_id
+        ids = ids.where(ids != end, (end + 1) % config.vocab_size)
+        ids[:, -1] = end
+    # Without a token for padding such a head takes one sequence at a time.
+    return {"input_ids": ids if config.pad_token_id is not None else ids[:1]}
 
 
 def outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -48,8 +63,10 @@ def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.de
     The largest difference of logits on random inputs, the size of the logits, and what is taken for rounding; of a
     model without a head its last hidden states are the logits.
     """
-    inputs = {name: value.to(device) for name, value in random_inputs(before).items()}
-    wanted, found = (outputs(model.eval().to(device), inputs) for model in (before, after))
+    wanted, found = (
+        outputs(model.eval().to(device), {name: value.to(device) for name, value in random_inputs(model).items()})
+        for model in (before, after)
+    )
     return compared(wanted, found)
 
 

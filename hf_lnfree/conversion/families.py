@@ -18,8 +18,8 @@ from ..models import LNFreeMixin, StackSites
 from ..models.configuration_lnfree import LNFreeConfigMixin
 
 HEADS = (
-    *("ForCausalLM", "ForMaskedLM", "ForImageClassification"),
-    *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"),
+    *("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "ForImageClassification", "ForAudioClassification"),
+    *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "EncoderModel", "Model"),
 )
 
 
@@ -62,12 +62,16 @@ class Family:
     def auto_class(self, ours: type) -> Any:
         """The Auto class of transformers for one of ours."""
         head = ours.__name__.removeprefix(self.ours)
-        return getattr(transformers, f"Auto{'' if head == 'Model' else 'Model'}{head}")
+        return getattr(transformers, models.AUTO_CLASSES.get(ours, f"AutoModel{head.removesuffix('Model')}"))
 
     def read_elsewhere(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Fields of older releases of transformers, which converters of other tools still read."""
         if self.stock == "GPT2":
             return {"n_ctx": config.n_positions}
+        if self.stock == "T5":  # which transformers reads first
+            gate = "gated-" if config.is_gated_act else ""
+            gelu = config.is_gated_act and config.dense_act_fn == "gelu_new"
+            return {"feed_forward_proj": gate + ("gelu" if gelu else config.dense_act_fn)}
         if self.stock != "GPTNeoX":
             return {}
         rope = config.rope_parameters or {}
@@ -81,8 +85,11 @@ class Family:
         The class of ours for a checkpoint, by what its configuration calls it, or else by the names of its tensors.
 
         Raises:
-            ModelError: there is none for what the configuration names.
+            ModelError: there is none for what the configuration names, or it does not name the class of an
+                encoder-decoder.
         """
+        if not architectures and len(self.config.depth_fields) > 1:
+            raise ModelError(f"Say in config.json which class it is, as architectures: {', '.join(self.classes)}.")
         if not architectures:
             return getattr(models, self.ours + self.head_of(names))
         known = self.classes | {own.__name__: own for own in self.classes.values()}
@@ -127,7 +134,9 @@ FAMILIES = {
     "llama": Family("LNFreeLlama", "Llama", "rms_norm_eps"),
     "opt": Family("LNFreeOPT", "OPT", None),
     "qwen3": Family("LNFreeQwen3", "Qwen3", "rms_norm_eps"),
+    "t5": Family("LNFreeT5", "T5", "layer_norm_epsilon"),
     "vit": Family("LNFreeViT", "ViT", "layer_norm_eps"),
+    "whisper": Family("LNFreeWhisper", "Whisper", None),
 }
 
 
@@ -188,9 +197,25 @@ def placed(model: PreTrainedModel, where: torch.dtype | torch.device) -> PreTrai
     return cast(PreTrainedModel, cast(nn.Module, model).to(where))
 
 
-def blank(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied."""
+def blank(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, own: Iterable[str] = ()
+) -> PreTrainedModel:
+    """
+    A model to be filled with weights: none are drawn, so random numbers stay where they are; tied ones are tied.
+
+    Args:
+        own: parameters that are not tied in this model, whatever its class ties.
+    """
     with no_init_weights():
         model = model_class(config)
     model.tie_weights()
+    for name in own:
+        holder, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(holder), leaf, nn.Parameter(model.get_parameter(name).detach().clone()))
     return placed(model, dtype)
+
+
+def own_weights(model: PreTrainedModel) -> list[str]:
+    """What the class of a model ties and this model does not: the heads of T5 1.1 are no embeddings."""
+    tied = (model._tied_weights_keys or {}).items()
+    return [name for name, source in tied if model.get_parameter(name) is not model.get_parameter(source)]

@@ -19,7 +19,7 @@ from ..errors import ModelError, listed
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
-from .families import blank, family_of, placed, require_plain, set_block_norms, stacks_of
+from .families import blank, family_of, own_weights, placed, require_plain, set_block_norms, stacks_of
 from .norm_sites import LEFT, NormSite, as_linear, beginnings, bias_fields, norm_sites
 from .stabilizers import fold_stabilizers, fuse_identities, head_is_tied, untie_head
 
@@ -64,6 +64,7 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
             LayerNorm beside gains that were not scaled; adapters; a model that is offloaded.
     """
     require_plain(model)
+    require_declared(model)
     work = placed(copy.deepcopy(model), torch.float64).eval()
     tied = head_is_tied(work)
     fold_stabilizers(work)
@@ -90,6 +91,12 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
     if centre:
         centre_stream(work)
     return rebuilt(model, work, sites, folding), folding
+
+
+def require_declared(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model of which nobody said what the streams begin with that its norms read."""
+    if not all(stack.embeddings or stack.attention.post_norm for stack in stacks_of(model)):
+        raise ModelError(f"{type(model).__name__} does not declare what its residual stream begins with: not folded.")
 
 
 def check(model: PreTrainedModel, sites: Sequence[NormSite]) -> None:
@@ -181,7 +188,8 @@ def rebuilt(
             "there. Remove the others too."
         )
     config.final_norm = by_layer.pop(None, {config.final_norm}).pop()
-    set_block_norms(config, [kinds.pop() for kinds in by_layer.values()])
+    # The configuration of an encoder alone counts the layers of a decoder, too.
+    set_block_norms(config, [kinds.pop() for kinds in by_layer.values()] + config.block_norms[len(by_layer) :])
     disabled = any(kind.startswith("disabled") for kind, _ in folding.norms.values())
     if disabled and config.stock_norm not in left:
         eps_field = family_of(config.model_type).eps_field
@@ -199,7 +207,7 @@ def rebuilt(
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"
         folding.notes.append("Biases that were frozen at zero hold those of the norms now: linear_bias is 'all'.")
-    new = blank(type(model), config, model.dtype)
+    new = blank(type(model), config, model.dtype, own_weights(work))
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     kept = new.state_dict()
     lost = {name for name in set(state) - set(kept) if name.rpartition(".")[0] not in folding.norms}

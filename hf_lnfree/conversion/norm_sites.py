@@ -1,9 +1,8 @@
 """The norms of a model, each with the branch that it stands in and the projections that read it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,7 +16,7 @@ from .families import stacks_of
 # From here on epsilon is no guard against zero: the norm was disabled by it, and x / sqrt(var + eps) is x / sqrt(eps).
 DISABLING_EPS = 1e6
 LEFT = {"scale": "none", "affine": "none", "rmsnorm": "rmspre"}  # of norms that centre nothing
-HEAD_NAMES = ("lm_head", "score", "classifier", "qa_outputs")
+HEAD_NAMES = ("lm_head", "proj_out", "score", "classifier", "qa_outputs")
 
 
 @dataclass
@@ -58,14 +57,17 @@ class NormSite:
 
 def norm_sites(model: PreTrainedModel) -> list[NormSite]:
     """The norms of a model in the order in which it computes them: of each stack its blocks', then the final one."""
-    stacks, config, base = stacks_of(model), model.config, model.base_model
+    config, base = model.config, model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
     found: list[NormSite] = []
     layer = 0
-    for number, stack in enumerate(stacks):
+    last = {stack.final_norm: final_readers(model, stack) for stack in stacks_of(model)}
+    # All or none: a configuration has one kind of norm a layer, and one of final norm.
+    head = getattr(model, "lm_head", None)  # whose bias a field of the configuration gives
+    may_end = all(r is head or r.bias is not None for readers in last.values() for r in readers)
+    for stack in stacks_of(model):
         for index, block in enumerate(stack.block_list(base)):
             branches = stack.branches(block)
-            # All or none: a configuration has one kind of norm a layer.
             takes_bias = all(may_have_bias(branch, block, config) for branch in branches.values())
             for name, branch in branches.items():
                 full = f"{prefix}{stack.blocks}.{index}.{branch.norm}"
@@ -74,25 +76,26 @@ def norm_sites(model: PreTrainedModel) -> list[NormSite]:
                 found.append(NormSite(full, norm, kind, readers, name, layer, takes_bias, behind))
             layer += 1
         if stack.final_norm is not None:
-            final = base.get_submodule(stack.final_norm)
-            readers, takes_bias = final_readers(model, stacks[number + 1 :])
-            name = f"{prefix}{stack.final_norm}"
-            found.append(NormSite(name, final, config.final_norm, readers, "final", None, takes_bias))
+            name, norm = f"{prefix}{stack.final_norm}", base.get_submodule(stack.final_norm)
+            readers = last[stack.final_norm]
+            found.append(NormSite(name, norm, config.final_norm, readers, "final", None, may_end))
     return found
 
 
-def final_readers(model: PreTrainedModel, later: Sequence[StackSites]) -> tuple[list[Projection], bool]:
+def final_readers(model: PreTrainedModel, stack: StackSites) -> list[Projection]:
     """
-    What reads the norm after the last block of a stack, and whether all of it has a bias or may be given one: the head,
-    or what a decoder makes keys and values of.
+    What reads the norm after the last block of a stack: the head, or for an encoder the keys and values of every
+    cross-attention. Nothing of both where the head is not one projection that reads its norm right away: a
+    configuration has one kind of final norm.
     """
-    if later:
-        blocks = [(stack, block) for stack in later for block in stack.block_list(model.base_model)]
-        places = [(b, path) for stack, b in blocks for a in stack.attentions(b) for path in a.encoder_readers]
-        readers = [cast(Projection, block.get_submodule(path)) for block, path in places]
-        return readers, all(reader.bias is not None for reader in readers)
     heads = [head for name in HEAD_NAMES if isinstance(head := getattr(model, name, None), nn.Linear)]
-    return list(heads), hasattr(model, "lm_head") or any(head.bias is not None for head in heads)
+    if not heads or hasattr(model, "projector"):  # Whisper's classifier reads what that makes of the norm
+        return []
+    decoder = stacks_of(model)[-1]
+    if stack is decoder:
+        return list(heads)
+    branches = [(block, b) for block in decoder.block_list(model.base_model) for b in decoder.branches(block).values()]
+    return [branch.projections(block)[path] for block, branch in branches for path in branch.sources]
 
 
 def bias_fields(config: PreTrainedConfig) -> tuple[str, ...]:

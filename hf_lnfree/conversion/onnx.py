@@ -17,6 +17,7 @@ from torch.export import Dim
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
 
 from ..errors import ModelError
+from .families import stack_of
 from .norm_sites import norm_sites
 
 # Operators that are no linear map of the activations; a Div counts where its divisor is computed.
@@ -76,6 +77,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = Fal
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ModelError(f"ONNX needs packages of its own: pip install 'hf_lnfree[onnx]' ({error}).") from error
+    stack_of(model)  # of an encoder-decoder there are two
     if removed := [site.name for site in norm_sites(model) if site.kind == "removal"]:
         raise ModelError(
             f"{removed[0]} is being removed: finish its schedule and fold the model before it is exported."

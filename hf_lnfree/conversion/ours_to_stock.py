@@ -21,7 +21,7 @@ from ..choices import Encoding
 from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
-from .families import Family, blank, family_of, placed, require_plain, stack_of
+from .families import Family, blank, family_of, own_weights, placed, require_plain, stack_of
 from .folding import fold
 from .norm_sites import LEFT, as_linear, beginnings, norm_sites
 from .planning import eps_of
@@ -83,7 +83,7 @@ def to_stock(
         extra = bias.double()[:, None] / config.hidden_size - weight.mean(1, keepdim=True)
         state["lm_head.weight"] = weight + extra
         state[f"{sites[-1].name}.bias"] = torch.ones(config.hidden_size)
-    stock = blank(family.stock_class(type(model)), config, dtype)
+    stock = blank(family.stock_class(type(model)), config, dtype, own_weights(model))
     stock.load_state_dict(state)
     if model.can_generate():
         stock.generation_config = copy.deepcopy(model.generation_config)
@@ -105,7 +105,7 @@ def stock_config(model: PreTrainedModel, family: Family):
     activation = model.config.block_activations[0]
     values[model.config.activation_field] = "linear" if activation == "identity" else activation
     config = family.stock_config(**values)
-    for name, value in family.read_elsewhere(model.config).items():
+    for name, value in family.read_elsewhere(config).items():
         setattr(config, name, value)
     return config
 

@@ -33,6 +33,8 @@ class Plan:
     config: PreTrainedConfig
     names: dict[str, str]
     """Name in the files -> name in the model; what is left out is not here."""
+    own: list[str] = field(default_factory=list)
+    """What the class ties and the checkpoint does not."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """What the model has beside the stored tensors: the deviations that its norms are fixed to."""
     disabled: bool = False
@@ -76,11 +78,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     missing -= result.absent
     for tied, source in model.all_tied_weights_keys.items():
         if {tied, source} <= set(result.names.values()):
-            untie_unless_equal(checkpoint, result, tied, source)
+            untie_unless_equal(checkpoint, result, tied, source, model.all_tied_weights_keys)
         else:
             missing -= {tied}
-    unknown = {stored for stored, name in found.items() if name is None and not BUFFERS.search(stored)}
-    unknown = {stored for stored in unknown if not is_state(stored, deviations)}
+    passed_over = [BUFFERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    unknown = {stored for stored, name in found.items() if name is None and not is_state(stored, deviations)}
+    unknown = {stored for stored in unknown if not any(known.search(stored) for known in passed_over)}
     result.left_out = sorted(filter(OTHER_HEADS.search, unknown))
     unknown -= set(result.left_out)
     problems = [
@@ -161,7 +164,8 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
         places[site.layer] = places.get(site.layer, set()) | names
     gone = {layer for layer, names in places.items() if names <= missing}
     there = config.block_norms
-    if len(there) - 1 in gone and None in gone:
+    last = max(layer for layer in places if layer is not None)  # of those that the class has
+    if {last, None} <= gone:
         config.final_norm = "none"
     else:
         gone -= {None}
@@ -169,11 +173,15 @@ def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedCo
     return set().union(*(places[layer] for layer in gone))
 
 
-def untie_unless_equal(checkpoint: Checkpoint, result: Plan, tied: str, source: str) -> None:
+def untie_unless_equal(
+    checkpoint: Checkpoint, result: Plan, tied: str, source: str, model_ties: Mapping[str, str]
+) -> None:
     """A head that is stored beside the embedding it should share: left out when equal, else it stays its own."""
     stored = {name: key for key, name in result.names.items()}
     if torch.equal(checkpoint.tensor(stored[tied]), checkpoint.tensor(stored[source])):
         del result.names[stored[tied]]
     else:
-        result.config.tie_word_embeddings = False
+        result.own.append(tied)
+        if len(model_ties) == 1:  # T5 ties the embeddings of its stacks by the same field
+            result.config.tie_word_embeddings = False
         result.notes.append(f"{tied} differs from {source}, which config.json ties it to: it is a weight of its own.")

@@ -47,7 +47,8 @@ def untie_head(model: PreTrainedModel) -> None:
     if head_is_tied(model):
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.clone())
-        model.config.tie_word_embeddings = False
+        if len(model._tied_weights_keys or {}) == 1:  # T5 ties the embeddings of its stacks by the same field
+            model.config.tie_word_embeddings = False
 
 
 def fold_embedding_scale(model: PreTrainedModel, stack: StackSites) -> None:

@@ -19,7 +19,7 @@ from ..loading import load_model
 from ..models import LNFreeMixin
 from .beside import copy_beside
 from .checkpoint import Checkpoint
-from .families import FAMILIES, blank, family_of, placed, require_plain
+from .families import FAMILIES, blank, family_of, own_weights, placed, require_plain
 from .planning import Plan, our_config, plan
 
 FINITE_AT_A_TIME = 2**20  # entries looked at, which takes memory of their size
@@ -106,7 +106,7 @@ def ours(model: PreTrainedModel) -> PreTrainedModel:
     if type(model).__name__ not in family.classes:
         raise ModelError(f"There is no class of ours for {type(model).__name__}, only for {', '.join(family.classes)}.")
     config = our_config(family, model.config.to_dict())
-    new = blank(family.classes[type(model).__name__], config, model.dtype)
+    new = blank(family.classes[type(model).__name__], config, model.dtype, own_weights(model))
     new.load_state_dict(model.state_dict())
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
@@ -136,6 +136,6 @@ def load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, list[str]]:
             if stored in result.names:
                 require_finite(stored, tensor)
                 tensors[result.names[stored]] = tensor
-    model = blank(result.model_class, result.config, next(iter(tensors.values())).dtype)
+    model = blank(result.model_class, result.config, next(iter(tensors.values())).dtype, result.own)
     model.load_state_dict(tensors | result.values, strict=False)  # a tied head is not there, and norms that are none
     return model.eval(), result.notes

@@ -88,6 +88,7 @@ class PairExamples(Dataset):
             "documents": len(lines),
             "windows": len(lines),
             "context_length": length,
+            "tokens": sum(len(row) for side in sides for row in side),
             "dropped_tokens": dropped,
         }
         count = len(lines) if limit is None else min(limit, len(lines))

@@ -55,8 +55,24 @@ from .modeling_lnfree_qwen3 import (
     LNFreeQwen3ForTokenClassification,
     LNFreeQwen3Model,
 )
+from .modeling_lnfree_t5 import (
+    LNFreeT5Config,
+    LNFreeT5EncoderModel,
+    LNFreeT5ForConditionalGeneration,
+    LNFreeT5ForQuestionAnswering,
+    LNFreeT5ForSequenceClassification,
+    LNFreeT5ForTokenClassification,
+    LNFreeT5Model,
+)
 from .modeling_lnfree_vit import LNFreeViTConfig, LNFreeViTForImageClassification, LNFreeViTModel
+from .modeling_lnfree_whisper import (
+    LNFreeWhisperConfig,
+    LNFreeWhisperForAudioClassification,
+    LNFreeWhisperForConditionalGeneration,
+    LNFreeWhisperModel,
+)
 from .normfree import LNFreeMixin, named_slopes
+from .replaced import ReplacedConfig
 from .sites import AttentionBranch, MLPBranch, StackSites
 
 FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
@@ -92,20 +108,37 @@ FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
         LNFreeBertForTokenClassification,
         LNFreeBertForQuestionAnswering,
     ),
+    LNFreeT5Model: (
+        LNFreeT5ForConditionalGeneration,
+        LNFreeT5EncoderModel,
+        LNFreeT5ForSequenceClassification,
+        LNFreeT5ForTokenClassification,
+        LNFreeT5ForQuestionAnswering,
+    ),
+    LNFreeWhisperModel: (LNFreeWhisperForConditionalGeneration, LNFreeWhisperForAudioClassification),
 }
 """The backbone of each family, and its heads."""
+
+AUTO_CLASSES: dict[type[PreTrainedModel], str] = {
+    LNFreeT5ForConditionalGeneration: "AutoModelForSeq2SeqLM",
+    LNFreeT5EncoderModel: "AutoModelForTextEncoding",
+    LNFreeWhisperForConditionalGeneration: "AutoModelForSpeechSeq2Seq",
+}
+"""Of the heads whose Auto class does not end as they do."""
 
 for _backbone, _heads in FAMILIES.items():
     assert _backbone.config_class is not None
     _backbone.config_class.register_for_auto_class()
     _prefix = _backbone.__name__.removesuffix("Model")
     for _model in (_backbone, *_heads):
-        _auto = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
+        _own = "AutoModel" + _model.__name__.removeprefix(_prefix).removesuffix("Model")
+        _auto = AUTO_CLASSES.get(_model, _own)
         _model.register_for_auto_class(_auto)
         getattr(transformers, _auto).register(_model.config_class, _model, exist_ok=True)
-# Entries that stock BERT, GPT-2 and ViT have beside these.
+# Entries that stock BERT, GPT-2, T5 and ViT have beside these.
 transformers.AutoModelForTextEncoding.register(LNFreeBertConfig, LNFreeBertModel, exist_ok=True)
 transformers.AutoModelForPreTraining.register(LNFreeGPT2Config, LNFreeGPT2ForCausalLM, exist_ok=True)
+transformers.AutoModelForPreTraining.register(LNFreeT5Config, LNFreeT5ForConditionalGeneration, exist_ok=True)
 modeling_auto.MODEL_FOR_IMAGE_MAPPING.register(LNFreeViTConfig, LNFreeViTModel, exist_ok=True)  # type: ignore[arg-type]
 
 __all__ = [
@@ -146,11 +179,23 @@ __all__ = [
     "LNFreeQwen3ForSequenceClassification",
     "LNFreeQwen3ForTokenClassification",
     "LNFreeQwen3Model",
+    "LNFreeT5Config",
+    "LNFreeT5EncoderModel",
+    "LNFreeT5ForConditionalGeneration",
+    "LNFreeT5ForQuestionAnswering",
+    "LNFreeT5ForSequenceClassification",
+    "LNFreeT5ForTokenClassification",
+    "LNFreeT5Model",
     "LNFreeViTConfig",
     "LNFreeViTForImageClassification",
     "LNFreeViTModel",
+    "LNFreeWhisperConfig",
+    "LNFreeWhisperForAudioClassification",
+    "LNFreeWhisperForConditionalGeneration",
+    "LNFreeWhisperModel",
     "LearnableLeakyReLU",
     "MLPBranch",
+    "ReplacedConfig",
     "StackSites",
     "leaky_relu",
     "named_slopes",

@@ -5,7 +5,7 @@
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
@@ -32,13 +32,22 @@ ACTIVATION_NAMES = ("act", "activation", "activation_fn", "activation_function",
 DECODER_HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 
 
-def auto_map(modeling: str, prefix: str, heads: Sequence[str] = DECODER_HEADS) -> dict[str, str]:
-    """Where the Auto classes find a family in the code beside a checkpoint: all of it in the file `modeling`."""
+def auto_map(
+    modeling: str, prefix: str, heads: Sequence[str] = DECODER_HEADS, others: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """
+    Where the Auto classes find a family in the code beside a checkpoint: all of it in the file `modeling`.
+
+    Args:
+        heads: whose Auto classes end as their own names do.
+        others: end of the name of an Auto class -> end of the name of a class, where the two differ.
+    """
     modeling = f"{modeling}.{prefix}"
+    ends = {f"For{head}": f"For{head}" for head in heads} | dict(others or {})
     return {
         "AutoConfig": f"{modeling}Config",
         "AutoModel": f"{modeling}Model",
-        **{f"AutoModelFor{head}": f"{modeling}For{head}" for head in heads},
+        **{f"AutoModel{auto}": f"{modeling}{own}" for auto, own in ends.items()},
     }
 
 
@@ -64,7 +73,9 @@ class LNFreeConfigMixin(Base):
         final_norm (the same, defaults to the stock family's norm):
             What stands after the last block. The paper's LayerNorm-free models keep this one.
         layer_norms (`list[str]` or `str`, *optional*):
-            One entry per layer, or a rule like `"none:0-5,layernorm:6-11"`; overrides `norm`.
+            One entry per layer, or a rule like `"none:0-5,layernorm:6-11"`; overrides `norm`. An encoder-decoder
+            counts the layers of its encoder first and goes on with those of its decoder: with 6 of each, decoder
+            layers are 6 to 11. All norms of a layer are alike, that of its cross-attention included.
         layer_activations (`list[str]` or `str`, *optional*):
             The same; overrides the family's activation field (`activation_function` or `hidden_act`). With
             `"identity"` attention is the only nonlinearity; with `"identity_fused"` the MLP is one matrix, too.
@@ -77,7 +88,8 @@ class LNFreeConfigMixin(Base):
             keep theirs frozen at their initial zero, as the published code does.
         residual_init (`"scaled"` or `"plain"`, defaults to the stock family's own scheme):
             `"scaled"` draws the projections that write into the residual stream with a standard deviation of
-            `initializer_range / sqrt(2 * num_hidden_layers)`, `"plain"` with `initializer_range`.
+            `initializer_range / sqrt(2 * num_hidden_layers)`, `"plain"` with `initializer_range`. An encoder and a
+            decoder each count their own layers. T5, which draws every matrix by its inputs, has `"plain"` only.
         lm_head_bias (`bool`, defaults to `False`):
             Whether the language-model head has a bias. A final norm's bias, folded into the head, becomes one.
         norm_alpha (`float`, defaults to 0.5):
@@ -97,12 +109,13 @@ class LNFreeConfigMixin(Base):
             Two learned scales in every MLP ([`ScaledMLP`]).
         query_key_norm (`bool`, defaults to `False`):
             Whether queries and keys are divided by their root mean squares ([`QueryKeyControl`]). Qwen3 has norms of
-            its own for them, with gains, which `True`, its default, keeps and `False` takes away.
+            its own for them, with gains, which `True`, its default, keeps and `False` takes away. Not for T5, whose
+            logits are not divided by the root of a head's width.
         attention_temperature (`bool`, defaults to `False`):
             Whether every head learns a factor of its logits ([`QueryKeyControl`]).
         attention_softcap (`float`, *optional*):
             Attention logits become `softcap * tanh(logits / softcap)`; with eager attention, flash, or flex where the
-            family has it, not with sdpa.
+            family has it, not with sdpa. The position bias of T5 is added behind the cap.
 
     Raises:
         ConfigurationError: for a value that is not allowed, a list whose length is not the number of layers, or an

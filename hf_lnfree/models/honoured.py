@@ -1,7 +1,7 @@
 """Which fields of the study the blocks of a family can honour; any other is refused by name before a model is built."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,9 +14,9 @@ from .weight_norms import can_be_normed
 
 
 def cross(branch: Branch, block: nn.Module) -> str | None:
-    """Keys of cross-attention are read from another stream than queries."""
-    apart = isinstance(branch, AttentionBranch) and bool(branch.encoder_readers)
-    return "reads its keys from the encoder" if apart else None
+    """Keys of GPT-2's cross-attention come with its values out of one projection, which is not that of its queries."""
+    fused = isinstance(branch, AttentionBranch) and len(branch.encoder_readers) == 1
+    return "reads its keys from the encoder, in one projection with its values" if fused else None
 
 
 def gated(branch: Branch, block: nn.Module) -> str | None:
@@ -83,7 +83,7 @@ def refuse_unhonoured(model: PreTrainedModel, stacks: Sequence[StackSites]) -> N
         for name, why in obstacles(model, stack):
             if name == "layer_activations" and config.layer_activations is None:
                 name = config.activation_field
-            default = next(field.default for field in fields(config) if field.name == name)
+            default = getattr(type(config)(), name)
             raise ConfigurationError(
                 f"{name}={getattr(config, name)!r} cannot be honoured by {type(model).__name__}: {why}. Leave it at "
                 f"{default!r}."

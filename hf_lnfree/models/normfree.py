@@ -20,7 +20,7 @@ from .honoured import refuse_unhonoured
 from .host import name_task, norms_to_tune
 from .normalizations import Feeds, build_norm
 from .removal import FirstPosition, RemovalNorm
-from .sites import AttentionBranch, Branch, Projection, StackSites
+from .sites import AttentionBranch, Branch, Projection, StackSites, matrix_shape
 from .softcap import cap_logits
 from .stabilizers import EmbeddingScale, HeadControl, QueryKeyControl, ResidualGain, ScaledMLP, gain_path
 from .weight_norms import NormedWeight, norm_weight
@@ -31,17 +31,20 @@ def rewire(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> None:
     config = model.config
     refuse_unhonoured(model, stacks)
     blocks = [(stack, block) for stack in stacks for block in stack.block_list(model)]
-    for (stack, block), norm, activation in zip(blocks, config.block_norms, config.block_activations, strict=True):
+    # An encoder alone has the first of them: its configuration counts the layers of a decoder, too.
+    norms, activations = config.block_norms[: len(blocks)], config.block_activations[: len(blocks)]
+    for (stack, block), norm, activation in zip(blocks, norms, activations, strict=True):
+        layers = len(stack.block_list(model))
         for branch in stack.branches(block).values():
             block.set_submodule(branch.norm, build_norm(norm, branch.norm_module(block), config, feeds(branch)))
-            mark_writer(block, branch)
+            mark_writer(block, branch, layers)
         if activation == FUSED:
             stack.mlp.fuse(block)
         module = build_activation(activation, stack.mlp.width(block), config.negative_slope)
         block.set_submodule(stack.mlp.activation, ScaledMLP(module) if config.ffn_scale else module)
         if config.linear_bias == "query_key":
             freeze_biases(block, stack, config)
-        stabilize(block, stack, config)
+        stabilize(block, stack, layers, config)
     for stack in stacks:
         if stack.final_norm is not None:
             final = model.get_submodule(stack.final_norm)
@@ -58,35 +61,35 @@ def feeds(branch: Branch) -> Feeds:
     return "attention" if isinstance(branch, AttentionBranch) != branch.post_norm else "mlp"
 
 
-def mark_writer(block: nn.Module, branch: Branch) -> None:
-    """Tell the module that holds the writer of a branch which of its children that is, for the initialisation."""
+def mark_writer(block: nn.Module, branch: Branch, layers: int) -> None:
+    """Tell the module that holds the writer of a branch which of its children that is, and of how many layers."""
     parent, _, child = branch.writer.rpartition(".")
     holder = block.get_submodule(parent)
-    marks = (*getattr(holder, "residual_writers", ()), child)
+    marks = {**getattr(holder, "residual_writers", {}), child: layers}
     holder.residual_writers = marks  # type: ignore[assignment]  # a mark, no child
 
 
 def freeze_biases(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> None:
     """Of the biases of a block, leave those of query and key to be trained, in place."""
-    attention, mlp = stack.attention, stack.mlp
-    held = {**attention.projections(block), **mlp.projections(block)}
-    if attention.fused:
-        value_size = config.hidden_size // attention.groups(config.num_attention_heads)
-        train_query_key_bias_only(held.pop(attention.readers[0]), value_size)
-    else:
-        query, key, _ = attention.readers
-        del held[query], held[key]
+    held = {path: m for branch in stack.branches(block).values() for path, m in branch.projections(block).items()}
+    for attention in stack.attentions(block):
+        if attention.fused:
+            value_size = config.hidden_size // attention.groups(config.num_attention_heads)
+            train_query_key_bias_only(held.pop(attention.readers[0]), value_size)
+        else:
+            query, key, _ = attention.query_key_value_readers
+            del held[query], held[key]
     freeze_bias(held.values())
 
 
-def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> None:
+def stabilize(block: nn.Module, stack: StackSites, layers: int, config: PreTrainedConfig) -> None:
     """Residual gains, control of queries, keys and logits, and normed weights of one block, in place."""
     branches = stack.branches(block)
     if config.residual_gain != "none":
         shared = None
         for name, branch in branches.items():
             p = 0.0 if branch.dropout is None else cast(nn.Dropout, block.get_submodule(branch.dropout)).p
-            gain = ResidualGain(p, config.residual_gain, config.num_hidden_layers, shared)
+            gain = ResidualGain(p, config.residual_gain, layers, shared)
             block.set_submodule(branch.dropout or gain_path(name), gain)
             if branch.dropout is None:
                 gain.attach(block, branch.writer)
@@ -108,18 +111,20 @@ def stabilize(block: nn.Module, stack: StackSites, config: PreTrainedConfig) -> 
 
 def control_heads(block: nn.Module, attention: AttentionBranch, config: PreTrainedConfig, norm: bool) -> None:
     """Query-key norm and temperatures of one attention, in place; keys have no temperature."""
-    module, heads = block.get_submodule(attention.module), config.num_attention_heads
+    module, heads = block.get_submodule(attention.module), getattr(config, attention.heads_field)
     temperature = config.attention_temperature
     if attention.fused:
         module.query_key = QueryKeyControl(heads, attention.groups(heads), norm, temperature)
         module.query_key.attach(block, attention.readers[0])
         return
-    query, key, *_ = attention.query_key_norms or attention.readers
+    query, key, *_ = attention.query_key_norms or attention.query_key_value_readers
+    projections = attention.projections(block)
+    queries, keys = (matrix_shape(projections[path])[0] for path in attention.query_key_value_readers[:2])
     # Not "query..." or "key...": transformers renames what old checkpoints of ViT call so.
     module.q_control = HeadControl(heads, norm, temperature, split=bool(attention.query_key_norms))
     module.q_control.attach(block, query)
     if norm:
-        module.k_control = HeadControl(getattr(config, "num_key_value_heads", heads), norm, False)
+        module.k_control = HeadControl(heads * keys // queries, norm, False)
         module.k_control.attach(block, key)
 
 
@@ -142,7 +147,7 @@ def connect_removal(model: PreTrainedModel, stacks: tuple[StackSites, ...]) -> N
                 if attention.fused:
                     norm.read_by(block, attention.readers[0], attention.groups(model.config.num_attention_heads))
                 else:
-                    norm.read_by(block, attention.readers[2], groups=0)
+                    norm.read_by(block, attention.query_key_value_readers[2], groups=0)
 
 
 def refuse_quantisation(model: PreTrainedModel) -> None:
@@ -293,9 +298,11 @@ class LNFreeMixin(Base):
             plain.__class__ = normed
             module.reset_norm()
         elif hasattr(module, "residual_writers"):
-            for name in cast("tuple[str, ...]", module.residual_writers):
+            for name, layers in cast("dict[str, int]", module.residual_writers).items():
                 if self.config.residual_init == "scaled":
-                    self._init_writer(getattr(module, name))
+                    # OPT and Whisper call it init_std.
+                    whole = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", 0.02)
+                    self._init_writer(getattr(module, name), cast(float, whole) / math.sqrt(2 * layers))
         elif hasattr(module, "built"):
             fresh = build_activation(*cast("tuple[str, int, float]", module.built))
             for name, value in fresh.state_dict(keep_vars=True).items():
@@ -308,11 +315,8 @@ class LNFreeMixin(Base):
         module._study_initialized = True  # type: ignore[assignment]  # a mark, no child
         return True
 
-    def _init_writer(self, writer: Projection | NormedWeight) -> None:
-        """A projection into the residual stream, with a standard deviation of initializer_range / sqrt(2L)."""
-        # OPT calls it init_std.
-        whole = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", 0.02)
-        std = cast(float, whole) / math.sqrt(2 * self.config.num_hidden_layers)
+    def _init_writer(self, writer: Projection | NormedWeight, std: float) -> None:
+        """A projection into the residual stream, drawn anew."""
         if isinstance(writer, NormedWeight):
             init.normal_(writer.trained, mean=0.0, std=std)
             writer.reset_norm()

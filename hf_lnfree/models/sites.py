@@ -69,17 +69,24 @@ class AttentionBranch(Branch):
             of the rows of the one reader, [(q, k, v), head] for "parts" and [head, (q, k, v)] for "heads".
         encoder_readers: of cross-attention, the projections of keys and values, which read the encoder's stream.
         query_key_norms: the norms of queries and keys that the stock attention has, if any.
+        heads_field: what the configuration calls the number of heads, of queries.
     """
 
     module: str
     fused: Literal["parts", "heads"] | None = None
     encoder_readers: tuple[str, ...] = ()
     query_key_norms: tuple[str, ...] = ()
+    heads_field: str = "num_attention_heads"
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Keys and values of cross-attention."""
         return self.encoder_readers
+
+    @property
+    def query_key_value_readers(self) -> tuple[str, ...]:
+        """The projections of query, key and value where each has its own, whichever stream they read."""
+        return (*self.readers, *self.encoder_readers)
 
     @property
     def query_key_value(self) -> str | None:

@@ -20,12 +20,19 @@ def eager_softcap_attention(
     scaling: float,
     softcap: float,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,  # 1 H Q K
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What the eager functions of the stock families do, with a cap; returns B Q H d, and the map B H Q K."""
+    """
+    What the eager functions of the stock families do, with a cap; returns B Q H d, and the map B H Q K.
+
+    The position bias of T5 is added to what is capped, as flex attention does it.
+    """
     shared = query.shape[1] // key.shape[1]  # queries of so many heads share a key
     key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     logits = softcap * torch.tanh(query @ key.transpose(-1, -2) * (scaling / softcap))
+    if position_bias is not None:
+        logits = logits + position_bias
     if attention_mask is not None:
         logits = logits + attention_mask
     weights = nn.functional.softmax(logits, dim=-1).to(value.dtype)

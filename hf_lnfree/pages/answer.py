@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..analysis.entropy_report import FEWEST_KEYS, PAPER_RESULTS, EntropyReport, published_reports
+from ..analysis.entropy_report import FEWEST_KEYS, PAPER_RESULTS, published_reports
 from ..analysis.head_entropies import OVERLOADED
 from ..studies.comparison import counted
 from ..studies.statistics import MEASURES, Estimate, Measure, estimate
-from ..studies.summary import TOO_SHORT, Rows, measure_of, paired, scores, share
+from ..studies.summary import TOO_SHORT, Rows, layer_shares, measure_of, paired, scores, share
 from .plots import PALETTE, STYLE, panels
 
 QUESTION = "Do GELU's early heads overload without LayerNorm, and does ReLU win?"
@@ -38,19 +38,20 @@ class Outcome:
         title: of its panels.
         scores: variant -> one value a seed, the same seeds in all of them; not finite where a run diverged.
         measure: what the values are.
-        shares: variant -> of every layer, the mean entropy of its heads as a share of the largest possible.
+        shares: part of the model -> variant -> of every layer, the mean entropy of its heads as a share of the largest
+            possible; the part is "" where there is one only.
     """
 
     title: str
     scores: Mapping[str, Sequence[float]]
     measure: Measure = MEASURES["perplexity"]
-    shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    shares: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
 
-def layer_shares(reports: Sequence[EntropyReport]) -> list[float]:
-    """Of every layer, the mean over reports and heads of entropy / bound."""
-    shares = [(report.entropy / report.bound).double().nanmean(dim=1).tolist() for report in reports]
-    return [fmean(layer) for layer in zip(*shares, strict=True)]
+def by_part(variants: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Sequence[float]]]:
+    """What is known by variant and part, by part and variant."""
+    parts = dict.fromkeys(part for of_row in variants.values() for part in of_row)
+    return {part: {row: of_row[part] for row, of_row in variants.items() if part in of_row} for part in parts}
 
 
 def measured(rows: Rows) -> Outcome:
@@ -65,7 +66,7 @@ def measured(rows: Rows) -> Outcome:
         f"here, {counted(len(seeds))}",
         {row: [of_row[seed] for seed in seeds] for row, of_row in found.items()},
         measure_of(rows),
-        {row: layer_shares(of_row) for row, of_row in reports.items() if of_row},
+        by_part({row: layer_shares(of_row) for row, of_row in reports.items() if of_row}),
     )
 
 
@@ -76,17 +77,20 @@ def published(key: str, rows: Sequence[str]) -> Outcome:
     return Outcome(
         f"published, {key}",
         {row: [values[row]] for row in rows if row in values},
-        shares={row: layer_shares([heads[row]]) for row in rows if row in heads},
+        shares=by_part({row: layer_shares([heads[row]]) for row in rows if row in heads}),
     )
 
 
 def answer_picture(outcomes: Sequence[Outcome]) -> Figure:
     """A line of panels for each outcome: perplexity relative to its first variant, and entropy by layer."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(2 * len(outcomes), 2, 4.2, 2.6)
-        for outcome, left, right in zip(outcomes, axes[::2], axes[1::2], strict=True):
-            draw_scores(left, outcome)
-            draw_shares(right, outcome)
+        parts = [part for outcome in outcomes[:1] for part in outcome.shares] or [""]
+        figure, axes = panels((1 + len(parts)) * len(outcomes), 2, 4.2, 2.6)
+        free = iter(axes)
+        for outcome in outcomes:
+            draw_scores(next(free), outcome)
+            for part in parts:
+                draw_shares(next(free), outcome.shares.get(part, {}), f"{outcome.title}{', ' * bool(part)}{part}")
         return figure
 
 
@@ -109,15 +113,15 @@ def draw_scores(ax: Axes, outcome: Outcome) -> None:
     ax.margins(x=0.1)
 
 
-def draw_shares(ax: Axes, outcome: Outcome) -> None:
+def draw_shares(ax: Axes, variants: Mapping[str, Sequence[float]], title: str) -> None:
     """A line a variant, over layers, and the share above which a head counts as overloaded."""
-    for index, (row, shares) in enumerate(outcome.shares.items()):
+    for index, (row, shares) in enumerate(variants.items()):
         ax.plot(range(len(shares)), shares, label=row, **look(row, index) | {"markersize": 4})
     ax.axhline(OVERLOADED, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ax.text(1, OVERLOADED, " overloaded\n above", transform=ax.get_yaxis_transform(), va="center", color="0.35")
-    ax.set(xlabel="layer", ylabel="entropy / largest possible", ylim=(0, 1.03), title=outcome.title)
+    ax.set(xlabel="layer", ylabel="entropy / largest possible", ylim=(0, 1.03), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if outcome.shares:
+    if variants:
         ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
     else:
         ax.text(0.5, 0.5, "not published", transform=ax.transAxes, ha="center", color="0.35")

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..analysis.modes import evaluation
 from ..conversion.families import blank, set_block_norms
-from ..conversion.folding import fold
+from ..conversion.folding import fold, require_declared
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
 from ..data.windows import batches_of
@@ -45,6 +45,7 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
         ModelError: it has no such norm, or one that could not be folded, or is no model that can become one of ours.
     """
     model = ours(model)
+    require_declared(model)
     sites = norm_sites(model)
     if behind := [site.name for site in sites if site.behind]:
         raise ModelError(

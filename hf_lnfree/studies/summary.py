@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..analysis.entropy_report import FEWEST_KEYS
+from ..analysis.entropy_report import FEWEST_KEYS, EntropyReport
 from ..provenance import command
 from ..tables import Table
 from ..training.log import layer_curves
@@ -61,6 +61,15 @@ def share(cells: Sequence[Cell], which: str) -> str:
         return TOO_SHORT
     shares = ([getattr(r, which)("causal", part) for r in reports] for part in parts_in(cells))
     return " / ".join(estimate(of_part).format(0, percent=True) for of_part in shares) if reports else ""
+
+
+def layer_shares(reports: Sequence[EntropyReport]) -> dict[str, list[float]]:
+    """By part of the model, of every layer the mean over reports and heads of entropy / bound."""
+    found: dict[str, list[float]] = {}
+    shares = [report.share.double().nanmean(dim=1).tolist() for report in reports]
+    for part, *layer in zip(reports[0].part_names, *shares, strict=True):
+        found.setdefault(part, []).append(fmean(layer))
+    return found
 
 
 def parts_in(cells: Sequence[Cell]) -> list[str]:
@@ -131,7 +140,7 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "rows": table.rows,
         "note": table.note,
         "cells": [
-            {"row": cell.row, "seed": cell.seed, **kept(cell.results), **by_layer(cell)}
+            {"row": cell.row, "seed": cell.seed, **kept(cell.results), **heads_of(cell), **by_layer(cell)}
             for cell in cells
             if cell.results is not None
         ],
@@ -156,6 +165,24 @@ def kept(found: RunResults) -> dict[str, Any]:
     keys = ("eval_loss", f"eval_{found.measure}", "tokens", "tokens_per_second", "diverged_at", "choices")
     shares = {key: getattr(found, key) for key in ("overloaded_heads", "collapsed_heads")}
     return {key: getattr(found, key) for key in keys} | {k: v for k, v in shares.items() if v is not None}
+
+
+def heads_of(cell: Cell) -> dict[str, Any]:
+    """Of each part of the model: shares of overloaded and collapsed heads, and of every layer entropy / bound."""
+    report = cell.entropy
+    if report is None:
+        return {}
+    layers = layer_shares([report])
+    return {
+        "parts": {
+            part: {
+                "overloaded_heads": report.overloaded("causal", part),
+                "collapsed_heads": report.collapsed("causal", part),
+                "entropy_to_bound": layers[part],
+            }
+            for part in layers
+        }
+    }
 
 
 def by_layer(cell: Cell) -> dict[str, Any]:

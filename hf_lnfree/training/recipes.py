@@ -26,6 +26,9 @@ MAIN_ROWS = ("SM+LN+G", "SM+LN+R", "SM+G", "SM+R")
 # The tokenizer huggingface-course/code-search-net-tokenizer has 50,000 entries and <|endoftext|> at 0.
 _TOKENS = {"vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0}
 
+# transformers takes them for every configuration, whether or not it is a field of the class.
+SPECIAL_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+
 # Family -> the class of its configuration in `hf_lnfree.models`, and the fields that are not those of its defaults: the
 # paper's two models, and of other families a published model of about their size.
 PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,8 +85,15 @@ PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bert": ("LNFreeBertConfig", {"pad_token_id": 0}),  # BERT base
     "vit": ("LNFreeViTConfig", {}),  # ViT-B/16
+    "t5": ("LNFreeT5Config", {}),  # T5 small
+    "whisper": ("LNFreeWhisperConfig", {"pad_token_id": 0}),  # Whisper tiny
 }
-OF_FAMILIES: dict[str, tuple[str, ...]] = {"bert": ("masked",), "vit": ("image",)}
+OF_FAMILIES: dict[str, tuple[str, ...]] = {
+    "bert": ("masked",),
+    "vit": ("image",),
+    "t5": ("span", "pairs"),
+    "whisper": ("speech",),
+}
 """Family -> the objectives that it is trained for, the usual one first; of others it is "causal" alone."""
 
 
@@ -101,7 +111,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     Args:
         family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M). Beyond the paper "opt" (OPT-125M), and two that have
             RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B). Encoders are "bert" (BERT
-            base) and "vit" (ViT-B/16).
+            base) and "vit" (ViT-B/16), an encoder with a decoder are "t5" (T5
+            small) and "whisper" (Whisper tiny).
         row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
         context_length: tokens a window; positions are never fewer than the published model's.
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.
@@ -120,7 +131,7 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
 
     class_name, model = PAPER_MODELS[family]
     config_class = getattr(models, class_name)
-    known = {field.name for field in dataclasses.fields(config_class)}
+    known = {field.name for field in dataclasses.fields(config_class)} | SPECIAL_TOKENS
     fields = {**(_TOKENS if "vocab_size" in known else {}), **model, **PAPER_ROWS[row]}
     fields[config_class.activation_field] = fields.pop("activation")
     if fields["norm"] == "layernorm":  # that is, the norm of the family

@@ -30,7 +30,7 @@ from hf_lnfree.data.tokenization import train_bpe
 from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.training import DecayMatrices
 
-from ..conftest import BERT, EVERY, GPT_NEOX, VIT, run_in_two
+from ..conftest import BERT, EVERY, GPT_NEOX, T5, VIT, WHISPER, run_in_two
 
 
 def smoothing(tmp_path, kind=TrainingArguments, **more):
@@ -170,10 +170,11 @@ class Pair:
     """A class of ours with norms in every place, and the stock class: models of both."""
 
     def __init__(self, own):
-        self.family = next(f for f in (*EVERY, VIT, BERT) if own.config_class.__name__ == f"{f.prefix}Config")
+        self.family = next(
+            f for f in (*EVERY, VIT, BERT, T5, WHISPER) if own.config_class.__name__ == f"{f.prefix}Config"
+        )
         self.own, self.stock = own, stock_of()[own]
-        (stack,) = own.stacks
-        final = self.family.norm if stack.final_norm else "none"
+        final = self.family.norm if own.stacks[0].final_norm else "none"
         self.ours = own(self.family.config(norm=self.family.norm, final_norm=final))
         self.theirs = self.stock(self.family.stock_config())
         self.names = self.own.__name__, self.stock.__name__
@@ -260,7 +261,8 @@ def scaled_activations(pair):
 
 def whole_modules(pair):
     pair.same(lambda model: set(model._no_split_modules))
-    assert set(pair.ours._no_split_modules) <= {type(module).__name__ for module in pair.ours.modules()}
+    there = [{type(module).__name__ for module in model.modules()} for model in (pair.ours, pair.theirs)]
+    assert there[0] & set(pair.ours._no_split_modules) == there[1] & set(pair.ours._no_split_modules) != set()
 
 
 def checkpointed(pair):
@@ -330,6 +332,20 @@ def generates(pair):
     pair.same(lambda model: (model.can_generate(), model.main_input_name, model.base_model_prefix))
 
 
+def speech(pair):
+    """A prompt of two tokens; time stamps are those of tests/models/test_whisper.py."""
+    if not pair.ours.can_generate() or not pair.ours.config.is_encoder_decoder:
+        return
+    start, name = torch.tensor(2), pair.ours.main_input_name
+    prompt = torch.tensor([[7, 2]])
+    found = [
+        model._prepare_decoder_input_ids_for_generation(1, name, {"decoder_input_ids": prompt.clone()}, start)[0]
+        for model in (pair.ours, pair.theirs)
+    ]
+    assert torch.equal(*found)
+    assert torch.equal(found[0], prompt) == (pair.types[1] == "whisper")
+
+
 # Who decides what, as docs/host.md says it -> what must be so for a class of ours.
 CHECKS = {
     "whether labels are shifted under `label_smoothing_factor`": smoothed,
@@ -352,6 +368,7 @@ CHECKS = {
     ),
     "how a model is split over devices": plans,
     "whether and how a model generates": generates,
+    "what is Whisper's own: prompts before the start token, time stamps": speech,
 }
 OURS = {name: found for name in models.__all__ if isinstance(found := getattr(models, name), type)}
 OURS = {name: found for name, found in OURS.items() if issubclass(found, PreTrainedModel)}

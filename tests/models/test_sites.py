@@ -1,4 +1,4 @@
-"""What sites say of a block is what the stock block computes: every branch of seven architectures, by hooks."""
+"""What sites say of a block is what the stock block computes: every branch of nine architectures, by hooks."""
 
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ from transformers import (
     Qwen3Model,
     T5Config,
     T5Model,
+    WhisperConfig,
+    WhisperModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -35,11 +37,13 @@ from hf_lnfree import (
     LNFreeLlamaModel,
     LNFreeOPTModel,
     LNFreeQwen3Model,
+    LNFreeT5Model,
+    LNFreeWhisperModel,
 )
 from hf_lnfree.conversion import to_stock
-from hf_lnfree.models import AttentionBranch, LNFreeMixin, MLPBranch, StackSites
-from hf_lnfree.models.configuration_lnfree import LNFreeConfigMixin
+from hf_lnfree.models import MLPBranch, StackSites
 from hf_lnfree.models.errors import ConfigurationError
+from hf_lnfree.models.modeling_lnfree_t5 import gated
 from hf_lnfree.models.softcap import SoftcapConfig
 
 from ..conftest import GPT2
@@ -48,59 +52,19 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 MLP = {"intermediate_size": 64}
 
 
-def attention(path, readers, norm, writer, **more):
-    return AttentionBranch(norm=norm, readers=tuple(f"{path}.{r}" for r in readers), module=path, writer=writer, **more)
-
-
-def t5_stack(name, cross):
-    """Encoder or decoder of T5, whose blocks are lists of branches."""
-    branches = {
-        "attention": attention(
-            "layer.0.SelfAttention", "qkv", "layer.0.layer_norm", "layer.0.SelfAttention.o", dropout="layer.0.dropout"
-        )
-    }
-    if cross:
-        branches["cross_attention"] = AttentionBranch(
-            norm="layer.1.layer_norm",
-            readers=("layer.1.EncDecAttention.q",),
-            encoder_readers=("layer.1.EncDecAttention.k", "layer.1.EncDecAttention.v"),
-            module="layer.1.EncDecAttention",
-            writer="layer.1.EncDecAttention.o",
-            dropout="layer.1.dropout",
-        )
-    last = f"layer.{len(branches)}"
-    mlp = MLPBranch(
-        norm=f"{last}.layer_norm",
-        readers=(f"{last}.DenseReluDense.wi",),
-        activation=f"{last}.DenseReluDense.act",
-        writer=f"{last}.DenseReluDense.wo",
-        dropout=f"{last}.dropout",
-    )
-    return StackSites(
-        blocks=f"{name}.block", embeddings=("shared",), final_norm=f"{name}.final_layer_norm", mlp=mlp, **branches
-    )
-
-
-def family(name, model_class, config_class, stacks, activation, **class_fields):
-    """The classes of a family, as a file of its own would declare them."""
-    config = dataclass(kw_only=True, repr=False)(
-        type(
-            f"LNFree{name}Config",
-            (LNFreeConfigMixin, config_class),
-            {"model_type": f"lnfree_test_{name.lower()}", "activation_field": activation, **class_fields},
-        )
-    )
-    return type(f"LNFree{name}Model", (LNFreeMixin, model_class), {"config_class": config, "stacks": stacks})
-
-
-T5 = (t5_stack("encoder", False), t5_stack("decoder", True))
 LNFREE = {
     "Llama": LNFreeLlamaModel,
     "BERT": LNFreeBertModel,
     "OPT": LNFreeOPTModel,
-    "T5": family("T5", T5Model, T5Config, T5, "dense_act_fn", depth_fields=("num_layers", "num_decoder_layers")),
+    "T5": LNFreeT5Model,
+    "T5 1.1": LNFreeT5Model,
+    "Whisper": LNFreeWhisperModel,
 }
 T5_SIZES = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3}
+WHISPER_SIZES = {
+    **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 2, "num_mel_bins": 8, "max_source_positions": 5},
+}
 FIELDS = {
     "GPT-2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "add_cross_attention": True},
     "GPT-NeoX": {**SIZES, **MLP},
@@ -109,6 +73,8 @@ FIELDS = {
     "BERT": {**SIZES, **MLP},
     "OPT": {**SIZES, "word_embed_proj_dim": 32, "ffn_dim": 64},
     "T5": {**T5_SIZES, "vocab_size": 99, "decoder_start_token_id": 0},
+    "T5 1.1": {**T5_SIZES, "vocab_size": 99, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu"},
+    "Whisper": {**WHISPER_SIZES, "vocab_size": 99, "decoder_start_token_id": 0, "pad_token_id": 2},
 }
 STOCK = {
     "GPT-2": (GPT2Model, GPT2Config, LNFreeGPT2Model.stacks),
@@ -117,7 +83,9 @@ STOCK = {
     "Qwen3": (Qwen3Model, Qwen3Config, LNFreeQwen3Model.stacks),
     "BERT": (BertModel, BertConfig, LNFreeBertModel.stacks),
     "OPT": (OPTModel, OPTConfig, LNFreeOPTModel.stacks),
-    "T5": (T5Model, T5Config, T5),
+    "T5": (T5Model, T5Config, LNFreeT5Model.stacks),
+    "T5 1.1": (T5Model, T5Config, tuple(map(gated, LNFreeT5Model.stacks))),
+    "Whisper": (WhisperModel, WhisperConfig, LNFreeWhisperModel.stacks),
 }
 BRANCHES = [
     (name, number, branch)
@@ -163,8 +131,11 @@ class Watched:
         inputs = {"input_ids": torch.randint(3, 99, (2, 6))}
         if name == "GPT-2":
             inputs["encoder_hidden_states"] = torch.randn(2, 5, 32, dtype=torch.float64)
-        if name == "T5":
+        if len(stacks) == 2:
             inputs["decoder_input_ids"] = torch.randint(3, 99, (2, 4))
+        if name == "Whisper":
+            inputs["input_features"] = torch.randn(2, 8, 10, dtype=torch.float64)
+            del inputs["input_ids"]
         with torch.no_grad():
             model(**inputs)
         return cls(model, stacks, given, made)
@@ -274,16 +245,16 @@ def test_every_stack_is_rewired(name):
         assert not [n for n, m in block.named_modules() if "norm" in n.lower() and not isinstance(m, nn.Identity)]
 
 
-@pytest.mark.parametrize("name", ["Llama", "OPT"])
+@pytest.mark.parametrize("name", ["Llama", "OPT", "Whisper"])
 def test_residual_init_reaches_every_writer(name):
-    stds = {}
     for scheme in ("plain", "scaled"):
         model = LNFREE[name](LNFREE[name].config_class(**FIELDS[name], residual_init=scheme))
-        (stack,) = model.stacks
-        writers = [b.writer_module(block) for block in stack.block_list(model) for b in stack.branches(block).values()]
-        stds[scheme] = torch.stack([writer.weight.std() for writer in writers])
-    torch.testing.assert_close(stds["plain"], torch.full((4,), 0.02), rtol=0.15, atol=0)
-    torch.testing.assert_close(stds["scaled"], torch.full((4,), 0.01), rtol=0.15, atol=0)  # 0.02 / sqrt(2 * 2)
+        for stack in model.stacks:
+            blocks = stack.block_list(model)
+            expected = 0.02 / (2 * len(blocks)) ** 0.5 if scheme == "scaled" else 0.02
+            writers = [b.writer_module(block) for block in blocks for b in stack.branches(block).values()]
+            stds = torch.stack([writer.weight.std() for writer in writers])
+            torch.testing.assert_close(stds, torch.full_like(stds, expected), rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize(

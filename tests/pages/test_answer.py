@@ -20,13 +20,13 @@ def test_published_panels_hold_the_printed_figures():
     for row in ROWS:
         assert outcome.scores[row] == [PUBLISHED["eval_perplexity"]["GPT-2 T=128"][row]]
         expected = [fmean(heads) / bound for heads in PUBLISHED["heatmaps"][row]]
-        assert outcome.shares[row] == pytest.approx(expected, rel=1e-12)
+        assert outcome.shares[""][row] == pytest.approx(expected, rel=1e-12)
     assert published("Pythia-70M T=128", ROWS).shares == {}
 
 
 def test_points_are_differences_to_the_first_row_of_the_same_seed():
     shares = {"SM+G": [0.9, 0.4], "SM+R": [0.8, 0.3]}
-    outcome = Outcome("here", {"SM+G": [10.0, 20.0, 8.0], "SM+R": [9.0, 22.0, math.inf]}, shares=shares)
+    outcome = Outcome("here", {"SM+G": [10.0, 20.0, 8.0], "SM+R": [9.0, 22.0, math.inf]}, shares={"": shares})
     left, right = answer_picture([outcome]).axes
     points = [list(line.get_xdata()) for line in left.lines[:2]]
     assert points == [[0.0, 0.0, 0.0], pytest.approx([-10.0, 10.0])]
