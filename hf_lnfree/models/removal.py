@@ -17,16 +17,21 @@ MOMENTUM = 0.1  # of the running average, once it rests on 1 / MOMENTUM batches
 
 
 class FirstPosition:
-    """Which of the tokens that a model is given are the first of their sequence; one for all norms of a model."""
+    """
+    Which of the tokens that a stack is given are the first of their sequence, and which are no padding; one for all its
+    norms.
+    """
 
     def __init__(self) -> None:
         self.mask: Tensor | None = None  # B or 1, T, 1
+        self.there: Tensor | None = None  # B T 1; None where all are there
 
     def locate(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """
         A forward pre-hook: padding on the left and tokens that stand in a cache already are counted, and every
         sequence that `position_ids` begin anew in a row has a first token of its own.
         """
+        self.there = None
         tokens = args[0] if args else kwargs.get("input_ids")
         images = tokens is None and kwargs.get("inputs_embeds") is None
         if images or (tokens is not None and tokens.dim() == 4):  # each is one sequence, which the class token begins
@@ -40,13 +45,20 @@ class FirstPosition:
             there = padding != 0
             first = (there & (there.cumsum(-1) == 1))[:, -length:]
             first = first if begins is None else first | (begins & there[:, -length:])
-            self.mask = first[..., None]
+            self.mask, self.there = first[..., None], there[:, -length:, None]
         elif begins is not None:
             self.mask = begins[..., None]
         else:
             cache = kwargs.get("cache", kwargs.get("past_key_values"))
             before = 0 if cache is None else cache.get_seq_length()
             self.mask = (torch.arange(length, device=tokens.device) + before == 0)[None, :, None]
+
+
+def fitting(mask: Tensor | None, live: Tensor) -> Tensor | None:
+    """A mask of the tokens that a norm is given; None if there is none, or it is of others: the norm is used alone."""
+    if mask is not None and live.dim() == 2:  # OPT gives its MLPs the tokens of all sequences as one list
+        return mask.expand(len(live) // mask.shape[1], -1, -1).flatten(0, 1)
+    return None if mask is None or mask.shape[1] != live.shape[1] else mask
 
 
 # At run time the base of the mixin is the norm that it stands before.
@@ -134,21 +146,19 @@ class RemovalNorm(OutputHook, Base):
         raise NotImplementedError
 
     def first_tokens(self, live: Tensor) -> Tensor:
-        mask = self.first.mask
-        if mask is not None and live.dim() == 2:  # OPT gives its MLPs the tokens of all sequences as one list
-            return mask.expand(len(live) // mask.shape[1], -1, -1).flatten(0, 1)
-        if mask is None or mask.shape[1] != live.shape[1]:  # the norm is used by itself
-            return (torch.arange(live.shape[1], device=live.device) == 0)[:, None]
-        return mask
+        mask = fitting(self.first.mask, live)
+        return (torch.arange(live.shape[1], device=live.device) == 0)[:, None] if mask is None else mask
 
     @torch.no_grad()
     def observe(self, live: Tensor, first: Tensor) -> None:
-        """Move the running averages by one batch, until the norm begins to be removed."""
+        """Move the running averages by one batch without its padding, until the norm begins to be removed."""
         if self.gate.any():
             return
+        there = fitting(self.first.there, live)
         first = first.expand_as(live)
         rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)
         for entry, here in ((FIRST, first), (OTHERS, ~first)):
+            here = here if there is None else here & there
             mean = live.where(here, 0.0).sum() / here.sum()
             self.sigma[entry] += torch.where(mean.isnan(), 0.0, rate * (mean - self.sigma[entry]))
         self.batches += 1

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..analysis.modes import evaluation
-from ..conversion.families import blank, set_block_norms
+from ..conversion.families import blank, own_weights, set_block_norms
 from ..conversion.folding import fold, require_declared
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
+from ..data.collators import IGNORED
 from ..data.windows import batches_of
 from ..errors import ModelError, listed
 from ..models.removal import MAIN, VALUE, RemovalNorm
@@ -61,7 +62,7 @@ def removable(model: PreTrainedModel) -> PreTrainedModel:
     if "removal" not in {*kinds, config.final_norm}:
         name = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[stock]
         raise ModelError(f"The model has no {name} to remove: its norms are {sorted({*kinds, config.final_norm})}.")
-    new = blank(type(model), config, model.dtype)
+    new = blank(type(model), config, model.dtype, own_weights(model))
     _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
     assert not unexpected, unexpected
     if model.can_generate():
@@ -247,7 +248,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         batches = batches_of(split, self.trainer.data_collator, self.windows, self.trainer.args.eval_batch_size)
         with evaluation(model):
             moved = ({name: value.to(model.device) for name, value in batch.items()} for batch in batches)
-            losses = [(model(**batch).loss.item(), len(batch["labels"])) for batch in moved]
+            losses = [(model(**batch).loss.item(), int((batch["labels"] != IGNORED).sum())) for batch in moved]
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:
