@@ -107,6 +107,11 @@ def gated(sites: StackSites) -> StackSites:
     return replace(sites, mlp=replace(sites.mlp, readers=(f"{reader}_0", f"{reader}_1")))
 
 
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module is an MLP of one matrix."""
+    return isinstance(module, T5DenseActDense) and isinstance(module.wi, nn.Identity)
+
+
 ENCODER, DECODER = stack("encoder", cross=False), stack("decoder", cross=True)
 
 
@@ -125,10 +130,16 @@ class LNFreeT5Mixin(LNFreeMixin):
             # In float16 the last matrix of an MLP stays in float32, and so the stream: only stock norms take it back.
             self._keep_in_fp32_modules = set()
 
+    def initialize_weights(self) -> None:
+        for module in filter(is_fused, self.modules()):
+            module._is_hf_initialized = True  # type: ignore[assignment]  # the stock rule would ask for two matrices
+        super().initialize_weights()
+
     @torch.no_grad()
     def _init_study(self, module: nn.Module) -> bool:
         done = super()._init_study(module)
-        if isinstance(module, T5DenseActDense) and isinstance(module.wi, nn.Identity):
+        if is_fused(module):
+            assert isinstance(module, T5DenseActDense)
             std = cast(float, self.config.initializer_factor) * cast(int, self.config.d_model) ** -0.5
             self._init_writer(module.wo, std)  # the one matrix of a fused MLP
         return done

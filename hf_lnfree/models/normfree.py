@@ -250,8 +250,9 @@ class LNFreeMixin(Base):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def post_init(self) -> None:
-        if self.base_model is self:  # a head receives a backbone that is rewired already
+        if self.base_model is self and not getattr(self, "_rewired", False):  # a head's backbone is rewired already
             rewire(self, self.stacks)
+            self._rewired = True  # should post_init be called again, on weights that are trained
             # What save_pretrained reads to write a shared parameter once.
             self._tied_weights_keys = (self._tied_weights_keys or {}) | shared_slope_keys(self)
         super().post_init()
@@ -269,19 +270,24 @@ class LNFreeMixin(Base):
         tied = super().get_expanded_tied_weights_keys(all_submodels)
         return tied if all_submodels or self.base_model is not self else tied | shared_slope_keys(self)
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # Custom code skips modules without parameters of their own, among them those that scale residual projections.
-        super()._initialize_weights(module, is_custom_code=False)
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Of custom code transformers initialises no module without parameters of its own. Those that scale residual
+        # projections and the attentions of T5 are such; the stock stacks within a model are told the same.
+        return False
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
+        normed: dict[nn.Module, Any] = {m: type(m) for m in self.modules() if isinstance(m, NormedWeight)}
+        for module, kind in normed.items():  # rules of stock classes write into `weight`
+            module.__class__ = kind.plain
         super().initialize_weights()
+        for module, kind in normed.items():
+            module.__class__ = kind
         # A stack that is a model of its own (OPT, T5) was initialised by the stock class's rules.
         for module in self.modules():
-            if isinstance(module, NormedWeight) and getattr(module, "_is_hf_initialized", False):
-                module.reset_norm()  # what is trained has been drawn
-            elif not getattr(module, "_study_initialized", False):
+            if not getattr(module, "_study_initialized", False):
                 self._init_study(module)
 
     @torch.no_grad()
@@ -291,12 +297,8 @@ class LNFreeMixin(Base):
 
     def _init_study(self, module: nn.Module) -> bool:
         """Initialise what the study adds or changes; whether the module is that."""
-        if isinstance(module, NormedWeight):  # as the class that it had, then what the norm adds
-            plain = cast(nn.Module, module)
-            plain.__class__, normed = module.plain, type(module)
-            self._init_weights(plain)
-            plain.__class__ = normed
-            module.reset_norm()
+        if isinstance(module, NormedWeight):
+            module.reset_norm()  # what is trained has been drawn
         elif hasattr(module, "residual_writers"):
             for name, layers in cast("dict[str, int]", module.residual_writers).items():
                 if self.config.residual_init == "scaled":
@@ -338,6 +340,14 @@ class LNFreeMixin(Base):
                     stacklevel=2,
                 )
         super().__setattr__(name, value)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """As in torch, by the names of `named_parameters`; of a normed weight what is trained."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        if isinstance(module, NormedWeight) and name == "weight":
+            return cast(nn.Parameter, module.trained)
+        return super().get_parameter(target)
 
     def norms_to_tune(self, asked: Any) -> Any:
         """PEFT's `LNTuningConfig` without the norms that have nothing to train, see `host.norms_to_tune`."""

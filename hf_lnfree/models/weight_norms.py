@@ -58,6 +58,8 @@ class NormedWeight(Base):
 
     @property
     def weight(self) -> Tensor:
+        if self.trained.is_meta:  # a checkpoint is being loaded: what else the norm needs may be there already
+            return self.trained
         weight = self.normed(self.trained)
         return weight if torch.compiler.is_compiling() else weight.as_subclass(Computed)
 
