@@ -175,6 +175,26 @@ def whole_model_candidates(device: str) -> Candidates:
     return {"forward": plain, "forward with entropies": recorded, "eager maps and -nansum(p ln p)": eager}
 
 
+def geometry_candidates(device: str) -> Candidates:
+    """Forward of GPT-2 small on [1, 1024] tokens, float32, sdpa; then with all rows of its MLPs handed over, and with
+    their sums, in one group; the peer records nothing."""
+    from hf_lnfree import GeometryAnalyzer, record_mlp
+
+    model = gpt2_small(device)
+    ids = torch.randint(0, 50257, (1, 1024), device=device)
+    analyzer = GeometryAnalyzer(model, groups=1, next_tokens=range(32))
+
+    @torch.no_grad()
+    def plain() -> None:
+        model(ids, use_cache=False)
+
+    def recorded() -> None:
+        with record_mlp(model, lambda rows: None):
+            plain()
+
+    return {"forward": plain, "forward with rows": recorded, "forward with sums": lambda: analyzer.sums(ids) and None}
+
+
 def recorder_candidates(device: str) -> Candidates:
     """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one sample of the flight recorder on
     16 windows: at N=100 a sample costs a hundredth of the ratio."""
@@ -214,6 +234,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "attention-2048": (attention_candidates(2048, eager=True), 15),
     "attention-8192": (attention_candidates(8192, eager=False), 5),
     "whole_model": (whole_model_candidates, 10),
+    "geometry": (geometry_candidates, 3),
     "recorder": (recorder_candidates, 5),
     "loader": (loader_candidates, 5),
     "door": (door_candidates, 7),

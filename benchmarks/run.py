@@ -83,13 +83,56 @@ def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
+GEOMETRY_TOKENS = (4096, 16384)
+
+
+def geometry_megabytes(tokens: int, device: str) -> float:
+    """Peak memory of the sums of an MLP of 3072 units and 768 inputs in two groups, in a process of its own."""
+    import torch
+    from training import peak as peak_of_process
+
+    from hf_lnfree.analysis.mlp_capture import MLPRows
+    from hf_lnfree.analysis.mlp_sums import MLPSums
+
+    def rows() -> MLPRows:
+        x = torch.randn(1024, 3072, device=device)
+        return MLPRows("mlp", x, x.relu(), x[:, :768], torch.arange(1024, device=device), 1024)
+
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else peak_of_process()
+
+    rows()
+    before = peak()
+    sums = MLPSums.like(rows(), 2)
+    for batch in range(tokens // 1024):
+        labels = {"class": torch.arange(1024, device=device) % 32}
+        sums.add(rows(), torch.full((1024,), batch % 2, device=device), labels)
+    return peak() - before
+
+
+def measure_geometry_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, float]] = {}
+    for tokens in GEOMETRY_TOKENS:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[f"{tokens} tokens"] = {"MiB": pool.apply(geometry_megabytes, (tokens, device))}
+    return (
+        "Peak memory of the sums of one MLP of 3072 units, 768 inputs, 32 classes, two groups, with 1024 rows.",
+        found,
+    )
+
+
 def measure_study(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     import studies
 
     return studies.measure_study(device)
 
 
-MEASURED = {"memory": measure_memory, "step_memory": measure_step_memory, "study": measure_study}
+MEASURED = {
+    "memory": measure_memory,
+    "step_memory": measure_step_memory,
+    "geometry_memory": measure_geometry_memory,
+    "study": measure_study,
+}
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, as the maker states them
 
 

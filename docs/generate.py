@@ -131,7 +131,8 @@ def configuration() -> str:
     for kind in kinds:
         name = kind.activation_field
         values = f"every name of transformers' `ACT2FN`, {', '.join(f'`{n!r}`' for n in (*BUILDERS, FUSED))}"
-        rows.append((f"`{name}`", shown(getattr(kind, name)), values, f"Activation of the MLPs, in `{kind.__name__}`."))
+        default = getattr(kind(), name)
+        rows.append((f"`{name}`", shown(default), values, f"Activation of the MLPs, in `{kind.__name__}`."))
     return (
         f"# Configuration fields\n\nFields of {', '.join(f'`{kind.__name__}`' for kind in kinds)}, beside those of the "
         "stock configurations. Where they differ, the default of GPT-2 comes first. A value that is not allowed raises "

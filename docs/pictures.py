@@ -1,6 +1,7 @@
 """The pictures of entropic-overload.md, architecture.md and the findings. Usage: python docs/pictures.py"""
 
 import json
+import math
 import re
 import runpy
 from collections import defaultdict
@@ -67,7 +68,7 @@ def outcome(study: dict, key: str | None) -> Figure:
     measure = "accuracy" if "eval_accuracy" in study["cells"][0] else "perplexity"
     ours = Outcome(
         f"here, {count} seed{'s' * (count != 1)}",
-        {row: [cell[f"eval_{measure}"] for cell in cells] for row, cells in rows.items()},
+        {row: [finite(cell[f"eval_{measure}"]) for cell in cells] for row, cells in rows.items()},
         MEASURES[measure],
         shares_of_bound(study, rows),
     )
@@ -101,6 +102,11 @@ def outcome(study: dict, key: str | None) -> Figure:
                 over_training.set_yscale("symlog", linthresh=0.1)
                 plain_ticks(over_training.yaxis)
         return figure
+
+
+def finite(value: float | None) -> float:
+    """NaN for a run that diverged."""
+    return math.nan if value is None else value
 
 
 def shares_of_bound(study: dict, rows: dict[str, list[dict]]) -> dict[str, dict[str, list[float]]]:

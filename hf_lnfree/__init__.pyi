@@ -12,9 +12,16 @@ from . import studies as studies
 from . import training as training
 from .analysis import AttentionEntropyAnalyzer as AttentionEntropyAnalyzer
 from .analysis import EntropyReport as EntropyReport
+from .analysis import GeometryAnalyzer as GeometryAnalyzer
+from .analysis import GeometryReport as GeometryReport
+from .analysis import compare_geometry as compare_geometry
 from .analysis import compare_reports as compare_reports
 from .analysis import published_reports as published_reports
 from .analysis import record_attention_entropy as record_attention_entropy
+from .analysis import record_mlp as record_mlp
+from .conversion import load_norm_free as load_norm_free
+from .conversion import replace_norms as replace_norms
+from .conversion import save_norm_free as save_norm_free
 from .models import AttentionBranch as AttentionBranch
 from .models import LearnableLeakyReLU as LearnableLeakyReLU
 from .models import LNFreeBertConfig as LNFreeBertConfig
@@ -68,6 +75,7 @@ from .models import LNFreeWhisperForAudioClassification as LNFreeWhisperForAudio
 from .models import LNFreeWhisperForConditionalGeneration as LNFreeWhisperForConditionalGeneration
 from .models import LNFreeWhisperModel as LNFreeWhisperModel
 from .models import MLPBranch as MLPBranch
+from .models import ReplacedConfig as ReplacedConfig
 from .models import StackSites as StackSites
 from .models import leaky_relu as leaky_relu
 from .models import named_slopes as named_slopes

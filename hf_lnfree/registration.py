@@ -24,6 +24,9 @@ MODEL_TYPES = {
     "lnfree_whisper": ("LNFreeWhisperConfig", "whisper"),
 }
 
+REPLACED = "lnfree_replaced"
+"""The model_type on disk of models of other families whose norms were replaced; they are loaded as their stock type."""
+
 
 def announce_models() -> None:
     """Tell the two libraries, as soon as somebody imports them."""
@@ -37,7 +40,8 @@ def announce_models() -> None:
 def add_configurations(configuration_auto: ModuleType) -> None:
     """As transformers declares its own: the name of a class, and the module that has it."""
     mapping = configuration_auto.CONFIG_MAPPING
-    for model_type, (configuration, _) in MODEL_TYPES.items():
+    names = {model_type: configuration for model_type, (configuration, _) in MODEL_TYPES.items()}
+    for model_type, configuration in {REPLACED: "ReplacedConfig", **names}.items():
         mapping._mapping.setdefault(model_type, configuration)
         mapping._modules.setdefault(model_type, sys.modules[__package__])
 

@@ -163,6 +163,7 @@ def test_studies_of_the_findings_can_be_run(path):
         study = Study.load(path, scale, {"fp16": False, "device": "cpu"})
         for row in study.rows:
             model, data, _ = study.arguments(row, 0, Path("unused"))
-            norm = model.config(data.context_length).norm
-            assert norm in ("layernorm", "none", row.split(" ")[0])
-            assert (norm == "layernorm") == ("LN" in row or path.stem in ("scale", "shapes"))
+            config = model.config(data.context_length)
+            assert config.norm in (config.stock_norm, "none", row.split(" ")[0])
+            kept = "LN" in row or row.startswith("RMS") or path.stem in ("scale", "shapes")
+            assert (config.norm == config.stock_norm) == kept

@@ -33,6 +33,7 @@ SHORTER = {
     "study": ["--device", "cpu", "--jobs", "1", *SET],
     "demo": ["--device", "cpu", "--jobs", "1", *SET],
     "entropy": ["--device", "cpu", "--max-windows", "32"],
+    "geometry": ["--device", "cpu", "--max-windows", "32"],
     "evaluate": ["--device", "cpu", "--max-documents", "2"],
 }
 EXIT_CODES = {"diverged": 3}

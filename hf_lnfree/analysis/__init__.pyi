@@ -13,5 +13,13 @@ from .entropy import overloaded_share as overloaded_share
 from .entropy import row_support as row_support
 from .entropy_report import EntropyReport as EntropyReport
 from .entropy_report import published_reports as published_reports
+from .geometry import GeometryAnalyzer as GeometryAnalyzer
+from .geometry import GeometrySums as GeometrySums
+from .geometry_comparison import GeometryComparison as GeometryComparison
+from .geometry_comparison import compare_geometry as compare_geometry
+from .geometry_report import GeometryReport as GeometryReport
 from .linearity import Attribution as Attribution
 from .linearity import attribute as attribute
+from .mlp_capture import MLPRecord as MLPRecord
+from .mlp_capture import MLPRows as MLPRows
+from .mlp_capture import record_mlp as record_mlp

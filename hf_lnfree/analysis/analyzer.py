@@ -18,13 +18,13 @@ from ..errors import DataError
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
-from .modes import evaluation, execution_device
+from .inputs import LABELS, hash_inputs, model_call
+from .modes import evaluation
 from .parts import CROSS, kind_of
 from .texts import TextWindows
 from .totals import EntropyTotals
 
 Batch = Mapping[str, Any] | Tensor
-LABELS = {"labels", "start_positions", "end_positions", "return_loss"}
 
 
 class AttentionEntropyAnalyzer:
@@ -98,9 +98,9 @@ class AttentionEntropyAnalyzer:
                     raise DataError("Texts need a tokenizer: run(texts, tokenizer=tokenizer).")
                 inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
                 inputs = {key: value for key, value in inputs.items() if key not in LABELS}
-                self._hash(data, inputs)
+                hash_inputs(data, inputs)
                 with record_attention_entropy(self.model, self.method) as record:
-                    self.model(**self._on_device(inputs), **self._no_cache())
+                    self.model(**model_call(self.model, inputs))
                 rows = by_depth(record)
                 tokens = queries_that_are_tokens(rows)
                 totals.add(rows, tokens)
@@ -122,20 +122,6 @@ class AttentionEntropyAnalyzer:
                 "environment": environment(next(self.model.parameters()).device),
             },
         )
-
-    def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        device = execution_device(self.model)
-        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
-
-    def _no_cache(self) -> dict[str, Any]:
-        return {"use_cache": False} if hasattr(getattr(self.model, "config", None), "use_cache") else {}
-
-    @staticmethod
-    def _hash(data: Any, inputs: dict[str, Any]) -> None:
-        for key, value in sorted(inputs.items()):
-            if isinstance(value, Tensor):
-                data.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                data.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def has_class_token(model: nn.Module) -> bool:

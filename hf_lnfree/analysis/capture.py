@@ -27,6 +27,7 @@ from ..errors import AttentionError
 from .chunked import pieces_of
 from .entropy import attention_entropy
 from .maps import adds_up_to_one, entropies_of_map, map_in, visible_keys
+from .modes import unwrapped
 from .own_attention import (
     attends,
     heads_of,
@@ -160,8 +161,7 @@ class _Recorder:
     """Tells which module a call belongs to, and keeps each call once."""
 
     def __init__(self, model: nn.Module, method: Method):
-        while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-            model = inner  # compiled, DistributedDataParallel
+        model = unwrapped(model)
         base = getattr(model, "get_base_model", None)  # PEFT
         self.model = base() if base is not None else model
         self.method = method

@@ -57,6 +57,8 @@ class Grid(NamedTuple):
     """[L, H] bool; the others stay white."""
     framed: Tensor | None = None
     """[L, H] bool"""
+    rows: Sequence[str] | None = None
+    """What the layers are called; their numbers by default."""
 
 
 def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[NotebookFigure, list[Axes]]:
@@ -80,6 +82,8 @@ def heatmaps(
         figure, axes = panels(len(grids), columns, *grid_size(grids))
         for grid, ax in zip(grids, axes, strict=True):
             image = cells(ax, grid.values, grid.shown, cmap, low, high, form)
+            if grid.rows is not None:
+                ax.set(ylabel="", yticks=range(len(grid.rows)), yticklabels=grid.rows)
             for layer, head in [] if grid.framed is None else grid.framed.nonzero().tolist():
                 frame = Rectangle((head - 0.46, layer - 0.44), 0.92, 0.88, fill=False, linewidth=0.8)
                 ax.add_patch(frame)

@@ -172,7 +172,7 @@ class EntropyReport(HeadEntropies):
 
         reports = (self, *others)
         top = max(float(r.bound[r.heads].max()) for r in reports) or 1.0  # sequences of one token
-        grids = [Grid(r.title, r.entropy, r.heads) for r in reports]
+        grids = [Grid(r.title, r.entropy, r.heads, rows=r.layer_names if len(r.parts) > 1 else None) for r in reports]
         return heatmaps(grids, "viridis", 0.0, top, ".2f", "mean attention entropy (nats)", columns)
 
     @property

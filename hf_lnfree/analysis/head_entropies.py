@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
-from .parts import name_of_maximum, part_names, parts_of
+from .parts import layer_names, name_of_maximum, part_names, parts_of
 from .totals import BINS_PER_NAT
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -106,11 +106,21 @@ class HeadEntropies:
         """Of each of the L modules the short name of its part, "" where there is one part only: see `part_names`."""
         return part_names(self.modules)
 
+    @property
+    def layer_names(self) -> list[str]:
+        """Of each of the L modules its number in its part: "3", or "encoder 3" where there are several parts."""
+        return layer_names(self.modules)
+
     def heads_of(self, part: str = "") -> Tensor:
         """[L, H] which heads a part has, by its short name; all heads for ""."""
         if not part:
             return self.heads
         return self.heads & torch.tensor([name == part for name in self.part_names])[:, None]
+
+    @property
+    def part_bounds(self) -> dict[str, float]:
+        """The largest bound of the heads of each part, by its short name."""
+        return {part: float(self.bound[self.heads_of(part)].max()) for part in dict.fromkeys(self.part_names)}
 
     def maximum(self, maximum: Maximum | float = "causal") -> Tensor:
         """

@@ -1,10 +1,17 @@
-"""A model looked at in eval mode where it computes, and left as it was."""
+"""A model looked at without what it is wrapped in, in eval mode, where it computes, and left as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` or DistributedDataParallel stands around."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
 
 
 @contextmanager

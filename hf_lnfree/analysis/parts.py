@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -68,11 +68,20 @@ def short_name(part: str) -> str:
 
 def places(modules: Sequence[str]) -> list[str]:
     """What logs call the modules: "layer_00", "layer_01", ..., and "encoder/layer_00" where there are several parts."""
-    names, counts, found = part_names(modules), Counter[str](), []
-    for name in names:
-        found.append(f"{name}{'/' if name else ''}layer_{counts[name]:02d}")
-        counts[name] += 1
-    return found
+    return [f"{part}{'/' if part else ''}layer_{number:02d}" for part, number in numbered(modules)]
+
+
+def layer_names(modules: Sequence[str]) -> list[str]:
+    """What people read: "0", "1", ..., and "encoder 0" where there are several parts."""
+    return [f"{part}{' ' if part else ''}{number}" for part, number in numbered(modules)]
+
+
+def numbered(modules: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Of each module its part and its number in it."""
+    counts = Counter[str]()
+    for part in part_names(modules):
+        yield part, counts[part]
+        counts[part] += 1
 
 
 def name_of_maximum(maximum: Maximum | float, kinds: Sequence[str]) -> str:

@@ -1,14 +1,29 @@
 """Texts, or rows of a dataset, as batches of windows of tokens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Window(NamedTuple):
+    """
+    Tokens that a model reads at once.
+
+    Args:
+        ids: [T]
+        text: number of the text that it was cut from, counted from 0.
+        kinds: [T] what `kinds` of `TextWindows` says of the tokens; None without it.
+    """
+
+    ids: list[int]
+    text: int
+    kinds: list[int] | None = None
 
 
 @dataclass
@@ -22,6 +37,8 @@ class TextWindows:
 
     Args:
         texts: strings, or rows that hold one in `column`.
+        kinds: says of a text, and of where in it each token lies, what class every token has; it needs a tokenizer that
+            tells where tokens lie.
     """
 
     texts: Iterable[Any]
@@ -29,6 +46,7 @@ class TextWindows:
     column: str
     length: int
     batch_size: int
+    kinds: Callable[[str, Sequence[tuple[int, int]]], list[int]] | None = None
     read: int = 0
     """Texts read so far."""
     windows: int = 0
@@ -41,31 +59,49 @@ class TextWindows:
         return {"texts": self.read, "windows": self.windows, "tokens_left_out": self.tokens_left_out}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        padding = self.tokenizer.pad_token_id or 0  # masked, so that any token will do
-        remaining = self._windows()
-        while ids := [torch.tensor(window) for window in islice(remaining, self.batch_size)]:
-            mask = [torch.ones_like(i) for i in ids]
-            yield {
-                "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
-                "attention_mask": pad_sequence(mask, batch_first=True),
-            }
+        return (self.together(windows) for windows in self.batches())
 
-    def _windows(self) -> Iterator[list[int]]:
+    def batches(self) -> Iterator[list[Window]]:
+        """The windows, `batch_size` at a time."""
+        remaining = self.cut()
+        while windows := list(islice(remaining, self.batch_size)):
+            yield windows
+
+    def together(self, windows: Sequence[Window]) -> dict[str, Tensor]:
+        """As a model takes them."""
+        padding = self.tokenizer.pad_token_id or 0  # masked, so that any token will do
+        ids = [torch.tensor(window.ids) for window in windows]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
+            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+        }
+
+    def cut(self) -> Iterator[Window]:
+        """The windows of all texts, in order."""
         for row in self.texts:
             text = row if isinstance(row, str) else row[self.column]
             # Longer than the tokenizer's maximum on purpose; verbose=False keeps it from saying so.
-            ids = self.tokenizer(text, verbose=False)["input_ids"]
+            ids, kinds = self.encode(text)
+            number = self.read
             self.read += 1
             if len(ids) <= self.length:
                 self.windows += bool(ids)
-                yield from [ids] if ids else []
+                yield from [Window(ids, number, kinds)] if ids else []
                 continue
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids, kinds = self.encode(text, add_special_tokens=False)
             whole = max(len(ids) - len(ids) % self.length, min(len(ids), self.length))
             self.tokens_left_out += len(ids) - whole
             for start in range(0, whole, self.length):
+                part = slice(start, min(start + self.length, whole))
                 self.windows += 1
-                yield ids[start : min(start + self.length, whole)]
+                yield Window(ids[part], number, None if kinds is None else kinds[part])
+
+    def encode(self, text: str, **options: Any) -> tuple[list[int], list[int] | None]:
+        """Token ids of a text, and of which kind each is."""
+        if self.kinds is None:
+            return self.tokenizer(text, verbose=False, **options)["input_ids"], None
+        found = self.tokenizer(text, verbose=False, return_offsets_mapping=True, **options)
+        return found["input_ids"], self.kinds(text, found["offset_mapping"])
 
 
 def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoModel, PreTrainedModel, default_data_collator
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase, WhisperFeatureExtractor
 from transformers.utils import logging
 
 from ..analysis import AttentionEntropyAnalyzer, EntropyReport
 from ..analysis.texts import model_inputs
 from ..choices import MAXIMA, Maximum, Method
 from ..data.arguments import DIGITS, STDLIB, DataArguments
+from ..data.collators import collator_of
 from ..data.images import ImageExamples, load_images
+from ..data.objectives import OBJECTIVES
+from ..data.speech import POSITIONS_A_SECOND, SpeechExamples, load_recordings
 from ..data.splits import load_validation
 from ..data.windows import batches_of, window_batches
 from ..errors import SettingsError
@@ -21,6 +24,9 @@ from ..loading import find_device, load_model, load_tokenizer
 from ..pages.entropy import comparable, write_entropy_page
 from ..redaction import shareable
 from ..tables import number
+
+OTHER_INPUTS = {"pixel_values": "image", "input_features": "speech"}
+"""What a model reads instead of text -> the objective whose data have it."""
 
 
 def entropy_command(
@@ -45,11 +51,13 @@ def entropy_command(
     def measure(name: str, shown: str) -> EntropyReport:
         """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
-        if model.main_input_name == "pixel_values":
-            images = held_out_images(model, arguments)
-            batches = batches_of(images, default_data_collator, max_windows, batch_size)
+        if (objective := OTHER_INPUTS.get(model.main_input_name)) is not None:
+            tokenizer = load_tokenizer(name, **access) if objective == "speech" else None
+            examples = images(model, arguments) if tokenizer is None else recordings(model, arguments, tokenizer)
+            collate = collator_of(OBJECTIVES[objective], cast(Any, tokenizer), model)
+            batches = batches_of(examples, collate, max_windows, batch_size)
             report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
-            report.metadata |= {"data": data, "images_sha256": images.meta["sha256"]}
+            report.metadata |= {"data": data, "examples_sha256": examples.meta["sha256"]}
             return report
         if data == DIGITS:
             raise SettingsError(
@@ -70,7 +78,24 @@ def entropy_command(
     return reports
 
 
-def held_out_images(model: PreTrainedModel, arguments: DataArguments) -> ImageExamples:
+def recordings(model: PreTrainedModel, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -> SpeechExamples:
+    """
+    Held-out recordings with their texts, which the decoder reads.
+
+    Raises:
+        SettingsError: there is no set of that name.
+    """
+    if arguments.data in (STDLIB, DIGITS):
+        raise SettingsError(
+            f"{type(model).__name__} reads speech: give --data FOLDER, with WAV files and metadata.jsonl."
+        )
+    _, found = load_recordings(arguments.data, None, arguments.text_column, arguments.validation_fraction)
+    seconds = model.config.max_source_positions // POSITIONS_A_SECOND
+    extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins, chunk_length=seconds)
+    return SpeechExamples(arguments.data, found, extractor, tokenizer, arguments.context_length)
+
+
+def images(model: PreTrainedModel, arguments: DataArguments) -> ImageExamples:
     """
     Images of the size that the model takes.
 
@@ -83,11 +108,11 @@ def held_out_images(model: PreTrainedModel, arguments: DataArguments) -> ImageEx
             "label, or a Hub dataset."
         )
     size = getattr(model.config, "image_size", None)
-    images = load_images(replace(arguments, objective="image", image_size=size if isinstance(size, int) else None))[1]
-    channels, wanted = images.meta["shape"][0], getattr(model.config, "num_channels", None)
+    found = load_images(replace(arguments, objective="image", image_size=size if isinstance(size, int) else None))[1]
+    channels, wanted = found.meta["shape"][0], getattr(model.config, "num_channels", None)
     if wanted is not None and channels != wanted:
         raise SettingsError(f"The images of {arguments.data!r} have {channels} channels, and the model takes {wanted}.")
-    return images
+    return found
 
 
 def display_names(models: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that measure models: entropy, evaluate, lm-eval, attribute, explore."""
+"""The commands that measure models: entropy, geometry, evaluate, lm-eval, attribute, explore."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,57 @@ def entropy(
         models, data, text_column, context_length, max_windows, batch_size, method, top, out, device, access
     )
     for text in lines(reports, top):
+        say(text)
+    if out is not None:
+        say(f"Report: {out / 'report.html'}")
+
+
+@command("geometry", MEASURE, "hf-lnfree geometry runs/demo/SM+G/seed-0 runs/demo/SM+R/seed-0 --out runs/geometry")
+def geometry(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers models of text or images."),
+    ],
+    data: o.Data = "stdlib",
+    text_column: o.TextColumn = None,
+    context_length: Annotated[int, o.option(o.TEXT, "Tokens a window.", min=2, max=o.MOST)] = 128,
+    max_windows: Annotated[int, o.option(o.TEXT, "How many windows or images to read.", **o.COUNT)] = 256,
+    trust_remote_code: o.TrustRemoteCode = False,
+    revision: o.Revision = None,
+    classes: Annotated[
+        str | None,
+        o.option(
+            o.RUN,
+            "What units tell apart, with commas: next_token, position, token_kind (of Python), label (of images).",
+            show_default="next_token,position; label for images",
+        ),
+    ] = None,
+    groups: Annotated[int, o.option(o.RUN, "Of documents, for standard errors; 1 for none.", **o.COUNT)] = 10,
+    only: Annotated[str, o.option(o.RUN, "A pattern for the names of the MLPs to record; all by default.")] = "",
+    batch_size: o.BatchSize = 16,
+    device: o.Device = None,
+    out: Annotated[Path | None, o.report_folder("report.html, pictures, JSON and safetensors")] = None,
+) -> None:
+    """Measure what the units of every MLP do: spectra, firing, selectivity, alignment; compare several models."""
+    from .geometry import geometry_command, lines
+
+    access = {"trust_remote_code": trust_remote_code, "revision": revision}
+    kinds = None if classes is None else names(classes)
+    reports = geometry_command(
+        models,
+        data,
+        text_column,
+        context_length,
+        max_windows,
+        batch_size,
+        kinds,
+        groups,
+        only,
+        out,
+        device,
+        access,
+    )
+    for text in lines(reports):
         say(text)
     if out is not None:
         say(f"Report: {out / 'report.html'}")

@@ -52,14 +52,18 @@ def train(
 def remove_norms(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder or Hub name, of this package or stock GPT-2, Pythia or OPT.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder or Hub name, of this package or stock GPT-2, Pythia, OPT, Llama, Qwen3 or ViT.",
+        ),
     ],
     config: Annotated[
         str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML file with any of the fields below.")
     ] = None,
     **fields: Any,
 ) -> None:
-    """Take the LayerNorms out of a model by fine-tuning it.
+    """Take the norms out of a model by fine-tuning it, LayerNorms or RMSNorms.
 
     One after the other becomes a fixed scale while the model trains on; at the end all is folded into the weights, and
     neither norm nor division is left. MODEL and CONFIG.yaml come first; flags win over the file.

@@ -2,8 +2,12 @@ from .checkpoint import Checkpoint as Checkpoint
 from .folding import Folding as Folding
 from .folding import fold as fold
 from .lens import to_transformer_lens as to_transformer_lens
+from .norm_free_folders import load_norm_free as load_norm_free
+from .norm_free_folders import save_norm_free as save_norm_free
 from .onnx import export_onnx as export_onnx
 from .ours_to_stock import to_stock as to_stock
+from .replacement_report import ReplacementReport as ReplacementReport
+from .replacing import replace_norms as replace_norms
 from .run import convert as convert
 from .stock_to_ours import convert_checkpoint as convert_checkpoint
 from .stock_to_ours import load as load

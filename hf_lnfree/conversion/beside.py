@@ -1,4 +1,5 @@
-"""What a checkpoint has beside its weights: a tokenizer, with the code that it needs, how it generates, a licence."""
+"""What a checkpoint has beside its weights: a tokenizer, with the code that it needs, or a processor of images, how it
+generates, a licence."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..errors import ModelError, listed
 from ..loading import mapping_in
 
 BESIDE = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
-BESIDE += ["generation_config.json", "LICENSE*"]
+BESIDE += ["preprocessor_config.json", "processor_config.json", "generation_config.json", "LICENSE*"]
 CODE = "*.py"
 
 

@@ -1,7 +1,8 @@
-"""Whether a conversion kept what the model computes: logits before and after, on random tokens."""
+"""Whether a conversion kept what the model computes: logits before and after, on random tokens, images or sound."""
 
 import copy
 import os
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 CHECKED_TOKENS = (2, 16)
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 # Largest difference of a logit that counts as rounding, as a share of the largest logit (of 1 at least), by the coarser
 # of the two dtypes. Rotary embeddings are computed in float32 at the most.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -23,22 +25,46 @@ def random_tokens(config: Any) -> torch.Tensor:
 
 
 def random_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a model reads: random tokens; of an encoder-decoder also what the encoder reads, tokens or sound."""
-    config, tokens = model.config, random_tokens(model.config)
-    if not config.is_encoder_decoder:
-        return {"input_ids": tokens}
-    if model.main_input_name != "input_features":
-        return {"input_ids": tokens.flip(1), "decoder_input_ids": tokens}
+    """
+    The same as arguments of a model: random tokens, images [B, C, H, W] or sound [B, mel bands, frames]; where there is
+    a decoder, also what that reads.
+    """
+    config: Any = model.config
     generator = torch.Generator().manual_seed(0)
-    sound = torch.randn(len(tokens), config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
-    return {"input_features": sound.to(model.dtype), "decoder_input_ids": tokens}
+    if model.main_input_name == "pixel_values":
+        side = config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        images = torch.randn(CHECKED_TOKENS[0], config.num_channels, height, width, generator=generator)
+        return {"pixel_values": images.to(model.dtype)}
+    ids = random_tokens(config)
+    decoded = {"decoder_input_ids": ids} if "decoder_input_ids" in signature(model.forward).parameters else {}
+    if model.main_input_name == "input_features":
+        sound = torch.randn(len(ids), config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+        return {"input_features": sound.to(model.dtype)} | decoded
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return {"input_ids": ids.flip(1)} | decoded
+    if decoded:  # of T5, which reads a sequence where it ends: once
+        end = config.eos_token_id
+        ids = ids.where(ids != end, (end + 1) % config.vocab_size)
+        ids[:, -1] = end
+    # Without a token for padding such a head takes one sequence at a time.
+    return {"input_ids": ids if config.pad_token_id is not None else ids[:1]}
+
+
+def outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model of any head answers, as one list of numbers."""
+    found = model(**inputs)
+    return torch.cat([found[name].flatten() for name in OUTPUTS if found.get(name) is not None])
 
 
 @torch.no_grad()
 def difference(before: PreTrainedModel, after: PreTrainedModel, device: torch.device) -> dict[str, float]:
-    """The largest difference of logits on random tokens, the size of the logits, and what is taken for rounding."""
+    """
+    The largest difference of logits on random inputs, the size of the logits, and what is taken for rounding; of a
+    model without a head its last hidden states are the logits.
+    """
     wanted, found = (
-        model.eval().to(device)(**{name: value.to(device) for name, value in random_inputs(model).items()}).logits
+        outputs(model.eval().to(device), {name: value.to(device) for name, value in random_inputs(model).items()})
         for model in (before, after)
     )
     return compared(wanted, found)

@@ -18,8 +18,8 @@ from ..models import LNFreeMixin, StackSites
 from ..models.configuration_lnfree import LNFreeConfigMixin
 
 HEADS = (
-    *("ForCausalLM", "ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification"),
-    *("ForQuestionAnswering", "ForAudioClassification", "EncoderModel", "Model"),
+    *("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "ForImageClassification", "ForAudioClassification"),
+    *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "EncoderModel", "Model"),
 )
 
 
@@ -29,10 +29,8 @@ class Family:
 
     ours: str
     stock: str
-    stock_lm: str
-    """The stock language model."""
     eps_field: str | None
-    """The configuration field with the epsilon of every norm; None where the stock class fixes it."""
+    """The configuration field with the epsilon of every norm of the blocks, and of no other; None if there is none."""
 
     @property
     def config(self) -> type[LNFreeConfigMixin]:
@@ -48,14 +46,23 @@ class Family:
     def classes(self) -> dict[str, type[PreTrainedModel]]:
         """Name of a stock class -> the class of ours with the same parameters."""
         return {
-            self.stock_lm if head == "ForCausalLM" else self.stock + head: getattr(models, self.ours + head)
+            self.stock_name(head): getattr(models, self.ours + head)
             for head in HEADS
             if hasattr(models, self.ours + head)
         }
 
+    def stock_name(self, head: str) -> str:
+        """What transformers calls a class of the family, by the end of our name for it."""
+        return "GPT2LMHeadModel" if (self.stock, head) == ("GPT2", "ForCausalLM") else self.stock + head
+
     def stock_class(self, ours: type) -> type[PreTrainedModel]:
         """The class of transformers with the parameters of one of ours."""
         return getattr(transformers, {own: name for name, own in self.classes.items()}[ours])
+
+    def auto_class(self, ours: type) -> Any:
+        """The Auto class of transformers for one of ours."""
+        head = ours.__name__.removeprefix(self.ours)
+        return getattr(transformers, models.AUTO_CLASSES.get(ours, f"AutoModel{head.removesuffix('Model')}"))
 
     def read_elsewhere(self, config: PreTrainedConfig) -> dict[str, Any]:
         """Fields of older releases of transformers, which converters of other tools still read."""
@@ -81,19 +88,26 @@ class Family:
             ModelError: there is none for what the configuration names, or it does not name the class of an
                 encoder-decoder.
         """
-        base: type[PreTrainedModel] = getattr(models, f"{self.ours}Model")
         if not architectures and len(self.config.depth_fields) > 1:
             raise ModelError(f"Say in config.json which class it is, as architectures: {', '.join(self.classes)}.")
         if not architectures:
-            firsts = {name.split(".")[0] for name in names}
-            heads = [head for first, head in HEAD_TENSORS.items() if first in firsts]
-            # A head that shares the weights of the embedding has no tensor; a backbone alone has no prefix.
-            head = heads[0] if heads else "ForCausalLM" if base.base_model_prefix in firsts else "Model"
-            return getattr(models, self.ours + head)
+            return getattr(models, self.ours + self.head_of(names))
         known = self.classes | {own.__name__: own for own in self.classes.values()}
         if architectures[0] not in known:
             raise ModelError(f"There is no class of ours for {architectures[0]}, only for {', '.join(self.classes)}.")
         return known[architectures[0]]
+
+    def head_of(self, names: Iterable[str]) -> str:
+        """The end of the name of a class, as in `HEADS`, by the names of a checkpoint's tensors."""
+        names = list(names)
+        firsts = {name.split(".")[0] for name in names}
+        base: type[PreTrainedModel] = getattr(models, f"{self.ours}Model")
+        # A head that shares the weights of the embedding has no tensor; a backbone alone has no prefix.
+        tied = ["ForCausalLM"] if base.base_model_prefix in firsts else []
+        heads = [head for first, head in HEAD_TENSORS if first in firsts] + tied
+        if any(".pooler." in name for name in names):  # of the two that BERT calls a classifier, the one that pools
+            heads = ["ForSequenceClassification" if head == "ForTokenClassification" else head for head in heads]
+        return next((head for head in heads if hasattr(models, self.ours + head)), "Model")
 
     @property
     def stacks(self) -> tuple[StackSites, ...]:
@@ -101,24 +115,28 @@ class Family:
         return getattr(models, f"{self.ours}Model").stacks
 
 
-# What a head's tensors are called -> the head.
-HEAD_TENSORS = {
-    "lm_head": "ForCausalLM",
-    "embed_out": "ForCausalLM",
-    "score": "ForSequenceClassification",
-    "classifier": "ForTokenClassification",
-    "qa_outputs": "ForQuestionAnswering",
-}
+# What a head's tensors are called, and the head; a family has one of those that share a name.
+HEAD_TENSORS = (
+    ("lm_head", "ForCausalLM"),
+    ("embed_out", "ForCausalLM"),
+    ("cls", "ForMaskedLM"),
+    ("score", "ForSequenceClassification"),
+    ("classifier", "ForImageClassification"),
+    ("classifier", "ForTokenClassification"),
+    ("qa_outputs", "ForQuestionAnswering"),
+)
 
 # model_type of the stock configuration -> family
 FAMILIES = {
-    "gpt2": Family("LNFreeGPT2", "GPT2", "GPT2LMHeadModel", "layer_norm_epsilon"),
-    "gpt_neox": Family("LNFreeGPTNeoX", "GPTNeoX", "GPTNeoXForCausalLM", "layer_norm_eps"),
-    "llama": Family("LNFreeLlama", "Llama", "LlamaForCausalLM", "rms_norm_eps"),
-    "opt": Family("LNFreeOPT", "OPT", "OPTForCausalLM", None),
-    "qwen3": Family("LNFreeQwen3", "Qwen3", "Qwen3ForCausalLM", "rms_norm_eps"),
-    "t5": Family("LNFreeT5", "T5", "T5ForConditionalGeneration", "layer_norm_epsilon"),
-    "whisper": Family("LNFreeWhisper", "Whisper", "WhisperForConditionalGeneration", None),
+    "bert": Family("LNFreeBert", "Bert", None),  # its epsilon is that of the embeddings' norm, too
+    "gpt2": Family("LNFreeGPT2", "GPT2", "layer_norm_epsilon"),
+    "gpt_neox": Family("LNFreeGPTNeoX", "GPTNeoX", "layer_norm_eps"),
+    "llama": Family("LNFreeLlama", "Llama", "rms_norm_eps"),
+    "opt": Family("LNFreeOPT", "OPT", None),
+    "qwen3": Family("LNFreeQwen3", "Qwen3", "rms_norm_eps"),
+    "t5": Family("LNFreeT5", "T5", "layer_norm_epsilon"),
+    "vit": Family("LNFreeViT", "ViT", "layer_norm_eps"),
+    "whisper": Family("LNFreeWhisper", "Whisper", None),
 }
 
 
@@ -147,7 +165,7 @@ def stacks_of(model: PreTrainedModel) -> tuple[StackSites, ...]:
 
 def stack_of(model: PreTrainedModel) -> StackSites:
     """
-    The only stack of a model.
+    The stack of a model that has one.
 
     Raises:
         ModelError: as `stacks_of`, or a model with an encoder and a decoder.

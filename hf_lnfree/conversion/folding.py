@@ -19,8 +19,8 @@ from ..errors import ModelError, listed
 from ..models.normalizations import FixedScale, Scale
 from ..models.removal import RemovalNorm
 from ..models.sites import Projection
-from .families import blank, family_of, own_weights, placed, require_plain, set_block_norms, stack_of, stacks_of
-from .norm_sites import LEFT, NormSite, as_linear, norm_sites
+from .families import blank, family_of, own_weights, placed, require_plain, set_block_norms, stacks_of
+from .norm_sites import LEFT, NormSite, as_linear, beginnings, bias_fields, norm_sites
 from .stabilizers import fold_stabilizers, fuse_identities, head_is_tied, untie_head
 
 
@@ -60,41 +60,53 @@ def fold(model: PreTrainedModel, fuse_identity: bool = False) -> tuple[PreTraine
         The new model, and what was done.
 
     Raises:
-        ModelError: a norm that is half removed; an epsilon that disables LayerNorm beside gains that were not scaled;
-            adapters; a model that is offloaded.
+        ModelError: a norm that is half removed, or stands behind the sum of stream and branch; an epsilon that disables
+            LayerNorm beside gains that were not scaled; adapters; a model that is offloaded.
     """
     require_plain(model)
-    if not all(stack.embeddings for stack in stacks_of(model)):
-        raise ModelError(f"{type(model).__name__} does not declare what its residual stream begins with: not folded.")
+    require_declared(model)
     work = placed(copy.deepcopy(model), torch.float64).eval()
     tied = head_is_tied(work)
     fold_stabilizers(work)
     if fuse_identity:
         fuse_identities(work)
     sites = norm_sites(work)
-    check(sites)
+    check(work, sites)
     folding = Folding()
     live = [site for site in sites if isinstance(site.norm, nn.LayerNorm) and site.fixed_scale is None]
     reads_mean = [site.name for site in sites if not isinstance(site.norm, nn.LayerNorm)]
-    centre = bool(live) and not reads_mean
+    centre = bool(live) and not reads_mean and all(stack.embeddings for stack in stacks_of(work))
     if live and reads_mean:
         folding.notes.append(
             f"{len(live)} norms still centre: the residual stream is read as it is at {len(reads_mean)} places, the "
             f"first of them {reads_mean[0]}."
         )
-    if centre or sites[-1].foldable:
+    if centre or (sites and sites[-1].foldable):
         untie_head(work)
     if tied and not head_is_tied(work):
         folding.untied = True
         folding.notes.append("The head has weights of its own now; they were those of the token embedding.")
-    left = [fold_site(site, centre, folding) for site in sites]
+    for site in sites:
+        fold_site(site, centre, folding)
     if centre:
         centre_stream(work)
-    return rebuilt(model, work, left, folding), folding
+    return rebuilt(model, work, sites, folding), folding
 
 
-def check(sites: Sequence[NormSite]) -> None:
-    """Refuse norms that are half removed, or disabled beside gains that were not scaled."""
+def require_declared(model: PreTrainedModel) -> None:
+    """Raise ModelError for a model of which nobody said what the streams begin with that its norms read."""
+    if not all(stack.embeddings or stack.attention.post_norm for stack in stacks_of(model)):
+        raise ModelError(f"{type(model).__name__} does not declare what its residual stream begins with: not folded.")
+
+
+def check(model: PreTrainedModel, sites: Sequence[NormSite]) -> None:
+    """Refuse norms that stand behind branches, are half removed, or disabled beside gains that were not scaled."""
+    if behind := [site.name for site in sites if site.behind and site.kind != "none"]:
+        raise ModelError(
+            f"The norms of {type(model).__name__} cannot be folded: {len(behind)} stand behind the sum of stream and "
+            f"branch, the first of them {behind[0]}. The stream itself goes on with what they give, and no projection "
+            "stands there that could take over a gain or a scale."
+        )
     for site in sites:
         norm, scale = site.norm, site.fixed_scale
         if isinstance(norm, RemovalNorm):
@@ -113,8 +125,8 @@ def check(sites: Sequence[NormSite]) -> None:
                 )
 
 
-def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
-    """Fold one norm into its readers, in place; returns what is left of it."""
+def fold_site(site: NormSite, centre: bool, folding: Folding) -> None:
+    """Fold one norm into its readers, in place, and note what is left of it."""
     norm, scale, left = site.norm, site.fixed_scale, site.kind
     if isinstance(norm, nn.LayerNorm) and not site.foldable:
         folding.notes.append(f"{site.name} keeps its gain and bias: nothing after it can take them.")
@@ -128,13 +140,12 @@ def fold_site(site: NormSite, centre: bool, folding: Folding) -> str:
         norm.weight.fill_(1.0)
         norm.bias.zero_()
     elif site.foldable:
-        left = LEFT[site.kind] if scale is None else "none"
+        left = LEFT.get(site.kind, "rmspre") if scale is None else "none"
         for reader in site.readers:
             gain = cast(Tensor, norm.scale if isinstance(norm, Scale) else norm.weight) / (scale or 1.0)
             fold_affine(reader, gain, getattr(norm, "bias", None))
     disabled = scale is not None and not isinstance(norm, (RemovalNorm, FixedScale))
     folding.norms[site.name] = (f"disabled {site.kind}" if disabled else site.kind, left)
-    return left
 
 
 def fold_affine(reader: Projection, gain: Tensor, bias: Tensor | None) -> None:
@@ -148,40 +159,37 @@ def fold_affine(reader: Projection, gain: Tensor, bias: Tensor | None) -> None:
 
 def centre_stream(model: PreTrainedModel) -> None:
     """Take the mean out of everything that is written into the residual stream, in place."""
-    stack, base = stack_of(model), model.base_model
-    for name in stack.embeddings:
-        weight = cast(nn.Embedding, base.get_submodule(name)).weight  # V D
-        weight -= weight.mean(1, keepdim=True)
-    for block in stack.block_list(base):
-        for branch in stack.branches(block).values():
-            writer = branch.writer_module(block)
-            weight = as_linear(writer)
-            weight -= weight.mean(0, keepdim=True)
-            if writer.bias is not None:
-                writer.bias.sub_(writer.bias.mean())
+    for stack in stacks_of(model):
+        assert stack.embeddings, "what the stream begins with is not declared"
+        for start in beginnings(model, stack):
+            start -= start.mean(-1, keepdim=True)
+        for block in stack.block_list(model.base_model):
+            for branch in stack.branches(block).values():
+                writer = branch.writer_module(block)
+                weight = as_linear(writer)
+                weight -= weight.mean(0, keepdim=True)
+                if writer.bias is not None:
+                    writer.bias.sub_(writer.bias.mean())
 
 
-def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], folding: Folding) -> PreTrainedModel:
+def rebuilt(
+    model: PreTrainedModel, work: PreTrainedModel, sites: Sequence[NormSite], folding: Folding
+) -> PreTrainedModel:
     """`work` as a model whose configuration says what is left of the norms, in the dtype of `model`."""
     config = work.config
-    rest, by_layer, final = list(left), [], set()
-    for stack in stacks_of(work):
-        for block in stack.block_list(work.base_model):
-            by_layer.append({rest.pop(0) for _ in stack.branches(block)})
-        if stack.final_norm is not None:
-            final.add(rest.pop(0))
-    if len(final) > 1:
+    by_layer: dict[int | None, set[str]] = {}
+    for site in sites:
+        by_layer.setdefault(site.layer, set()).add(folding.norms[site.name][1])
+    left = set().union(*by_layer.values())
+    if mixed := [layer for layer, kinds in by_layer.items() if len(kinds) > 1]:
+        where = "The end of a stack" if mixed[0] is None else f"Layer {mixed[0]}"
         raise ModelError(
-            f"What is left of the final norms differs ({', '.join(sorted(final))}), and a configuration has one kind."
+            f"{where} has norms that are removed and others that are not, and a configuration has one kind of norm "
+            "there. Remove the others too."
         )
-    (config.final_norm,) = final
-    if mixed := [index for index, kinds in enumerate(by_layer) if len(kinds) > 1]:
-        raise ModelError(
-            f"Layer {mixed[0]} has norms that are removed and others that are not, and a configuration has one kind of "
-            "norm a layer. Remove the others too."
-        )
+    config.final_norm = by_layer.pop(None, {config.final_norm}).pop()
     # The configuration of an encoder alone counts the layers of a decoder, too.
-    set_block_norms(config, [kinds.pop() for kinds in by_layer] + config.block_norms[len(by_layer) :])
+    set_block_norms(config, [kinds.pop() for kinds in by_layer.values()] + config.block_norms[len(by_layer) :])
     disabled = any(kind.startswith("disabled") for kind, _ in folding.norms.values())
     if disabled and config.stock_norm not in left:
         eps_field = family_of(config.model_type).eps_field
@@ -194,7 +202,8 @@ def rebuilt(model: PreTrainedModel, work: PreTrainedModel, left: Sequence[str], 
     if of_mlps:
         config.mlp_bias = True
     if biases - of_mlps - {"lm_head.bias"}:
-        config.attention_bias = True
+        for name in bias_fields(config):
+            setattr(config, name, True)
     if config.linear_bias == "query_key" and any(kind == "layernorm" for kind, _ in folding.norms.values()):
         config.linear_bias = "all"
         folding.notes.append("Biases that were frozen at zero hold those of the norms now: linear_bias is 'all'.")

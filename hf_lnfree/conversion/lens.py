@@ -65,7 +65,7 @@ def to_transformer_lens(
 
     return build_bridge_from_module(
         model,
-        family.stock_lm,
+        family.stock_name("ForCausalLM"),
         hf_config=model.config,
         tokenizer=tokenizer,
         post_adapter_hook=without_norms,

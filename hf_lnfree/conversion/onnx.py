@@ -68,8 +68,10 @@ def export_onnx(model: PreTrainedModel, path: str | Path, with_cache: bool = Fal
         How many of which nonlinear operators the graph has.
 
     Raises:
-        ModelError: the packages are not there, a norm is half removed, or an encoder-decoder.
+        ModelError: another kind of model, the packages are not there, or a norm is half removed.
     """
+    if not type(model).__name__.endswith("ForCausalLM"):
+        raise ModelError(f"Only causal language models are exported to ONNX, and this is a {type(model).__name__}.")
     try:
         import onnx
         import onnxscript  # noqa: F401

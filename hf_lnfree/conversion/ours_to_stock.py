@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..choices import Encoding
@@ -23,7 +23,7 @@ from ..models.activations import FUSED
 from ..models.configuration_lnfree import LNFreeConfigMixin
 from .families import Family, blank, family_of, own_weights, placed, require_plain, stack_of
 from .folding import fold
-from .norm_sites import LEFT, as_linear, norm_sites
+from .norm_sites import LEFT, as_linear, beginnings, norm_sites
 from .planning import eps_of
 from .stabilizers import has_linear_stabilizers
 from .widening import without_mean
@@ -93,7 +93,8 @@ def to_stock(
 def folded_where_linear(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, or with everything folded that is one linear map."""
     linear = set(LEFT) - {model.config.stock_norm}
-    norms = any(site.fixed_scale is not None or site.kind in linear for site in norm_sites(model))
+    before = [site for site in norm_sites(model) if not site.behind]
+    norms = any(site.fixed_scale is not None or site.kind in linear for site in before)
     return fold(model)[0] if norms or model.config.lm_head_bias or has_linear_stabilizers(model.config) else model
 
 
@@ -163,7 +164,7 @@ def reads_mean(model: PreTrainedModel, writers_only: bool = False) -> bool:
     if not writers_only and all(no_mean(weight, dim=1) for weight in readers):
         return False
     base, stack = model.base_model, stack_of(model)
-    written = [cast(nn.Embedding, base.get_submodule(name)).weight.T for name in stack.embeddings]
+    written = [start.reshape(-1, start.shape[-1]).T for start in beginnings(model, stack)]
     biases = []
     for block in stack.block_list(base):
         for branch in stack.branches(block).values():

@@ -1,24 +1,28 @@
 """What must be true of a stock checkpoint before it becomes a model of ours, and how it does."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from ..errors import ModelError, listed
 from ..loading import reading
 from .checkpoint import Checkpoint
-from .families import Family, family_of, set_block_norms, stacks_of
-from .norm_sites import DISABLING_EPS
+from .families import Family, family_of, set_block_norms
+from .norm_sites import DISABLING_EPS, norm_sites
 from .published_removal import fixed_deviations, is_state
 
-# Masks that old checkpoints hold and no class reads.
 DEFAULT_EPS = 1e-5
-BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
+# Masks and positions that old checkpoints hold and no class reads.
+BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$")
+# Heads that BERT and ViT were pretrained with; transformers leaves them out for a class that has none.
+OTHER_HEADS = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.")
 
 
 @dataclass
@@ -35,6 +39,10 @@ class Plan:
     """What the model has beside the stored tensors: the deviations that its norms are fixed to."""
     disabled: bool = False
     """Whether its LayerNorms are disabled, by their epsilon or a fixed deviation, and have to be folded."""
+    absent: set[str] = field(default_factory=set)
+    """Parameters of norms that the checkpoint does not have; "none" stands there in the model."""
+    left_out: list[str] = field(default_factory=list)
+    """Names in the files that the class has no place for, as the stock class has none."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,13 +65,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
         with torch.device("meta"):
             model = model_class(config)
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: find_name(name, model.base_model_prefix, parameters) for name in checkpoint.shapes}
+    renaming = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    found = {
+        name: find_name(renamed(name, renaming), model.base_model_prefix, parameters) for name in checkpoint.shapes
+    }
     result = Plan(model_class, config, {stored: name for stored, name in found.items() if name is not None})
     for norm, deviation in deviations.items():
         if (name := find_name(f"{norm}sigma", model.base_model_prefix, parameters)) is not None:
             result.values[name] = deviation
     missing = set(parameters) - set(result.names.values()) - set(result.values)
-    missing -= absent_norms(model, missing, config)
+    result.absent = absent_norms(model, missing, config)
+    missing -= result.absent
     for tied, source in model.all_tied_weights_keys.items():
         if {tied, source} <= set(result.names.values()):
             untie_unless_equal(checkpoint, result, tied, source, model.all_tied_weights_keys)
@@ -72,6 +84,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     passed_over = [BUFFERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
     unknown = {stored for stored, name in found.items() if name is None and not is_state(stored, deviations)}
     unknown = {stored for stored in unknown if not any(known.search(stored) for known in passed_over)}
+    result.left_out = sorted(filter(OTHER_HEADS.search, unknown))
+    unknown -= set(result.left_out)
     problems = [
         f"{what} {len(names)} tensors: {listed(sorted(names))}"
         for what, names in (("lacks", missing), ("has unknown", unknown))
@@ -85,6 +99,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
         problems.append(f"has {listed(wrong)}")
     if problems:
         raise ModelError(f"{checkpoint.source} is not what its config.json says: it {'; it '.join(problems)}.")
+    if result.left_out:
+        result.notes.append(f"Left out, as {model_class.__name__} has no part for it: {listed(result.left_out)}.")
     if deviations:
         result.disabled = True
         result.notes.append(
@@ -117,7 +133,8 @@ def our_config(family: Family, stored: Mapping[str, Any]) -> PreTrainedConfig:
     stock = family.stock_config.from_dict(dict(stored)).to_dict()
     fields = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
     norm = family.config.stock_norm
-    return family.config(**fields | {"norm": norm, "final_norm": norm})
+    after = "none" if family.stacks[-1].final_norm is None else norm
+    return family.config(**fields | {"norm": norm, "final_norm": after})
 
 
 def eps_of(family: Family, config: PreTrainedConfig) -> float:
@@ -125,35 +142,35 @@ def eps_of(family: Family, config: PreTrainedConfig) -> float:
     return DEFAULT_EPS if family.eps_field is None else getattr(config, family.eps_field)
 
 
+def renamed(stored: str, changes: Iterable[WeightRenaming]) -> str:
+    """What transformers calls a tensor today that has an older name in a file."""
+    for change in changes:
+        stored, _ = change.rename_source_key(stored)
+    return stored
+
+
 def find_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str | None:
     """The parameter that a stored tensor belongs to, with the backbone's prefix or without, whatever its head is."""
-    stored = {"embed_out.weight": "lm_head.weight"}.get(stored, stored)
     candidates = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
     return next((name for name in candidates if name in parameters), None)
 
 
 def absent_norms(model: PreTrainedModel, missing: set[str], config: PreTrainedConfig) -> set[str]:
     """The parameters of norms that a checkpoint does not have at all; `config` gets "none" for these."""
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    absent: set[str] = set()
-    final: set[str] = set()
     parameters = dict(model.named_parameters())
-    kinds: list[str] = []
+    places: dict[int | None, set[str]] = {}
+    for site in norm_sites(model):
+        names = {f"{site.name}.{part}" for part in ("weight", "bias")} & set(parameters)
+        places[site.layer] = places.get(site.layer, set()) | names
+    gone = {layer for layer, names in places.items() if names <= missing}
     there = config.block_norms
-    for stack in stacks_of(model):
-        for index, block in enumerate(stack.block_list(model.base_model)):
-            norms = [branch.norm for branch in stack.branches(block).values()]
-            every = {f"{prefix}{stack.blocks}.{index}.{norm}.{part}" for norm in norms for part in ("weight", "bias")}
-            wanted = every & set(parameters)
-            gone = wanted <= missing
-            absent |= wanted if gone else set()
-            kinds.append("none" if gone else there[len(kinds)])
-        final |= {f"{prefix}{stack.final_norm}.{part}" for part in ("weight", "bias")} & set(parameters)
-    set_block_norms(config, kinds + there[len(kinds) :])
-    if final <= missing and kinds[-1] == "none":
-        absent |= final
+    last = max(layer for layer in places if layer is not None)  # of those that the class has
+    if {last, None} <= gone:
         config.final_norm = "none"
-    return absent
+    else:
+        gone -= {None}
+    set_block_norms(config, ["none" if layer in gone else kind for layer, kind in enumerate(there)])
+    return set().union(*(places[layer] for layer in gone))
 
 
 def untie_unless_equal(

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from ..choices import Encoding, Target
 from ..errors import ModelError
 from ..files import atomic_folder, write_json
 from ..loading import find_device, load_model
-from ..models import AUTO_CLASSES
 from ..provenance import command, environment
 from .beside import copy_beside, require_tokenizer_fits
 from .checking import difference, failure, onnx_difference
 from .checkpoint import Checkpoint
-from .families import placed
+from .families import family_of, placed
 from .folding import Folding, fold
 from .onnx import export_onnx
 from .ours_to_stock import reading_recipe, to_stock
@@ -86,7 +84,7 @@ def convert(
         if planned is not None and copied:
             write_checkpoint(checkpoint, planned, folder, progress)
             report |= {"notes": said + planned.notes, "dtype": str(planned.config.dtype)}
-            if check and planned.model_class.__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
+            if check:
                 before = reference(checkpoint, planned, trust_remote_code)
                 report |= difference(before, planned.model_class.from_pretrained(folder), place)
         else:
@@ -110,11 +108,11 @@ def set_aside(folder: Path, out: Path) -> Path:
 
 def reference(checkpoint: Checkpoint, planned: Plan, trust_remote_code: bool) -> PreTrainedModel:
     """The model that a stock checkpoint was; where norms are absent no stock class can hold it, and ours is loaded."""
-    config: Any = planned.config
-    if set(config.block_norms) | {config.final_norm} == {config.stock_norm}:
-        auto = getattr(transformers, AUTO_CLASSES.get(planned.model_class, "AutoModelForCausalLM"))
-        return load_model(checkpoint.folder, auto, trust_remote_code=trust_remote_code).eval()
-    return load(checkpoint)[0]
+    if planned.absent:
+        return load(checkpoint)[0]
+    auto_class = family_of(planned.config.model_type).auto_class(planned.model_class)
+    changed = bool(planned.left_out)
+    return load_model(checkpoint.folder, auto_class, trust_remote_code=trust_remote_code, changed=changed).eval()
 
 
 def write(
@@ -149,7 +147,7 @@ def write(
         new = new if dtype is None else placed(new, dtype)
     new.save_pretrained(folder)
     report |= {"parameters": new.num_parameters(), "dtype": str(new.dtype).removeprefix("torch.")}
-    return report | (difference(model, new, device) if check and model.can_generate() else {})
+    return report | (difference(model, new, device) if check else {})
 
 
 def folding_report(folding: Folding) -> dict[str, Any]:

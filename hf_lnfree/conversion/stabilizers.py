@@ -1,16 +1,15 @@
 """Everything linear that is neither a norm of activations nor a bias, folded into the weights."""
 
-from typing import cast
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..errors import ModelError
 from ..models.activations import FUSED
 from ..models.sites import AttentionBranch, MLPBranch, Projection, StackSites
 from ..models.stabilizers import EmbeddingScale, HeadControl, ResidualGain, ScaledMLP, gain_path
 from ..models.weight_norms import NormedWeight, plain_weight
 from .families import stacks_of
-from .norm_sites import as_linear
+from .norm_sites import as_linear, beginnings
 
 
 def has_linear_stabilizers(config: PreTrainedConfig) -> bool:
@@ -53,14 +52,21 @@ def untie_head(model: PreTrainedModel) -> None:
 
 
 def fold_embedding_scale(model: PreTrainedModel, stack: StackSites) -> None:
-    """The learned scalar of the embeddings, into each of them; a head that shares their weights keeps its own."""
+    """
+    The learned scalar of the embeddings, into each of them; a head that shares their weights keeps its own.
+
+    Raises:
+        ModelError: a norm stands between the embeddings and the scalar.
+    """
     base, path = model.base_model, stack.embedding_dropout
     scaled = None if path is None else base.get_submodule(path)
     if not isinstance(scaled, EmbeddingScale):
         return
+    if not stack.embeddings:
+        raise ModelError(f"The scale of the embeddings of {type(model).__name__} stands behind a norm: not folded.")
     untie_head(model)
-    for name in stack.embeddings:
-        cast(nn.Embedding, base.get_submodule(name)).weight.mul_(scaled.scale)
+    for start in beginnings(model, stack):
+        start.mul_(scaled.scale)
     base.set_submodule(str(path), nn.Dropout(scaled.p))
     model.config.embedding_scale = False
 
@@ -118,9 +124,9 @@ def fold_temperatures(block: nn.Module, attention: AttentionBranch) -> None:
 
 def fuse_identities(model: PreTrainedModel) -> None:
     """$W_2 (W_1 x + b_1) + b_2$ as one projection wherever nothing stands between the two, in place."""
-    config = model.config
+    config, base = model.config, model.base_model
     activations = config.block_activations  # a list of its own
-    blocks = [(stack, block) for stack in stacks_of(model) for block in stack.block_list(model.base_model)]
+    blocks = [(stack, block) for stack in stacks_of(model) for block in stack.block_list(base)]
     for index, (stack, block) in enumerate(blocks):
         if activations[index] != "identity" or stack.mlp.gated:
             continue

@@ -30,8 +30,13 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
         model: of this package, without norms.
 
     Raises:
-        ModelError: it has cross-attention, whose keys are read from another stream.
+        ModelError: it has cross-attention, whose keys are read from another stream; or it is none that reads tokens
+            with one projection for queries, keys and values.
     """
+    if not stack_of(model).attention.fused:
+        raise ModelError(
+            f"A {type(model).__name__} that was trained without norms cannot be made one with a centred stream."
+        )
     if getattr(model.config, "add_cross_attention", False):
         raise ModelError(
             "A model with cross-attention that was trained without norms cannot be made one with a centred stream."
@@ -40,7 +45,8 @@ def without_mean(model: PreTrainedModel) -> PreTrainedModel:
     Widening(model, new).run()
     slopes = {name: value for name, value in model.state_dict().items() if name.endswith("negative_slope")}
     new.load_state_dict(slopes, strict=False)
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return placed(new, model.device).train(model.training)
 
 

@@ -19,6 +19,7 @@ RANGES: dict[str, Any] = {
     "validation_fraction": SHARE,
     "data_shuffle_seed": at_least(0),
     "image_size": at_least(1),
+    "audio_seconds": Range(1, 30),
     **dict.fromkeys(("max_documents", "max_validation_documents", "max_validation_windows"), at_least(1)),
     "tokenizing_processes": Range(1, MOST_PROCESSES),
     **dict.fromkeys(("data", "validation_data", "text_column", "tokenizer", "cache_dir"), FILLED),
@@ -34,7 +35,8 @@ class DataArguments:
         default=STDLIB,
         metadata={
             "help": "Text: 'stdlib' (Python's standard library), a file, a folder, or a Hub dataset as NAME or "
-            "NAME:SPLIT. Images: 'digits' (scikit-learn's), a folder with one for each label, or a Hub dataset."
+            "NAME:SPLIT. Images: 'digits' (scikit-learn's), a folder with one for each label, or a Hub dataset. "
+            "Speech: a folder of WAV files with metadata.jsonl, or a Hub dataset."
         },
     )
     objective: str | None = field(
@@ -79,6 +81,9 @@ class DataArguments:
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Bring images to N x N pixels; without it they must have one size."}
+    )
+    audio_seconds: int = field(
+        default=30, metadata={"help": "Cut recordings after N seconds, and fill up shorter ones."}
     )
     tokenizer: str | None = field(
         default=None,

@@ -1,7 +1,6 @@
 """What a model is trained to predict. Nothing heavy is imported here: `hf-lnfree train --help` reads it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..errors import SettingsError
 
@@ -13,35 +12,36 @@ class Objective:
         name: as files and flags have it.
         says: what it is, for help.
         auto_class: the Auto class of transformers whose models are trained so.
-        metric: what the model is judged by, beside the loss.
-        example: what one example is called.
+        metric: what the model is judged by, beside the loss: "perplexity" or "accuracy".
+        example: what one example is called: "window", "pair", "image" or "recording".
         head: the last part of the names of classes that are trained so.
     """
 
     name: str
     says: str
     auto_class: str
-    metric: Literal["perplexity", "accuracy"]
-    example: Literal["window", "pair", "image"]
+    metric: str
+    example: str
     head: str
 
 
-OBJECTIVES = {
-    objective.name: objective
-    for objective in (
-        Objective("causal", "the next token", "AutoModelForCausalLM", "perplexity", "window", "CausalLM"),
-        Objective("masked", "masked tokens (BERT)", "AutoModelForMaskedLM", "perplexity", "window", "MaskedLM"),
-        Objective(
-            "span", "spans that were cut out (T5)", "AutoModelForSeq2SeqLM", "perplexity", "window",
-            "ConditionalGeneration",
-        ),
-        Objective("pairs", "a target from its source", "AutoModelForSeq2SeqLM", "perplexity", "pair", "Seq2SeqLM"),
-        Objective(
-            "image", "the label of an image", "AutoModelForImageClassification", "accuracy", "image",
-            "ImageClassification",
-        ),
-    )
-}  # fmt: skip
+PERPLEXITY, SEQ2SEQ = "perplexity", "AutoModelForSeq2SeqLM"
+KINDS = (
+    ("causal", "the next token", "AutoModelForCausalLM", PERPLEXITY, "window", "ForCausalLM"),
+    ("masked", "masked tokens (BERT)", "AutoModelForMaskedLM", PERPLEXITY, "window", "ForMaskedLM"),
+    ("span", "spans that were cut out (T5)", SEQ2SEQ, PERPLEXITY, "window", "ForConditionalGeneration"),
+    ("pairs", "a target from its source (T5)", SEQ2SEQ, PERPLEXITY, "pair", "ForSeq2SeqLM"),
+    (
+        "image",
+        "the label of an image (ViT)",
+        "AutoModelForImageClassification",
+        "accuracy",
+        "image",
+        "ForImageClassification",
+    ),
+    ("speech", "what is said (Whisper)", "AutoModelForSpeechSeq2Seq", PERPLEXITY, "recording", "ForSpeechSeq2Seq"),
+)
+OBJECTIVES = {kind[0]: Objective(*kind) for kind in KINDS}
 """Name -> objective."""
 CAUSAL = OBJECTIVES["causal"]
 
@@ -61,5 +61,7 @@ def objective_of(name: str | None) -> Objective:
 
 
 def objective_of_class(name: str) -> Objective:
-    """What models of a class are trained for, by the end of its name; predicting the next token for others."""
+    """What models of a class are trained for, by its name; predicting the next token for others."""
+    if "Whisper" in name or "Speech" in name:
+        return OBJECTIVES["speech"]
     return next((found for found in OBJECTIVES.values() if name.endswith(found.head)), CAUSAL)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ViTImageProcessorPil
+from transformers import PreTrainedTokenizerBase, ViTImageProcessorPil, WhisperFeatureExtractor
 
 from .arguments import DataArguments
 from .corpus import Corpus, load_corpus, split_by_hash
@@ -12,6 +12,7 @@ from .corrupted import MaskedWindows, SpanWindows, sentinels, spans_in
 from .images import MEAN, STD, load_images
 from .objectives import Objective, objective_of
 from .pairs import SOURCE, PairExamples, pairs_of, texts_of
+from .speech import POSITIONS_A_SECOND, SpeechExamples, SpeechProcessor, corpus_of, load_recordings
 from .tokenization import MASK, tokenizer_for
 from .windows import TokenWindows, build_windows, cache_folder
 
@@ -23,7 +24,7 @@ class RunData:
 
     Args:
         objective: what is predicted.
-        processor: of its inputs: a tokenizer, or an image processor.
+        processor: of its inputs: a tokenizer, an image processor, or a feature extractor with a tokenizer.
         train: has `meta`, what results record of it.
         fields: what the data decide of a configuration.
     """
@@ -37,7 +38,7 @@ class RunData:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor of text."""
-        return self.processor
+        return self.processor.tokenizer if isinstance(self.processor, SpeechProcessor) else self.processor
 
 
 def load_data(args: DataArguments, seed: int = 0, **access: Any) -> RunData:
@@ -55,6 +56,8 @@ def load_data(args: DataArguments, seed: int = 0, **access: Any) -> RunData:
     objective = objective_of(args.objective)
     if objective.name == "image":
         return image_data(args, objective)
+    if objective.name == "speech":
+        return speech_data(args, objective, access)
     train, validation = load_splits(args)
     if objective.name == "pairs":
         return pair_data(train, validation, args, objective, access)
@@ -86,6 +89,28 @@ def image_data(args: DataArguments, objective: Objective) -> RunData:
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     return RunData(objective, processor, train, validation, fields)
+
+
+def speech_data(args: DataArguments, objective: Objective, access: dict[str, Any]) -> RunData:
+    """Recordings and their texts."""
+    fraction = args.validation_fraction if args.validation_data is None else None
+    train, validation = load_recordings(args.data, args.max_documents, args.text_column, fraction)
+    if args.validation_data is not None:
+        limit = args.max_validation_documents
+        validation, _ = load_recordings(args.validation_data, limit, args.text_column, None)
+    extractor = WhisperFeatureExtractor(chunk_length=args.audio_seconds)
+    corpus = corpus_of(args.data, train)
+    tokenizer = tokenizer_for(args.tokenizer, corpus, args.vocab_size, cache_folder(args), **access)
+    length = args.context_length
+    splits = (
+        SpeechExamples(args.data, train, extractor, tokenizer, length),
+        SpeechExamples(args.data, validation, extractor, tokenizer, length, args.max_validation_windows),
+    )
+    fields = token_fields(tokenizer, decoder=True) | {
+        "max_source_positions": POSITIONS_A_SECOND * args.audio_seconds,
+        "num_mel_bins": extractor.feature_size,
+    }
+    return RunData(objective, SpeechProcessor(extractor, tokenizer), *splits, fields)
 
 
 def pair_data(

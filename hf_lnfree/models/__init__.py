@@ -72,6 +72,7 @@ from .modeling_lnfree_whisper import (
     LNFreeWhisperModel,
 )
 from .normfree import LNFreeMixin, named_slopes
+from .replaced import ReplacedConfig
 from .sites import AttentionBranch, MLPBranch, StackSites
 
 FAMILIES: dict[type[PreTrainedModel], tuple[type[PreTrainedModel], ...]] = {
@@ -194,6 +195,7 @@ __all__ = [
     "LNFreeWhisperModel",
     "LearnableLeakyReLU",
     "MLPBranch",
+    "ReplacedConfig",
     "StackSites",
     "leaky_relu",
     "named_slopes",

@@ -68,8 +68,8 @@ class LNFreeConfigMixin(Base):
             What stands where the stock block has its norms, a name in `NORMALIZATIONS`: `"none"`, `"layernorm"`,
             `"rmsnorm"`; functions of single numbers, `"dyt"` ([`DynamicTanh`]) and `"derf"` ([`DynamicErf`]); linear
             ones, `"scale"`, `"affine"` and `"fixed_scale"`; `"rmspre"`, which only divides by the root mean square, as
-            is left of a LayerNorm whose centring, gain and bias are folded into the weights; and `"removal"`, a
-            LayerNorm on its way to a fixed scale ([`RemovalNorm`]).
+            is left of a LayerNorm whose centring, gain and bias are folded into the weights; and `"removal"`, the
+            stock norm on its way to a fixed scale ([`RemovalNorm`]).
         final_norm (the same, defaults to the stock family's norm):
             What stands after the last block. The paper's LayerNorm-free models keep this one.
         layer_norms (`list[str]` or `str`, *optional*):

@@ -63,7 +63,7 @@ def obstacles(model: PreTrainedModel, stack: StackSites) -> Iterator[tuple[str, 
                 if (why := needs.obstacle(branch, block)) is not None:
                     yield name, f"the {kind.replace('_', '-')} of {stack.blocks}.{index} {why}"
     if "removal" in {*model.config.block_norms, model.config.final_norm}:
-        if model.main_input_name != "input_ids":
+        if model.main_input_name not in ("input_ids", "pixel_values"):  # of an image the class token is the first
             yield "norm", f"it has no first token whose norm could be told apart, as it reads {model.main_input_name}"
         if stack.attention.post_norm:
             yield "norm", f"the norms of {stack.blocks} stand behind the branches, where they cannot be folded"

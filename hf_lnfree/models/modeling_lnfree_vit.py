@@ -36,6 +36,11 @@ class LNFreeViTMixin(LNFreeMixin):
     config_class = LNFreeViTConfig
     stacks = (
         StackSites(
+            embeddings=(
+                "embeddings.cls_token",
+                "embeddings.position_embeddings",
+                "embeddings.patch_embeddings.projection",
+            ),
             embedding_dropout="embeddings.dropout",
             blocks="layers",
             attention=AttentionBranch(

@@ -8,7 +8,7 @@ r"""What may stand where a stock model has a norm.
   and bias are folded into the weights around it.
 - "dyt", "derf": [`DynamicTanh`], [`DynamicErf`], functions of single numbers.
 - "scale", "affine", "fixed_scale": [`Scale`], [`Affine`], [`FixedScale`], which are linear.
-- "removal": [`RemovalNorm`], a LayerNorm on its way to a fixed scale.
+- "removal": [`RemovalNorm`], the stock norm on its way to a fixed scale.
 
 Shapes: x [..., D]; gains and biases [D], learned numbers [1]; overlines are means over D.
 """
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .errors import ConfigurationError
-from .removal import RemovalNorm
+from .removal import RemovalLayerNorm, RemovalNorm, RemovalRMSNorm
 
 Feeds = Literal["attention", "mlp", "final"]
 """What reads a norm: the projections of the attention, those of the MLP, or the head."""
@@ -159,13 +158,9 @@ def rms_norm(stock: nn.Module) -> nn.Module:
 
 
 def removal_norm(stock: nn.Module) -> RemovalNorm:
-    """
-    Raises:
-        ConfigurationError: the stock module is no LayerNorm.
-    """
-    if not isinstance(stock, nn.LayerNorm):
-        raise ConfigurationError("norm='removal' takes a LayerNorm away, and this family has RMSNorms.")
-    return RemovalNorm(stock.normalized_shape, eps=stock.eps)
+    """The stock norm, LayerNorm or RMSNorm, as it begins to be removed."""
+    kind = RemovalLayerNorm if isinstance(stock, nn.LayerNorm) else RemovalRMSNorm
+    return kind(width(stock), eps=epsilon(stock))
 
 
 # name -> (the stock norm, the configuration, what reads it -> the module that takes its place)

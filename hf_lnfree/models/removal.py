@@ -1,9 +1,9 @@
-r"""A LayerNorm on its way to a fixed scale, and what it must know of the model around it.
+r"""A LayerNorm or RMSNorm on its way to a fixed scale, and what it must know of the model around it.
 
 Shapes: B batch, T tokens, D width.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,26 @@ MOMENTUM = 0.1  # of the running average, once it rests on 1 / MOMENTUM batches
 
 
 class FirstPosition:
-    """Which of the tokens that a model is given are the first of their sequence; one for all norms of a model."""
+    """
+    Which of the tokens that a stack is given are the first of their sequence, and which are no padding; one for all its
+    norms.
+    """
 
     def __init__(self) -> None:
         self.mask: Tensor | None = None  # B or 1, T, 1
+        self.there: Tensor | None = None  # B T 1; None where all are there
 
     def locate(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """
         A forward pre-hook: padding on the left and tokens that stand in a cache already are counted, and every
         sequence that `position_ids` begin anew in a row has a first token of its own.
         """
+        self.there = None
         tokens = args[0] if args else kwargs.get("input_ids")
+        images = tokens is None and kwargs.get("inputs_embeds") is None
+        if images or (tokens is not None and tokens.dim() == 4):  # each is one sequence, which the class token begins
+            self.mask = None
+            return
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         length = tokens.shape[1]
         padding, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -36,7 +45,7 @@ class FirstPosition:
             there = padding != 0
             first = (there & (there.cumsum(-1) == 1))[:, -length:]
             first = first if begins is None else first | (begins & there[:, -length:])
-            self.mask = first[..., None]
+            self.mask, self.there = first[..., None], there[:, -length:, None]
         elif begins is not None:
             self.mask = begins[..., None]
         else:
@@ -45,13 +54,28 @@ class FirstPosition:
             self.mask = (torch.arange(length, device=tokens.device) + before == 0)[None, :, None]
 
 
-class RemovalNorm(OutputHook, nn.LayerNorm):
-    r"""
-    $y = g \odot (x - \bar x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a LayerNorm at gate
-    $\gamma = 0$, linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559).
+def fitting(mask: Tensor | None, live: Tensor) -> Tensor | None:
+    """A mask of the tokens that a norm is given; None if there is none, or it is of others: the norm is used alone."""
+    if mask is not None and live.dim() == 2:  # OPT gives its MLPs the tokens of all sequences as one list
+        return mask.expand(len(live) // mask.shape[1], -1, -1).flatten(0, 1)
+    return None if mask is None or mask.shape[1] != live.shape[1] else mask
 
-    $\sigma(x) = \sqrt{\mathrm{mean}((x - \bar x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it
-    over the data; the first position has one of its own, since its residual stream is many times larger.
+
+# At run time the base of the mixin is the norm that it stands before.
+if TYPE_CHECKING:
+    Base = nn.LayerNorm
+else:
+    Base = object
+
+
+class RemovalNorm(OutputHook, Base):
+    r"""
+    $y = g \odot c(x) / s + b$ with $s = (1 - \gamma)\,\sigma(x) + \gamma\,\sigma_0$: a norm at gate $\gamma = 0$,
+    linear at $\gamma = 1$ (arXiv 2409.13710, 2507.02559). [`RemovalLayerNorm`] and [`RemovalRMSNorm`] say what $c$ is.
+
+    $\sigma(x) = \sqrt{\mathrm{mean}(c(x)^2) + \epsilon}$ is that of a token, $\sigma_0$ a running average of it over
+    the data; the first position has one of its own, since its residual stream is many times larger. Of an image the
+    first position is the class token.
 
     Buffers:
         sigma: [2], $\sigma_0$ at the first position and at all others.
@@ -98,7 +122,7 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # B T D
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        centred = wide - wide.mean(-1, keepdim=True)
+        centred = self.centred(wide)
         live = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()  # B T 1
         first = self.first_tokens(live)
         if self.observing:
@@ -107,29 +131,34 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
         fixed = others.lerp(self.sigma[FIRST].to(live.dtype), (1 - self.first_gate.to(live.dtype)) * first)
         self.deviation = (live / fixed - 1).where(~first, 0.0) if self.observing else None
 
+        bias = getattr(self, "bias", None)
+
         def normed(gate: Tensor) -> Tensor:
-            return (centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight + self.bias).to(x.dtype)
+            scaled = centred / live.lerp(fixed, gate.to(live.dtype)) * self.weight
+            return (scaled if bias is None else scaled + bias).to(x.dtype)
 
         split = self.path is not None and bool(self.gate[MAIN] != self.gate[VALUE])
         self.value_input = normed(self.gate[VALUE]) if split else None
         return normed(self.gate[MAIN])
 
+    def centred(self, x: Tensor) -> Tensor:
+        """What is divided."""
+        raise NotImplementedError
+
     def first_tokens(self, live: Tensor) -> Tensor:
-        mask = self.first.mask
-        if mask is not None and live.dim() == 2:  # OPT gives its MLPs the tokens of all sequences as one list
-            return mask.expand(len(live) // mask.shape[1], -1, -1).flatten(0, 1)
-        if mask is None or mask.shape[1] != live.shape[1]:  # the norm is used by itself
-            return (torch.arange(live.shape[1], device=live.device) == 0)[:, None]
-        return mask
+        mask = fitting(self.first.mask, live)
+        return (torch.arange(live.shape[1], device=live.device) == 0)[:, None] if mask is None else mask
 
     @torch.no_grad()
     def observe(self, live: Tensor, first: Tensor) -> None:
-        """Move the running averages by one batch, until the norm begins to be removed."""
+        """Move the running averages by one batch without its padding, until the norm begins to be removed."""
         if self.gate.any():
             return
+        there = fitting(self.first.there, live)
         first = first.expand_as(live)
         rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)
         for entry, here in ((FIRST, first), (OTHERS, ~first)):
+            here = here if there is None else here & there
             mean = live.where(here, 0.0).sum() / here.sum()
             self.sigma[entry] += torch.where(mean.isnan(), 0.0, rate * (mean - self.sigma[entry]))
         self.batches += 1
@@ -153,3 +182,17 @@ class RemovalNorm(OutputHook, nn.LayerNorm):
     def extra_repr(self) -> str:
         state = "meta" if self.gate.is_meta else f"gate={self.gate.tolist()}, sigma={self.sigma.tolist()}"
         return f"{super().extra_repr()}, {state}"
+
+
+class RemovalLayerNorm(RemovalNorm, nn.LayerNorm):
+    r"""[`RemovalNorm`] with $c(x) = x - \bar x$."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
+
+class RemovalRMSNorm(RemovalNorm, nn.RMSNorm):  # type: ignore[misc]  # the mixin is no LayerNorm at run time
+    r"""[`RemovalNorm`] with $c(x) = x$, and no $b$."""
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x

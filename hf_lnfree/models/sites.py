@@ -140,7 +140,8 @@ class StackSites:
         blocks: the ModuleList of blocks.
         attention, cross_attention, mlp: their branches, in the order in which they are computed.
         final_norm: stands after the last block; None where there is none, as in models with norms behind branches.
-        embeddings: what the residual stream begins with.
+        embeddings: what the residual stream begins with, embeddings, parameters [..., D] or a projection of patches;
+            none where a norm stands between them and the first block.
         embedding_dropout: the module between their sum and the first block; None where there is none.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..analysis.comparison import EntropyComparison, compare_reports
 from ..analysis.entropy import MAXIMA, Maximum
 from ..analysis.entropy_report import EntropyReport
+from ..analysis.geometry_report import GeometryReport
 from ..files import json_text
 from ..tables import number
 from .heads import bucket_table, entropy_verdict, flagged_heads, names, part_table
@@ -20,7 +21,7 @@ def comparable(reports: Sequence[EntropyReport]) -> list[EntropyComparison]:
     return [compare_reports(first, other) for other in others if other.entropy.shape == first.entropy.shape]
 
 
-def file_names(reports: Sequence[EntropyReport]) -> list[str]:
+def file_names(reports: Sequence[EntropyReport | GeometryReport]) -> list[str]:
     """A file name for each report; with their numbers where two are equal, or would be without upper and lower case."""
     stems = [re.sub(r"[^\w.+-]+", "-", report.name).strip("-.") or "model" for report in reports]
     if len({stem.lower() for stem in stems}) == len(stems):

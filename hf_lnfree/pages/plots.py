@@ -194,15 +194,22 @@ def layer_bar(figure: Figure, axes: Sequence[Axes], layers: int) -> None:
     bar.ax.invert_yaxis()
 
 
-def layer_dynamics(rows: Mapping[str, Sequence[Curve]], ylabel: str, bound: float | None = None) -> Figure:
-    """For each panel one curve a layer over training steps, early layers dark and late layers light."""
+def layer_dynamics(
+    rows: Mapping[str, Sequence[Curve]], ylabel: str, bounds: Mapping[str, float] | None = None
+) -> Figure:
+    """
+    For each panel one curve a layer over training steps, early layers dark and late layers light.
+
+    Args:
+        bounds: of a panel, what is drawn as its largest possible value.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(rows), 2, 4.6, 2.7, sharex=True, sharey=True)
         most = max(map(len, rows.values()))
         for ax, (name, layers) in zip(axes, rows.items(), strict=True):
             for layer, points in enumerate(layers):
                 ax.plot(*zip(*points, strict=True), **layer_style(layer, most))
-            if bound is not None:
+            if (bound := (bounds or {}).get(name)) is not None:
                 ax.axhline(bound, color="grey", linewidth=0.8, linestyle=":", label="maximum")
                 ax.legend(frameon=False, fontsize=7)
             ax.set(title=name, xlabel="step", ylabel=ylabel)
@@ -210,19 +217,27 @@ def layer_dynamics(rows: Mapping[str, Sequence[Curve]], ylabel: str, bound: floa
         return figure
 
 
-def entropy_dynamics(histories: Mapping[str, Sequence[Entry]], bound: float | None = None) -> Figure:
+def entropy_dynamics(
+    histories: Mapping[str, Sequence[Entry]], bounds: Mapping[str, Mapping[str, float]] | None = None
+) -> Figure:
     """
     Mean entropy of each layer over training, from the `log_history` (or log.jsonl) of runs with an attention probe.
+
+    Args:
+        bounds: of a history, by part of the model, the largest possible entropy.
 
     Raises:
         DataError: a history without `entropy/layer_00`.
     """
+    tops: dict[str, float] = {}
     rows: dict[str, Sequence[Curve]] = {}
     for name, history in histories.items():
         if not (found := layer_panels(name, history, "entropy")):
             raise DataError(f"The log of {name} holds no entropy/layer_00: it was trained without an attention probe.")
         rows |= found
-    return layer_dynamics(rows, "mean entropy (nats)", bound)
+        of_parts = (bounds or {}).get(name, {})
+        tops |= {f"{name}, {part}" if part else name: bound for part, bound in of_parts.items()}
+    return layer_dynamics(rows, "mean entropy (nats)", tops)
 
 
 def curves(lines: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False) -> Figure:

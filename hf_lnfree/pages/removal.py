@@ -14,15 +14,20 @@ CURVES = {"removal": "norms removed", "plain": "plain fine-tuning"}
 
 
 def loss_table(summary: RemovalSummary) -> Table:
-    """Held-out losses at the ends, in nats a token."""
+    """Held-out losses at the ends, and of images accuracies."""
+    ends = {"before": ("before", summary.loss_before), "after": ("after, norms removed and folded", summary.loss_after)}
+    if summary.loss_plain is not None:
+        ends["plain"] = ("after as many steps of plain fine-tuning", summary.loss_plain)
+    accuracy = summary.accuracy
+    header = ["model", f"held-out loss ({summary.unit})"] + (["held-out accuracy"] if accuracy else [])
     rows = [
-        ["before", number(summary.loss_before, ".4f")],
-        ["after, norms removed and folded", number(summary.loss_after, ".4f")],
+        [says, number(value, ".4f"), *([number(accuracy[name], ".4f")] if accuracy else [])]
+        for name, (says, value) in ends.items()
     ]
-    if summary.loss_plain is not None and summary.gap is not None:
-        rows.append(["after as many steps of plain fine-tuning", number(summary.loss_plain, ".4f")])
-        rows.append(["gap", number(summary.gap, "+.4f")])
-    return Table(["model", "held-out loss (nats a token)"], rows)
+    if summary.gap is not None:
+        cost = [number(accuracy["after"] - accuracy["plain"], "+.4f")] if accuracy else []
+        rows.append(["gap", number(summary.gap, "+.4f"), *cost])
+    return Table(header, rows)
 
 
 def event_table(summary: RemovalSummary) -> Table:
@@ -51,7 +56,7 @@ def write_removal_report(folder: Path, summary: RemovalSummary) -> None:
         if event[key] is not None
     ]
     named = lines | {f"before and after each removal ({windows} windows)": around}
-    figure = curves(named, "step", "held-out loss (nats a token)")
+    figure = curves(named, "step", f"held-out loss ({summary.unit})")
     save(figure, folder / "loss")
     rests_on = {
         "Settings": summary.arguments,
@@ -69,7 +74,7 @@ def write_removal_report(folder: Path, summary: RemovalSummary) -> None:
         Section("What this rests on", [Fold(name, [Listing(json_text(value))]) for name, value in rests_on.items()]),
     ]
     lead = f"{summary.model}, {summary.steps} steps, {summary.tokens:,} tokens, seed {summary.seed}."
-    write_report(folder / "report.html", "LayerNorms removed by fine-tuning", lead, sections)
+    write_report(folder / "report.html", "Norms removed by fine-tuning", lead, sections)
 
 
 def verdict(summary: RemovalSummary) -> Verdict:
@@ -81,14 +86,14 @@ def verdict(summary: RemovalSummary) -> Verdict:
     if summary.diverged:
         limits = f"The run diverged at step {summary.diverged_at}. {limits}"
     if summary.gap is None or summary.loss_plain is None:
-        said = f"The held-out loss went from {before} to {after} nats a token while LayerNorms were taken out."
+        said = f"The held-out loss went from {before} to {after} {summary.unit} while norms were taken out."
         return Verdict(said, f"What that cost cannot be told without as many steps of plain fine-tuning. {limits}")
     if not math.isfinite(summary.gap):
-        said = f"What taking LayerNorms out cost cannot be told: a loss is not finite ({after} nats a token after it, "
+        said = f"What taking norms out cost cannot be told: a loss is not finite ({after} {summary.unit} after it, "
         return Verdict(f"{said}{number(summary.loss_plain, '.4f')} after plain fine-tuning).", limits)
     side = "higher" if summary.gap > 0 else "lower"
     said = (
-        f"With its LayerNorms taken out the model's held-out loss is {abs(summary.gap):.4f} nats a token {side} than "
+        f"With its norms taken out the model's held-out loss is {abs(summary.gap):.4f} {summary.unit} {side} than "
         f"after as many steps of plain fine-tuning: {after} against {summary.loss_plain:.4f}; it was {before} before."
     )
     return Verdict(said, limits)

@@ -1,6 +1,7 @@
 """The page of a study: its table, every head, curves over training, settings; published figures beside."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..analysis.entropy_report import PAPER_RESULTS, published_reports
@@ -128,7 +129,7 @@ def head_entropies(study: Study, rows: Rows) -> Section:
 
     def draw(of_seed: dict[str, Cell]) -> Sequence[Block]:
         found = {row: cell for row, cell in of_seed.items() if cell.entropy is not None}
-        reports = [cell.entropy for cell in found.values() if cell.entropy is not None]
+        reports = [replace(cell.entropy, name=row) for row, cell in found.items() if cell.entropy is not None]
         seed = next(iter(of_seed.values())).seed
         timeline = head_timeline(of_seed, seed)
         over_training = [] if timeline is None else [timeline]
@@ -166,9 +167,9 @@ def training_dynamics(rows: Rows) -> list[Section]:
         probed = {row: cell for row, cell in of_seed.items() if cell.curve("entropy/mean")}
         if not probed:
             return []
-        bounds = [float(cell.entropy.bound.max()) for cell in probed.values() if cell.entropy is not None]
+        bounds = {row: cell.entropy.part_bounds for row, cell in probed.items() if cell.entropy is not None}
         seed = next(iter(probed.values())).seed
-        figure = entropy_dynamics({row: c.log for row, c in probed.items()}, max(bounds, default=None))
+        figure = entropy_dynamics({row: c.log for row, c in probed.items()}, bounds)
         caption = f"Mean entropy by layer, held-out windows in eval mode, seed {seed}."
         pictures = [Picture(figure, caption, f"A curve for each layer over steps. {caption}")]
         for key, label, caption in (

@@ -39,7 +39,9 @@ def head_timeline(cells: Mapping[str, Cell], seed: int) -> Timeline | None:
         "with the pointer or the arrow keys to see its curve."
     )
     a_step = tokens_a_step(cells)
-    return Timeline({"steps": steps, "tokensAStep": a_step, "bound": bound, "variants": variants}, caption)
+    names = next((r.layer_names for r in reports if len(r.parts) > 1), None)
+    drawn = {"steps": steps, "tokensAStep": a_step, "bound": bound, "layers": names, "variants": variants}
+    return Timeline(drawn, caption)
 
 
 def packed(layer: Sequence[float]) -> str:

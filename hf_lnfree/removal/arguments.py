@@ -24,7 +24,8 @@ class RemovalArguments:
         default=0.0, metadata={"help": "Weight of the penalty that keeps residual norms at their averages."}
     )
     removal_windows: int = field(
-        default=64, metadata={"help": "Windows behind the first averages and the losses around each removal."}
+        default=64,
+        metadata={"help": "Windows, or images, behind the first averages and the losses around each removal."},
     )
     baseline: bool = field(
         default=True, metadata={"help": "Also fine-tune without removal for as many steps, into the folder plain."}

@@ -1,4 +1,4 @@
-"""Norms removed by fine-tuning: each LayerNorm becomes a fixed scale on a schedule, while the model trains on."""
+"""Norms removed by fine-tuning: each becomes a fixed scale on a schedule, while the model trains on."""
 
 import copy
 import logging
@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..analysis.modes import evaluation
-from ..conversion.families import blank, set_block_norms, stack_of
-from ..conversion.folding import fold
+from ..conversion.families import blank, own_weights, set_block_norms
+from ..conversion.folding import fold, require_declared
 from ..conversion.norm_sites import norm_sites
 from ..conversion.stock_to_ours import ours
-from ..data.windows import window_batches
+from ..data.collators import IGNORED
+from ..data.windows import batches_of
 from ..errors import ModelError, listed
 from ..models.removal import MAIN, VALUE, RemovalNorm
 from ..training.procedure import AttachedTrainer, Procedure
@@ -38,26 +39,34 @@ logger = logging.getLogger(__name__)
 
 def removable(model: PreTrainedModel) -> PreTrainedModel:
     """
-    A copy of a model, of ours or stock, in which every LayerNorm is a [`RemovalNorm`] that still does what it did.
+    A copy of a model, of ours or stock, in which every norm that its stock family has is a [`RemovalNorm`] that still
+    does what it did. Norms of queries and keys stay what they are.
 
     Raises:
-        ModelError: it has no LayerNorm, or none that could be folded, or is no model that can become one of ours.
+        ModelError: it has no such norm, or one that could not be folded, or is no model that can become one of ours.
     """
     model = ours(model)
-    if not stack_of(model).embeddings:
-        raise ModelError(f"The norms of {type(model).__name__} cannot be folded, so they are not removed.")
-    if disabled := [site.name for site in norm_sites(model) if site.fixed_scale is not None]:
+    require_declared(model)
+    sites = norm_sites(model)
+    if behind := [site.name for site in sites if site.behind]:
+        raise ModelError(
+            f"{behind[0]} stands behind the sum of stream and branch, as all norms of {type(model).__name__} do. A "
+            "fixed scale could not be folded there: such norms are not removed."
+        )
+    if disabled := [site.name for site in sites if site.fixed_scale is not None]:
         raise ModelError(f"{disabled[0]} has a fixed scale already: hf-lnfree convert takes it out exactly.")
-    config = copy.deepcopy(model.config)
-    kinds = ["removal" if kind == "layernorm" else kind for kind in config.block_norms]
+    config, stock = copy.deepcopy(model.config), model.config.stock_norm
+    kinds = ["removal" if kind == stock else kind for kind in config.block_norms]
     set_block_norms(config, kinds)
-    config.final_norm = "removal" if config.final_norm == "layernorm" else config.final_norm
+    config.final_norm = "removal" if config.final_norm == stock else config.final_norm
     if "removal" not in {*kinds, config.final_norm}:
-        raise ModelError(f"The model has no LayerNorm to remove: its norms are {sorted({*kinds, config.final_norm})}.")
-    new = blank(type(model), config, model.dtype)
+        name = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[stock]
+        raise ModelError(f"The model has no {name} to remove: its norms are {sorted({*kinds, config.final_norm})}.")
+    new = blank(type(model), config, model.dtype, own_weights(model))
     _, unexpected = new.load_state_dict(model.state_dict(), strict=False)  # what is missing is the norms' own state
     assert not unexpected, unexpected
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return new
 
 
@@ -80,7 +89,7 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
         residual_norm_weight: of a penalty on `(sigma / fixed sigma - 1)^2`, the mean over norms and over all tokens,
             where the first token of a sequence counts as 0: it keeps residual streams at one size (arXiv 2507.02559,
             auxiliary loss).
-        windows: held-out windows behind the losses before and after a removal, and as many behind the first averages.
+        windows: held-out examples behind the losses before and after a removal, and as many behind the first averages.
     """
 
     def __init__(
@@ -223,22 +232,23 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """The first averages, from training windows."""
+        """The first averages, from training examples."""
         self.observe(True)
         self.run(self.trainer.train_dataset)
         self.observe(False)
 
     def loss(self) -> float:
-        """Of held-out windows, in nats a token."""
+        """Of held-out examples, in the units of the objective."""
         return self.run(self.trainer.eval_dataset)
 
     @torch.no_grad()
-    def run(self, windows: Any) -> float:
-        """The loss on windows spread over a split, in eval mode."""
+    def run(self, split: Any) -> float:
+        """The loss on examples spread over a split, in eval mode."""
         model = self.trainer.unwrapped
-        batches = window_batches(windows, self.windows, self.trainer.args.eval_batch_size)
+        batches = batches_of(split, self.trainer.data_collator, self.windows, self.trainer.args.eval_batch_size)
         with evaluation(model):
-            losses = [(model(ids, labels=ids).loss.item(), len(ids)) for ids in (b.to(model.device) for b in batches)]
+            moved = ({name: value.to(model.device) for name, value in batch.items()} for batch in batches)
+            losses = [(model(**batch).loss.item(), int((batch["labels"] != IGNORED).sum())) for batch in moved]
         return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
     def penalty(self) -> Tensor:

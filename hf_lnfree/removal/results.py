@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..data.objectives import objective_of
 from ..records import Record
 
 
@@ -12,13 +13,16 @@ class RemovalSummary(Record):
     """
     `removal.json`: a removal of norms against as many steps of plain fine-tuning. The fields are the keys of the file.
 
-    Losses are means in nats a token over held-out windows; what is not finite is null in the file and NaN here.
+    Losses are means in nats a token over held-out windows, or in nats an image; what is not finite is null in the file
+    and NaN here.
 
     Args:
         model: folder or Hub name of the model with norms.
         loss_before: before the first step, on all held-out windows.
         loss_after: of the model that was saved, folded.
         loss_plain: of the plain fine-tuning; None if there was none.
+        objective: what the model is trained to predict, see `DataArguments`; None, of earlier versions, for "causal".
+        accuracy: of images, by "before", "after" and "plain" the share of those held out whose label is the likeliest.
         gap: `loss_after - loss_plain`; None if there was none.
         norms_left: the kind of norm that is left, "none" when all are gone, "mixed" for several kinds.
         events: every removal: `step`, `norm` (its name), `part`, and on the windows of `removal_windows` `loss_before`
@@ -50,6 +54,8 @@ class RemovalSummary(Record):
     environment: dict[str, Any]
     command: str
     diverged_at: int | None
+    objective: str | None = None
+    accuracy: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         # null of the file stands for both: a loss that is not finite, and one that was not asked for
@@ -59,6 +65,11 @@ class RemovalSummary(Record):
         }
         if "plain" not in self.curves:
             self.loss_plain = self.gap = None
+
+    @property
+    def unit(self) -> str:
+        """Of losses."""
+        return "nats an image" if objective_of(self.objective).example == "image" else "nats a token"
 
     @property
     def diverged(self) -> bool:

@@ -1,7 +1,7 @@
 """Norms removed from a model by fine-tuning, beside as many steps of plain fine-tuning."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +99,14 @@ def summarise(results: Mapping[str, RunResults], folder: Path, arguments: dict[s
         data=removed.data,
         environment=removed.environment,
         command=removed.command,
+        objective=removed.objective,
+        accuracy=accuracies(results, read_log(folder)),
         diverged_at=removed.diverged_at,
     )
+
+
+def accuracies(results: Mapping[str, RunResults], log: Iterable[dict[str, Any]]) -> dict[str, float] | None:
+    """Of images, at both ends and after plain fine-tuning; None for other objectives, or where a run diverged."""
+    measured = {{"removal": "after"}.get(name, name): run.eval_accuracy for name, run in results.items()}
+    known = {name: value for name, value in measured.items() if value is not None}
+    return {"before": curve(log, "eval_accuracy")[0][1], **known} if len(known) == len(measured) else None

@@ -1,4 +1,4 @@
-"""When which LayerNorm is removed: stages as data, expanded over the norms that a model has."""
+"""When which norm is removed: stages as data, expanded over the norms that a model has."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GROUPS = ("mlp", "attention", "query_key", "value", "final", "first")
 # and from 116 on the model recovers.
 AUTO = {"mlp": (20, 42), "query_key": (44, 66), "value": (68, 101), "final": (104, 104), "first": (116, 116)}
 AUTO_STEPS = 300
-UNFUSED = {"attention": (44, 101)}  # where query, key and value are projections of their own
+BRANCHES = ("attention", "cross_attention", "mlp", "final")
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def expand(
 
 def norm_groups(model: PreTrainedModel) -> dict[str, list[tuple[str, Part]]]:
     """Every name that a stage may use for several norms -> these norms, first layer to last."""
-    *blocks, final = norm_sites(model)
-    living = [site for site in blocks if isinstance(site.norm, RemovalNorm)]
-    attention = [site for site in living if site.branch == "attention"]
-    fused = [site.name for site in attention if site.norm.path is not None]
+    living = [site for site in norm_sites(model) if isinstance(site.norm, RemovalNorm)]
+    names = {branch: [s.name for s in living if s.branch == branch] for branch in BRANCHES}
+    # Keys and values of cross-attention are made of another stream: its norm is one of queries.
+    queries: list[tuple[str, Part]] = [(name, "all") for name in names["cross_attention"]]
     return {
-        "mlp": [(site.name, "all") for site in living if site not in attention],
-        "attention": [(site.name, "all") for site in attention],
-        "query_key": [(name, "query_key") for name in fused],
-        "value": [(name, "value") for name in fused],
-        "final": [(final.name, "all")] if isinstance(final.norm, RemovalNorm) else [],
+        "mlp": [(name, "all") for name in names["mlp"]],
+        "attention": [*((name, "all") for name in names["attention"]), *queries],
+        "query_key": [*((name, "query_key") for name in names["attention"]), *queries],
+        "value": [(name, "value") for name in names["attention"]],
+        "final": [(name, "all") for name in names["final"]],
         "first": [("*", "first")],
     }
 
@@ -143,15 +143,15 @@ def chosen(name: str, groups: Mapping[str, list[tuple[str, Part]]]) -> list[tupl
     found = groups.get(name, matching)
     if not found:
         raise SettingsError(
-            f"The schedule names {name!r}, and the model has no such LayerNorm. It has: {', '.join(GROUPS)}; by name "
-            f"{listed(norms) or 'none'}."
+            f"The schedule names {name!r}, and the model has no such norm to remove. It has: {', '.join(GROUPS)}; by "
+            f"name {listed(norms) or 'none'}."
         )
     return found
 
 
 def automatic(groups: Mapping[str, list[tuple[str, Part]]], steps: int) -> Iterator[Removal]:
     """Every group spread over the share of the training that it has in `AUTO`."""
-    for group, (start, end) in (AUTO if groups["query_key"] else AUTO | UNFUSED).items():
+    for group, (start, end) in AUTO.items():
         names = groups[group]
         for index, (norm, part) in enumerate(names):
             at = start if len(names) < 2 else start + (end - start) * index / (len(names) - 1)

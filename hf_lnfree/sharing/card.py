@@ -31,6 +31,7 @@ TASKS = {
     "span": "text2text-generation",
     "pairs": "text2text-generation",
     "image": "image-classification",
+    "speech": "automatic-speech-recognition",
 }
 """Objective -> what the Hub calls the task."""
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed", "bf16", "fp16")
@@ -58,14 +59,15 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
     partly_trained = results.removal is None and results.trainable_parameters != results.parameters
     architecture = (config.get("architectures") or [config.get("model_type")])[0]
     activation = config.get("activation_function", config.get("hidden_act"))
+    kind = objective_of(results.objective).name
     card = ModelCard.from_template(
         card_data(run, results, repo_id.rpartition("/")[2] if repo_id else title),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(title),
         saved=has_weights(run),
-        kind="An image classifier" if results.objective == "image" else "A language model",
+        kind={"image": "An image classifier", "speech": "A model of speech"}.get(kind, "A language model"),
         auto_class=objective_of(results.objective).auto_class,
-        processor="AutoImageProcessor" if results.objective == "image" else "AutoTokenizer",
+        processor="AutoImageProcessor" if kind == "image" else "AutoTokenizer",
         loaded=json.dumps(repo_id or (run.resolve().name if run.is_absolute() else run.as_posix())),
         architecture=plain(architecture),
         norms=plain(norms(config)),

@@ -86,7 +86,11 @@ def bounds_of(rows: Rows) -> str:
         for part in dict.fromkeys(report.part_names):
             kinds = {k for k, name in zip(report.kinds, report.part_names, strict=False) if name == part}
             nats = f"{float(report.bound[report.heads_of(part)].mean()):.3f} nats"
-            found[f"{nats} ({' and '.join([*filter(None, [part]), *sorted(kinds)])}, T={report.context_length})"] = None
+            length = (
+                "" if part else f"T={report.context_length}"
+            )  # an encoder and its decoder have lengths of their own
+            words = dict.fromkeys(filter(None, [part, " and ".join(sorted(kinds)), length]))
+            found[f"{nats} ({', '.join(words)})"] = None
     return ", ".join(found)
 
 

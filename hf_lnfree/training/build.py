@@ -14,6 +14,9 @@ from ..loading import load_config, load_model
 from .arguments import ModelArguments
 from .recipes import objectives_of
 
+NEEDS = {"image": ("images", f"{DIGITS!r}, or "), "speech": ("recordings", "")}
+"""Objective -> what it reads, and what of that needs no network; others read text."""
+
 
 def with_objective(model_args: ModelArguments, data_args: DataArguments) -> DataArguments:
     """
@@ -37,11 +40,11 @@ def with_objective(model_args: ModelArguments, data_args: DataArguments) -> Data
     else:
         config = load_config(start, **model_args.access(start))
         found = objective_of_class((config.architectures or [""])[0]).name
-    image = found == "image"
-    if image != (data_args.data == DIGITS) and data_args.data in (STDLIB, DIGITS):
+    kind, own = NEEDS.get(found, ("text", f"{STDLIB!r}, or "))
+    if data_args.data in (STDLIB, DIGITS) and repr(data_args.data) not in own:
         raise SettingsError(
-            f"objective={found!r} needs {'images' if image else 'text'}, and data={data_args.data!r} is none. Give "
-            f"{DIGITS if image else STDLIB!r}, or a folder or a Hub dataset."
+            f"objective={found!r} needs {kind}, and data={data_args.data!r} is none. Give {own}a folder or a Hub "
+            "dataset."
         )
     return replace(data_args, objective=found)
 
@@ -79,10 +82,12 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: RunD
             f"The tokenizer has {vocabulary} entries and the model's vocabulary {config.vocab_size}. "
             + ("Leave vocab_size out." if start is None else "Use its own (--tokenizer).")
         )
-    for name, says in (("image_size", "pixels a side"), ("num_channels", "channels")):
+    for name, (says, advice) in SIZES.items():
         wanted = data.fields.get(name)
         if wanted is not None and (found := getattr(config, name)) != wanted:
-            raise SettingsError(f"The images have {wanted} {says}, and the model takes {found}. {ADVICE[name]}")
+            raise SettingsError(
+                f"The {data.objective.example}s have {wanted} {says}, and the model takes {found}. {advice}"
+            )
     if start is None:
         return kind.from_config(config, trust_remote_code=False)
     labels = data.fields.get("id2label")
@@ -94,7 +99,13 @@ def build_model(model_args: ModelArguments, data_args: DataArguments, data: RunD
     return load_model(start, kind, config=config, changed=changed, new_shapes=("classifier",) * fresh, **access)
 
 
-ADVICE = {
-    "image_size": "Leave image_size out of config_overrides, or give --image-size.",
-    "num_channels": "Leave num_channels out of config_overrides, or give images with as many.",
+SIZES = {
+    "image_size": ("pixels a side", "Leave image_size out of config_overrides, or give --image-size."),
+    "num_channels": ("channels", "Leave num_channels out of config_overrides, or give images with as many."),
+    "max_source_positions": (
+        "positions",
+        "Leave max_source_positions out of config_overrides, or give --audio-seconds.",
+    ),
+    "num_mel_bins": ("mel bins", "Leave num_mel_bins out of config_overrides."),
 }
+"""Field of a configuration that the data decide -> what it counts, and what to do where the model has another."""

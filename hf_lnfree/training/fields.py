@@ -70,7 +70,7 @@ class ModelArguments(CheckpointArguments):
         default="gpt2",
         metadata={
             "help": "gpt2 (GPT-2 small), gpt_neox (Pythia-70M), llama (SmolLM-135M), opt (OPT-125M), qwen3 (0.6B), "
-            "bert (base), vit (B/16), t5 (small)."
+            "bert (base), vit (B/16), t5 (small), whisper (tiny)."
         },
     )
     row: str = field(default="SM+R", metadata={"help": f"A row of the paper: {', '.join(PAPER_ROWS)}."})

@@ -60,6 +60,7 @@ OF_A_RUN = {
         lambda run: run.validation_data is not None, "validation_data", ("validation_data",)
     ),
     **dict.fromkeys(("context_length", "tokenizer", "packing"), TEXT),
+    "audio_seconds": Reader(lambda run: run.objective == "speech", "objective 'speech'", ("objective", "family")),
     "image_size": Reader(lambda run: run.objective == "image", "objective 'image'", ("objective", "family")),
     **dict.fromkeys(
         ("text_column", "streaming", "data_shuffle_seed"),

@@ -94,12 +94,13 @@ def layer_curves(entries: Iterable[Entry], key: str) -> dict[str, list[Curve]]:
     By part the curve of `key`/layer_00, `key`/layer_01, ... over steps. A model of one part has the part ""; an
     encoder-decoder has `key`/encoder/layer_00 and so on. Nothing where the log does not have it.
     """
-    entries, parts = list(entries), dict[str, list[Curve]]()
+    entries = list(entries)
     layers = re.compile(rf"{re.escape(key)}/(?:(.+)/)?layer_\d+")
-    for name in sorted({name for entry in entries for name in entry}):
+    names: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry):  # parts in the order of the model
         if found := layers.fullmatch(name):
-            parts.setdefault(found[1] or "", []).append(curve(entries, name))
-    return parts
+            names.setdefault(found[1] or "", []).append(name)
+    return {part: [curve(entries, name) for name in sorted(of_part)] for part, of_part in names.items()}
 
 
 def layer_panels(name: str, entries: Iterable[Entry], key: str) -> dict[str, list[Curve]]:

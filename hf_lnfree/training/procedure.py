@@ -16,7 +16,8 @@ class AttachedTrainer(Protocol):
     Args:
         args: its `TrainingArguments`.
         penalties: each is called after a forward pass in training, and what it returns is added to the loss.
-        train_dataset, eval_dataset: the windows.
+        train_dataset, eval_dataset: the examples.
+        data_collator: makes batches of them.
         is_fsdp_enabled: whether weights are sharded.
         unwrapped: the model without what distributes or compiles it.
     """
@@ -25,6 +26,7 @@ class AttachedTrainer(Protocol):
     penalties: list[Callable[[], Tensor]]
     train_dataset: Any
     eval_dataset: Any
+    data_collator: Any
     is_fsdp_enabled: bool
 
     @property
@@ -41,7 +43,8 @@ class Procedure:
     Plain training of all weights, or of LoRA adapters that are merged at the end.
 
     Args:
-        lora_rank: rank of the adapters at every projection of the blocks; None to train all weights.
+        lora_rank: rank of the adapters at every projection of the blocks, and of a classifier; None to train all
+            weights.
         lora_alpha: their scale; twice the rank by default.
     """
 
@@ -61,7 +64,9 @@ class Procedure:
         if self.lora_rank is None:
             return model
         alpha = self.lora_alpha or 2 * self.lora_rank
-        config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        # PEFT's classes for tasks ask for a model that generates.
+        task = "CAUSAL_LM" if model.can_generate() and not model.config.is_encoder_decoder else None
+        config = LoraConfig(r=self.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
         return get_peft_model(model, config)
 
     def attach(self, trainer: AttachedTrainer, steps: int) -> None:

@@ -86,11 +86,13 @@ PAPER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("LNFreeBertConfig", {"pad_token_id": 0}),  # BERT base
     "vit": ("LNFreeViTConfig", {}),  # ViT-B/16
     "t5": ("LNFreeT5Config", {}),  # T5 small
+    "whisper": ("LNFreeWhisperConfig", {"pad_token_id": 0}),  # Whisper tiny
 }
 OF_FAMILIES: dict[str, tuple[str, ...]] = {
     "bert": ("masked",),
     "vit": ("image",),
     "t5": ("span", "pairs"),
+    "whisper": ("speech",),
 }
 """Family -> the objectives that it is trained for, the usual one first; of others it is "causal" alone."""
 
@@ -109,7 +111,8 @@ def paper_config(family: str, row: str, context_length: int = 128, **overrides: 
     Args:
         family: "gpt2" (GPT-2 small) or "gpt_neox" (Pythia-70M). Beyond the paper "opt" (OPT-125M), and two that have
             RMSNorm where the rows say LN: "llama" (SmolLM-135M) and "qwen3" (Qwen3-0.6B). Encoders are "bert" (BERT
-            base) and "vit" (ViT-B/16), an encoder with a decoder is "t5" (T5 small).
+            base) and "vit" (ViT-B/16), an encoder with a decoder are "t5" (T5
+            small) and "whisper" (Whisper tiny).
         row: "SM+LN+G", "SM+LN+R", "SM+G", "SM+R", "SM+LeakyR", "SM+LearnableR-layer" or "SM+LearnableR-global".
         context_length: tokens a window; positions are never fewer than the published model's.
         **overrides: any field of the configuration, for instance `n_layer=18` or `negative_slope=0.05`.

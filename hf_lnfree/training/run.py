@@ -4,16 +4,17 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, TrainerCallback, default_data_collator, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
 from ..analysis.entropy_report import EntropyReport
 from ..analysis.likelihood import perplexity
 from ..data.arguments import DIGITS, STDLIB, DataArguments
+from ..data.collators import collator_of
 from ..data.splits import RunData
 from ..data.windows import batches_of
 from ..errors import SettingsError
@@ -185,7 +186,7 @@ def build_trainer(
     model: Any, data: RunData, args: LNFreeTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
 ) -> LNFreeTrainer:
     """The trainer on both splits, with examples for its flight recorder."""
-    collator = collator_of(data, model)
+    collator = collator_of(data.objective, data.tokenizer, model)
     return LNFreeTrainer(
         model=model,
         args=args,
@@ -197,23 +198,6 @@ def build_trainer(
         probe=batches_of(data.validation, collator, args.probe_sequences),
         objective=data.objective,
     )
-
-
-def collator_of(data: RunData, model: PreTrainedModel) -> Any:
-    """What makes a batch of examples: transformers' own."""
-    if data.objective.auto_class == "AutoModelForSeq2SeqLM":
-        return Seq2SeqBatch(DataCollatorForSeq2Seq(data.tokenizer, model))
-    return default_data_collator
-
-
-@dataclass
-class Seq2SeqBatch:
-    """[`DataCollatorForSeq2Seq`] with labels as lists: of tensors it warns that it reads them slowly."""
-
-    collator: DataCollatorForSeq2Seq
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
-        return self.collator([example | {"labels": example["labels"].tolist()} for example in examples])
 
 
 class EachEpoch(TrainerCallback):
@@ -228,8 +212,8 @@ class EachEpoch(TrainerCallback):
 
 
 def tokens_an_example(trainer: LNFreeTrainer, data: RunData) -> int:
-    """What a model reads of one: an image's are its patches and the class token, a pair has the mean of all pairs."""
-    if data.objective.example == "pair":
+    """What a model reads of one: of an image its patches and a class token, of pairs and recordings the mean."""
+    if data.objective.example in ("pair", "recording"):
         return round(data.train.meta["tokens"] / data.train.meta["documents"])
     if data.objective.example == "window":
         return data.train.meta["context_length"]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_lnfree.analysis import AttentionEntropyAnalyzer, EntropyReport, published_reports
 from hf_lnfree.errors import RunError, SettingsError
@@ -90,3 +91,29 @@ def test_there_is_nothing_to_choose_from_a_single_text_or_published_figures(batc
     single = report_of(GPT2.model(), {key: value[:1] for key, value in batch.items()})
     assert text_by_text([single], "causal") == []
     assert text_by_text([*published_reports().values()][:2], "causal") == []
+
+
+def test_a_class_token_has_a_line_of_its_own():
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=4, num_labels=3
+    )
+    torch.manual_seed(0)
+    model = ViTForImageClassification(config).double().eval()
+    for block in model.vit.layers:
+        block.attention.q_proj.weight.data *= 40
+    pixels = torch.randn(12, 3, 24, 24, dtype=torch.float64)
+    report = AttentionEntropyAnalyzer(model).run([{"pixel_values": pixels[:5]}, {"pixel_values": pixels[5:]}])
+    alone, others = report.first_token
+    # B H Q, of eager attention, which takes its softmax in float32.
+    for layer, of_layer in enumerate(record_of(model, pixels)):
+        torch.testing.assert_close(alone[layer], of_layer[:, :, 0].mean(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(others[layer], of_layer[:, :, 1:].mean((0, 2)), rtol=1e-6, atol=0)
+    assert report.metadata["class_token"]
+    assert f"class token {float(alone.mean()):.2f} nats, other queries {float(others.mean()):.2f} nats" in str(report)
+    assert report.by_layer().rows[1][-1] == f"{float(alone[1].mean()):.2f}"
+
+
+def record_of(model, pixels):
+    model.set_attn_implementation("eager")
+    maps = model(pixels, output_attentions=True).attentions
+    return [-(p * p.log()).sum(-1) for p in maps]

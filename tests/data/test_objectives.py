@@ -1,6 +1,7 @@
 """What is hidden of windows, which pairs and which images there are, and what of each a model is given."""
 
 import json
+import wave
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from transformers import AutoImageProcessor
+from transformers import AutoFeatureExtractor, AutoTokenizer, ViTImageProcessorPil, WhisperFeatureExtractor
 
 from hf_lnfree.data.arguments import DataArguments
 from hf_lnfree.data.corrupted import parts
@@ -150,7 +151,7 @@ def test_digits_are_those_of_scikit_learn(cache_dir, tmp_path):
     assert len(data.validation) == pytest.approx(0.2 * 1797, abs=70)
     assert (data.fields["id2label"][7], data.fields["num_channels"]) == ("7", 1)
     data.processor.save_pretrained(tmp_path)
-    again = AutoImageProcessor.from_pretrained(tmp_path)
+    again = ViTImageProcessorPil.from_pretrained(tmp_path)
     raw = data.train.pixels[data.train.chosen[0]][0]
     torch.testing.assert_close(
         again(raw[..., None], return_tensors="pt").pixel_values[0], data.train[0]["pixel_values"]
@@ -210,3 +211,64 @@ def test_the_same_image_twice_is_on_one_side(tmp_path, cache_dir):
 def test_an_objective_that_is_none_is_refused():
     with pytest.raises(SettingsError, match=r"objective='mask' is not known. Allowed: 'causal', 'masked', 'span'"):
         DataArguments(objective="mask")
+
+
+def speak(folder, texts, rate=16_000, width=2, seconds=0.5):
+    """A WAV file for each text, whose words are tones."""
+    folder.mkdir(exist_ok=True)
+    time = np.arange(int(rate * seconds)) / rate
+    rows = []
+    for index, text in enumerate(texts):
+        tone = sum(np.sin(2 * np.pi * (200 + 37 * ord(letter)) * time) for letter in text) / len(text)
+        dtype, top, zero = {1: (np.uint8, 127, 128), 2: (np.int16, 32767, 0)}[width]
+        with wave.open(str(folder / f"{index}.wav"), "wb") as file:
+            file.setparams((2, width, rate, 0, "NONE", ""))
+            samples = (tone * top + zero).astype(dtype)
+            file.writeframes(np.stack((samples, samples), 1).tobytes())
+        rows.append({"file_name": f"{index}.wav", "text": text})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return time
+
+
+def test_recordings_become_what_whisper_reads(tmp_path, cache_dir):
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "klmno"]
+    time = speak(tmp_path / "said", words)
+    arguments = {"objective": "speech", "cache_dir": cache_dir, "vocab_size": 300, "validation_fraction": 0.2}
+    data = load_data(DataArguments(str(tmp_path / "said"), **arguments, audio_seconds=1))
+    assert len(data.train) + len(data.validation) == 40
+    assert data.fields["max_source_positions"] == 50
+    item = data.train[0]
+    text = data.tokenizer.decode(item["labels"][:-1])
+    assert item["labels"][-1] == data.tokenizer.eos_token_id
+    tone = sum(np.sin(2 * np.pi * (200 + 37 * ord(letter)) * time) for letter in text) / 2
+    expected = WhisperFeatureExtractor(chunk_length=1)(tone, sampling_rate=16_000, return_tensors="pt").input_features
+    torch.testing.assert_close(item["input_features"], expected[0], atol=2e-2, rtol=0)
+    data.processor.save_pretrained(tmp_path / "saved")
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "saved").chunk_length == 1
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").decode(item["labels"][:-1]) == text
+
+
+def test_recordings_that_cannot_be_read_are_refused(tmp_path, cache_dir):
+    def load(folder, **more):
+        return load_data(DataArguments(str(folder), objective="speech", cache_dir=cache_dir, **more))
+
+    speak(tmp_path / "slow", ["ab", "cd"], rate=8000)
+    with pytest.raises(DataError, match=r"8000 samples a second of 16 bits. Convert it: ffmpeg"):
+        load(tmp_path / "slow", validation_data=str(tmp_path / "slow")).train[0]
+    speak(tmp_path / "coarse", ["ab"], width=1)
+    assert (
+        load(tmp_path / "coarse", validation_data=str(tmp_path / "coarse")).train[0]["input_features"].isfinite().all()
+    )
+    (tmp_path / "coarse" / "0.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"0.wav cannot be read as WAV"):
+        load(tmp_path / "coarse", validation_data=str(tmp_path / "coarse")).train[0]
+    (tmp_path / "coarse" / "0.wav").unlink()
+    with pytest.raises(DataError, match=r"'0.wav' is no file of its folder"):
+        load(tmp_path / "coarse")
+    (tmp_path / "coarse" / "metadata.jsonl").unlink()
+    with pytest.raises(DataError, match=r"has no table of its recordings: metadata.jsonl or metadata.csv"):
+        load(tmp_path / "coarse")
+    (tmp_path / "slow" / "metadata.jsonl").rename(tmp_path / "slow" / "m")
+    (tmp_path / "slow" / "metadata.csv").write_text("file_name,words\n0.wav,ab\n1.wav,cd\n")
+    with pytest.raises(DataError, match=r"has no column text or transcription or sentence; it has file_name, words"):
+        load(tmp_path / "slow")

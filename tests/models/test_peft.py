@@ -153,8 +153,6 @@ def test_adapters_that_do_not_fit_are_refused(family, tmp_path):
 
 @pytest.mark.parametrize("change", [fold, removable, to_stock])
 def test_norms_are_not_changed_under_an_adapter(family, change):
-    if change is removable and family.norm != "layernorm":
-        pytest.skip("removal takes LayerNorms away")
     peft = adapted(trained(family.model(norm=family.norm)))
     for model in (peft, peft.get_base_model()):
         with pytest.raises(ValueError, match="merge them first"):
@@ -247,7 +245,5 @@ def test_ln_tuning_takes_the_names_that_it_is_given(family):
     ],
 )
 def test_ln_tuning_without_a_norm_to_train_is_refused_by_name(family, fields, asked, words):
-    if fields == {"norm": "removal"} and family.norm != "layernorm":
-        words = "this family has RMSNorms"
     with pytest.raises(ConfigurationError, match=words):
         get_peft_model(family.model(**fields), LNTuningConfig(**asked))

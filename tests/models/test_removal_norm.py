@@ -8,13 +8,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from hf_lnfree.models.removal import MAIN, VALUE, RemovalNorm
+from hf_lnfree.models.removal import MAIN, VALUE, RemovalLayerNorm, RemovalNorm, RemovalRMSNorm
 
 from ..conftest import EVERY, cache_field
 from ..conversion.conftest import logits, trained
 
 
-@pytest.fixture(params=[family for family in EVERY if family.norm == "layernorm"], ids=lambda f: f.name)
+@pytest.fixture(params=EVERY, ids=lambda f: f.name)
 def family(request):
     return request.param
 
@@ -32,7 +32,7 @@ def norms(model):
 
 
 def test_begins_as_layernorm_and_loads_its_weights(family, input_ids, tmp_path):
-    stock = trained(family.model(norm="layernorm"))
+    stock = trained(family.model(norm=family.norm))
     stock.save_pretrained(tmp_path)
     fields = {"norm": "removal", "final_norm": "removal"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, **fields).eval()
@@ -40,23 +40,24 @@ def test_begins_as_layernorm_and_loads_its_weights(family, input_ids, tmp_path):
     assert all((norm.gate == 0).all() and (norm.sigma == 1).all() for norm in norms(model))
 
 
-def test_in_between_is_the_formula():
-    norm = RemovalNorm(16, eps=1e-3).double()
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
+@pytest.mark.parametrize("kind", [RemovalLayerNorm, RemovalRMSNorm])
+def test_in_between_is_the_formula(kind):
+    norm = kind(16, eps=1e-3).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
     norm.sigma.copy_(torch.tensor([9.0, 2.0]))
     norm.gate.fill_(0.25)
     norm.first_gate.fill_(0.5)
-    x = torch.randn(3, 5, 16, dtype=torch.float64)
-    centred = x - x.mean(-1, keepdim=True)
-    sigma = (x.var(-1, correction=0, keepdim=True) + 1e-3).sqrt()
+    x = torch.randn(3, 5, 16, dtype=torch.float64) + 2.0
+    centred, bias = (x - x.mean(-1, keepdim=True), norm.bias) if kind is RemovalLayerNorm else (x, 0.0)
+    sigma = (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     fixed = torch.tensor([5.5, 2, 2, 2, 2], dtype=torch.float64)[:, None]
-    expected = norm.weight * centred / (0.75 * sigma + 0.25 * fixed) + norm.bias
-    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm(x), norm.weight * centred / (0.75 * sigma + 0.25 * fixed) + bias)
 
 
-def test_the_end_is_linear(family):
-    norm = RemovalNorm(16).double()
+@pytest.mark.parametrize("kind", [RemovalLayerNorm, RemovalRMSNorm])
+def test_the_end_is_linear(kind):
+    norm = kind(16, eps=1e-5).double()
     norm.gate.fill_(1.0)
     norm.first_gate.fill_(1.0)
     assert norm.finished
@@ -77,7 +78,8 @@ def test_averages_are_those_of_the_data_the_first_position_apart(family, input_i
     for name, norm in model.named_modules():
         if isinstance(norm, RemovalNorm):
             tokens = torch.stack(seen[name]).view(3, 2, 12, -1)  # OPT's MLPs read one list of them
-            sigma = (tokens.var(-1, correction=0) + norm.eps).sqrt()
+            square = tokens.var(-1, correction=0) if family.norm == "layernorm" else tokens.square().mean(-1)
+            sigma = (square + norm.eps).sqrt()
             expected = torch.stack([sigma[..., 0].mean(), sigma[..., 1:].mean()])
             torch.testing.assert_close(norm.sigma, expected, rtol=1e-5, atol=1e-6)
             assert norm.batches == 3
@@ -133,10 +135,10 @@ def test_every_sequence_of_a_packed_row_has_a_first_position(family, padded, inp
     with torch.no_grad():
         model(ids, position_ids=positions, attention_mask=mask)
     norm = norms(model)[0]
-    centred = found["x"] - found["x"].mean(-1, keepdim=True)
+    centred = found["x"] - found["x"].mean(-1, keepdim=True) if family.norm == "layernorm" else found["x"]
     for place in range(padded or 0, 12 + (padded or 0)):
         sigma = 4.0 if place in expected else 0.5
-        wanted = norm.weight * centred[0, place] / sigma + norm.bias
+        wanted = norm.weight * centred[0, place] / sigma + getattr(norm, "bias", 0.0)
         torch.testing.assert_close(found["y"][0, place], wanted)
 
 
@@ -153,8 +155,8 @@ def test_values_have_an_input_of_their_own(family, input_ids):
     model = split(removal(family))
     block = family.block_list(model)[0]
     norm = next(m for m in block.modules() if isinstance(m, RemovalNorm) and m.path is not None)
-    makes_values = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "opt": "self_attn.v_proj"}
-    assert norm.path == makes_values[family.name]
+    makes_values = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value"}
+    assert norm.path == makes_values.get(family.name, "self_attn.v_proj")
     fused = block.get_submodule(norm.path)
     caught = {}
     logits(model, input_ids)  # the norm finds its projection when it is first used
@@ -166,12 +168,15 @@ def test_values_have_an_input_of_their_own(family, input_ids):
     if family.name == "opt":
         stream = stream + model.base_model.decoder.embed_positions.weight[2:14]
     with torch.no_grad():
-        sizes = (-1, (norm.groups, 3, 32 // norm.groups) if norm.groups else (1, 1, 32))
-        layernorm = nn.functional.layer_norm(stream, (32,), norm.weight, norm.bias, norm.eps)
-        values = fused.forward(layernorm).unflatten(*sizes)[..., -1, :]
+        sizes = (-1, (norm.groups, 3, 32 // norm.groups) if norm.groups else (1, 1, caught["out"].shape[-1]))
+        if family.norm == "layernorm":
+            normed = nn.functional.layer_norm(stream, (32,), norm.weight, norm.bias, norm.eps)
+        else:
+            normed = nn.functional.rms_norm(stream, (32,), norm.weight, norm.eps)
+        values = fused.forward(normed).unflatten(*sizes)[..., -1, :]
         torch.testing.assert_close(caught["out"].unflatten(*sizes)[..., -1, :], values, rtol=1e-4, atol=1e-5)
-        centred = stream - stream.mean(-1, keepdim=True)
-        others = (norm.weight * centred / norm.sigma[1] + norm.bias)[:, 1:]
+        centred = stream - stream.mean(-1, keepdim=True) if family.norm == "layernorm" else stream
+        others = (norm.weight * centred / norm.sigma[1] + getattr(norm, "bias", 0.0))[:, 1:]
         torch.testing.assert_close(caught["x"][:, 1:], others, rtol=1e-4, atol=1e-5)
 
 

@@ -129,7 +129,6 @@ def test_adapters_have_the_targets_of_the_stock_family(family):
         ({"linear_bias": "query_key"}, "linear_bias='query_key' is not for LNFreeT5Config: it has no biases"),
         ({"query_key_norm": True}, "query_key_norm=True is not for LNFreeT5Config: its logits are not divided"),
         ({"embedding_scale": True}, r"no module between the embeddings and encoder\.block.*Leave it at False"),
-        ({"norm": "removal"}, "this family has RMSNorms"),
         ({"feed_forward_proj": "gated-identity_fused"}, r"dense_act_fn='identity_fused'.*is gated.*Leave it at 'relu'"),
     ],
 )

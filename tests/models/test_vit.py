@@ -10,8 +10,6 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_lnfree import LNFreeViTForImageClassification, LNFreeViTModel, record_attention_entropy
-from hf_lnfree.conversion import fold
-from hf_lnfree.errors import ModelError
 from hf_lnfree.models.errors import ConfigurationError
 
 from ..conftest import VIT
@@ -141,7 +139,6 @@ def test_checkpointing_and_copies_change_nothing(images):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"norm": "removal"}, "norm='removal' cannot be honoured.*reads pixel_values"),
         ({"lm_head_bias": True}, "a ViT has no language-model head"),
         ({"linear_bias": "query_key", "qkv_bias": False}, "qkv_bias=False leaves none"),
     ],
@@ -149,8 +146,3 @@ def test_checkpointing_and_copies_change_nothing(images):
 def test_what_has_no_place_is_refused(fields, message):
     with pytest.raises(ConfigurationError, match=message):
         LNFreeViTForImageClassification(VIT.config(**fields))
-
-
-def test_folding_is_refused():
-    with pytest.raises(ModelError, match="does not declare what its residual stream begins with"):
-        fold(LNFreeViTForImageClassification(VIT.config(norm="layernorm")))

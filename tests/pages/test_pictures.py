@@ -114,7 +114,7 @@ def test_published_means_alone_can_be_drawn(tmp_path):
 
 def test_dynamics_from_a_log_history():
     history = [{"step": s, "entropy/layer_00": 1.0 + s, "entropy/layer_01": 2.0, "loss": 3.0} for s in (0, 10)]
-    figure = entropy_dynamics({"run": [*history, {"step": 10, "loss": 1.0}]}, bound=4.0)
+    figure = entropy_dynamics({"run": [*history, {"step": 10, "loss": 1.0}]}, bounds={"run": {"": 4.0}})
     lines = figure.axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == [[1.0, 11.0], [2.0, 2.0], [4.0, 4.0]]
     with pytest.raises(ValueError, match="without an attention probe"):

@@ -30,7 +30,9 @@ def cell(row, seed, steps, layers=3, heads=4, tokens=1000, report=True):
         for s in steps
     ]
     results = SimpleNamespace(tokens=tokens * max(steps, default=0), steps=max(steps, default=0))
-    entropy = SimpleNamespace(bound=torch.full((layers, heads), BOUND), heads=torch.ones(layers, heads).bool())
+    entropy = SimpleNamespace(
+        bound=torch.full((layers, heads), BOUND), heads=torch.ones(layers, heads).bool(), parts={"h.*.attn": []}
+    )
     return Cell(row, seed, None, results=results, entropy=entropy if report else None, log=probes)
 
 
@@ -139,21 +141,21 @@ def test_a_slider_moves_the_maps_and_a_head_has_its_curve(tmp_path):
         browser.send("Page.navigate", url=page.as_uri())
         browser.wait_for(f"document.body && {TEXT}.includes('step 100, 0.10M tokens')")
         said = "[...document.querySelectorAll('.said')].map(each => each.textContent)"
-        assert browser.ask(said) == ["Layer 0, head 0 at step 100: SM+G 3.90 nats."] * 2
+        assert browser.ask(said) == ["At step 100, layer 0, head 0: SM+G 3.90 nats."] * 2
         browser.ask("document.querySelector('input[type=range]').focus()")
         for kind in ("keyDown", "keyUp"):
             browser.send(
                 "Input.dispatchKeyEvent", type=kind, key="ArrowLeft", code="ArrowLeft", windowsVirtualKeyCode=37
             )
         browser.wait_for(f"{TEXT}.includes('step 50, 0.05M tokens')")
-        assert browser.ask(said)[0] == "Layer 0, head 0 at step 50: SM+G 3.95 nats, SM+R 3.95 nats."
+        assert browser.ask(said)[0] == "At step 50, layer 0, head 0: SM+G 3.95 nats, SM+R 3.95 nats."
         browser.ask("document.querySelectorAll('.maps svg')[1].querySelectorAll('[role=button]')[6].focus()")
-        assert browser.ask(said)[0] == "Layer 1, head 2 at step 50: SM+G 3.45 nats, SM+R 3.45 nats."
+        assert browser.ask(said)[0] == "At step 50, layer 1, head 2: SM+G 3.45 nats, SM+R 3.45 nats."
         for kind in ("keyDown", "keyUp"):
             browser.send(
                 "Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown", windowsVirtualKeyCode=40
             )
-        assert browser.ask(said)[1] == "Layer 2, head 2 at step 50: SM+G 3.20 nats."  # of the seed that is not shown
+        assert browser.ask(said)[1] == "At step 50, layer 2, head 2: SM+G 3.20 nats."  # of the seed that is not shown
         paths = browser.ask("[...document.querySelectorAll('.curve')].map(each => each.getAttribute('d'))")
         assert [len(path.split("L")) for path in paths] == [3, 2, 3]
         cells = "[...document.querySelectorAll('.maps svg')[0].querySelectorAll('[role=button]')]"

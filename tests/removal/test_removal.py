@@ -3,6 +3,8 @@
 import json
 import math
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,7 @@ from hf_lnfree.cli.main import main
 from hf_lnfree.conversion import fold, to_stock
 from hf_lnfree.data import DataArguments
 from hf_lnfree.data.tokenization import tokenizer_for
-from hf_lnfree.models import LNFreeMixin, LNFreeOPTConfig, LNFreeOPTForCausalLM, LNFreeOPTModel
+from hf_lnfree.models import LNFreeMixin, LNFreeOPTConfig, LNFreeOPTModel
 from hf_lnfree.models.removal import RemovalNorm
 from hf_lnfree.pages import finish_run, write_removal_report
 from hf_lnfree.removal.arguments import RemovalArguments
@@ -34,7 +36,7 @@ from hf_lnfree.training.log import read_log
 from hf_lnfree.training.rollback import GoodState
 from hf_lnfree.training.run import train
 
-from ..conftest import run_in_two
+from ..conftest import LLAMA, OPT, QWEN3, run_in_two
 from ..conversion.conftest import logits, trained
 from ..training.test_interruptions import KILLED, run_jobs
 
@@ -142,6 +144,37 @@ def pythia(start, folder, parallel=True):
     return str(folder)
 
 
+def test_llama_too(start, arguments, input_ids, tmp_path):
+    """From the command line's defaults on, and loaded where this package cannot be imported."""
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    trained(LLAMA.stock_model(vocab_size=len(tokenizer), **tokens)).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    data, training = arguments
+    shared = ["--data", data.data, "--cache_dir", data.cache_dir, "--context_length", "32", "--max_steps", "10"]
+    shared += ["--per_device_train_batch_size", "4", "--removal_windows", "4", "--max_validation_windows", "8"]
+    shared += ["--use_cpu", "--disable_tqdm", "true", "--probe_steps", "0", "--output_dir", training.output_dir]
+    assert main(["remove-norms", str(tmp_path / "llama"), *shared]) == 0
+    summary = json.loads((tmp_path / "run" / "removal.json").read_text())
+    assert summary["norms_left"] == "none"
+    assert [event["part"] for event in summary["events"]].count("query_key") == 3
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "plain")
+    assert (plain.config.norm, plain.config.final_norm) == ("rmsnorm", "rmsnorm")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
+    assert not [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
+    alone = (
+        "import sys; sys.modules['hf_lnfree'] = None; import torch; from transformers import AutoModelForCausalLM\n"
+        "ids, folder = torch.load(sys.argv[1])\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()\n"
+        "torch.save(model(ids).logits.detach(), sys.argv[2])"
+    )
+    torch.save((input_ids, str(tmp_path / "run")), tmp_path / "in.pt")
+    command = [sys.executable, "-W", "ignore", "-c", alone, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.equal(torch.load(tmp_path / "out.pt"), logits(model, input_ids))
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_pythia_too(start, arguments, parallel, tmp_path):
     pythia(start, tmp_path / "pythia", parallel)
@@ -195,12 +228,12 @@ def test_a_loss_on_the_way_leaves_modes_as_they_were(start, monkeypatch):
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     args = SimpleNamespace(eval_batch_size=2)
-    removal.trainer = SimpleNamespace(unwrapped=model, args=args)
-    batches = [torch.arange(16).view(1, 16)]
-    monkeypatch.setattr("hf_lnfree.removal.procedure.window_batches", lambda *wanted: batches)
+    removal.trainer = SimpleNamespace(unwrapped=model, args=args, data_collator=None)
+    batches = [dict.fromkeys(("input_ids", "labels"), torch.arange(16).view(1, 16))]
+    monkeypatch.setattr("hf_lnfree.removal.procedure.batches_of", lambda *wanted: batches)
     assert math.isfinite(removal.run(None))
     assert [module.training for module in model.modules()] == modes
-    batches.append(torch.full((1, 4), 10**6))  # no such token
+    batches.append(dict.fromkeys(("input_ids", "labels"), torch.full((1, 4), 10**6)))  # no such token
     with pytest.raises(IndexError):
         removal.run(None)
     assert [module.training for module in model.modules()] == modes
@@ -334,7 +367,7 @@ def test_the_models_own_folder_is_refused(start, arguments, how):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ("[{norms: transformer.h.7.ln_2, start: 1}]", r"no such LayerNorm.*mlp.*transformer.h.0.ln_1"),
+        ("[{norms: transformer.h.7.ln_2, start: 1}]", r"no such norm.*mlp.*transformer.h.0.ln_1"),
         ("[{norms: mlp, start: 1}, {norms: '*ln_2', start: 4}]", r"removes transformer.h.0.ln_2 \(query_key\) twice"),
         ("[{norms: attention, start: 1}, {norms: value, start: 4}]", r"removes transformer.h.0.ln_1 \(value\) twice"),
         ("[{norms: mlp, start: 9}]", r"transformer.h.1.ln_2 at step 10, and training ends after 10"),
@@ -418,23 +451,67 @@ class HeadWithoutBias(LNFreeMixin, OPTForCausalLM):
         self.post_init()
 
 
-def test_a_family_with_separate_queries_keys_and_values(input_ids):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "vocab_size": 99}
-    config = LNFreeOPTConfig(**sizes, word_embed_proj_dim=32, norm="layernorm", init_std=0.2, dropout=0.0)
-    model = trained(LNFreeOPTForCausalLM(config)).double()
-    removal = NormRemoval([{"norms": "attention", "start": 0}, {"norms": "mlp", "start": 1}])
-    changed = removal.prepare(model)
-    torch.testing.assert_close(logits(changed, input_ids), logits(model, input_ids), rtol=0, atol=1e-9)
-    assert [removal.part for removal in expand(removal.schedule, changed, 5)] == ["all"] * 4
-    parts = ["all"] * 2 + ["query_key"] * 2 + ["value"] * 2 + ["all", "first"]
-    assert [r.part for r in expand("auto", changed, 30)] == parts
-    for norm in removal.norms.values():
+def rewired(model):
+    """Removed at once: every norm one linear map, with a scale of its own."""
+    for index, norm in enumerate(module for module in model.modules() if isinstance(module, RemovalNorm)):
         norm.gate.fill_(1.0)
         norm.first_gate.fill_(1.0)
-        norm.sigma.fill_(0.8)
-    folded = removal.finish(changed)
-    assert not [m for m in folded.modules() if isinstance(m, (nn.LayerNorm, RemovalNorm))]
-    torch.testing.assert_close(logits(folded, input_ids), logits(changed, input_ids), rtol=0, atol=1e-9)
+        norm.sigma.fill_(0.8 + 0.1 * index)
+    return model
+
+
+@pytest.mark.parametrize("family", [OPT, LLAMA, QWEN3], ids=lambda f: f.name)
+def test_families_with_separate_queries_keys_and_values(family, input_ids):
+    model = trained(family.model(norm=family.norm, final_norm=family.norm)).double()
+    removal = NormRemoval([{"norms": "attention", "start": 0}, {"norms": "mlp", "start": 1}])
+    changed = removal.prepare(model)
+    exact = 1e-9 if family is OPT else 1e-4  # stock RMSNorms work in float32
+    torch.testing.assert_close(logits(changed, input_ids), logits(model, input_ids), rtol=exact, atol=exact)
+    assert [removal.part for removal in expand(removal.schedule, changed, 6)] == ["all"] * 6
+    parts = ["all"] * 3 + ["query_key"] * 3 + ["value"] * 3 + ["all", "first"]
+    assert [r.part for r in expand("auto", changed, 30)] == parts
+    folded = removal.finish(rewired(changed))
+    left = [name for name, module in folded.named_modules() if family.is_norm(name, module)]
+    assert not left
+    exact = 1e-5 if family is QWEN3 else 1e-9  # its norms of queries and keys stay, and work in float32
+    assert hasattr(folded.base_model.get_submodule(family.blocks)[0].self_attn, "q_norm") == (family is QWEN3)
+    torch.testing.assert_close(logits(folded, input_ids), logits(changed, input_ids), rtol=exact, atol=exact)
+
+
+def test_a_finished_llama_is_a_stock_one_with_its_norms_exchanged_by_hand(input_ids):
+    """Independent of RemovalNorm and of folding: the stock class in float64, each RMSNorm a product with g / sigma."""
+    stock = trained(LLAMA.stock_model()).double()
+    changed = rewired(removable(stock))
+    sigmas = {name: m.sigma[1].item() for name, m in changed.named_modules() if isinstance(m, RemovalNorm)}
+    assert len(sigmas) == 7
+
+    class Product(nn.Module):
+        def __init__(self, norm, sigma):
+            super().__init__()
+            self.factor = norm.weight / sigma
+
+        def forward(self, x):
+            return self.factor * x
+
+    for name, sigma in sigmas.items():
+        stock.set_submodule(name, Product(stock.get_submodule(name), sigma))
+    folded, _ = fold(changed)
+    torch.testing.assert_close(logits(folded, input_ids), logits(stock, input_ids), rtol=1e-9, atol=1e-9)
+    assert (folded.config.norm, folded.config.final_norm) == ("none", "none")
+    to_stock(folded)
+
+
+def test_other_norms_than_those_of_the_family_are_not_removed(family):
+    other = {"norm": "rmsnorm", "final_norm": "rmsnorm"}
+    with pytest.raises(ValueError, match=r"no LayerNorm to remove: its norms are \['rmsnorm'\]"):
+        removable(family.model(**other))
+    with pytest.raises(ValueError, match=r"no RMSNorm to remove: its norms are \['layernorm'\]"):
+        removable(LLAMA.model(norm="layernorm", final_norm="layernorm"))
+
+
+def test_folding_makes_no_bias_that_a_head_has_no_place_for():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "vocab_size": 99}
+    config = LNFreeOPTConfig(**sizes, word_embed_proj_dim=32, norm="layernorm", init_std=0.2, dropout=0.0)
     with pytest.raises(ValueError, match=r"HeadWithoutBias has no place for lm_head.bias"):
         fold(trained(HeadWithoutBias(config)))
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
 
@@ -27,6 +28,7 @@ from hf_lnfree.training.recipes import objectives_of
 from hf_lnfree.training.settings import parse_settings
 
 from ..conftest import run_in_two
+from ..data.test_objectives import pictures, speak
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 KINDS = {
@@ -37,6 +39,8 @@ KINDS = {
 FAMILIES = {
     "bert": TINY | {"hidden_dropout_prob": 0.1},
     "vit": TINY | {"patch_size": 2},
+    "whisper": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2}
+    | {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
     "t5": {"num_layers": 2, "num_decoder_layers": 1, "d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 64},
 }
 
@@ -58,7 +62,7 @@ def arguments(corpus, cache_dir, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_a_run_that_goes_on_in_its_second_epoch_ends_where_the_uninterrupted_one_does(
     arguments, corpus, tmp_path, family
 ):
@@ -143,11 +147,30 @@ def test_a_sequence_to_sequence_model_logs_its_parts_apart_and_learns_pairs(argu
     assert model.generate(held_out[0]["input_ids"][None], max_new_tokens=4)[0, 0] == tokenizer.pad_token_id
 
 
+def test_a_whisper_learns_what_is_said(arguments, tmp_path, cache_dir):
+    speak(tmp_path / "said", [f"{a}{b}" for a in "abcdef" for b in "klmno"])
+    speech = {"data": str(tmp_path / "said"), "vocab_size": 300, "validation_fraction": 0.3, "audio_seconds": 1}
+    results = train(*arguments("whisper", data=speech, max_steps=6, per_device_eval_batch_size=3))
+    assert (results.objective, results.steps) == ("speech", 6)
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run").double()
+    held_out = load_data(DataArguments(**speech, objective="speech", cache_dir=cache_dir)).validation
+    total = count = 0
+    for item in (held_out[i] for i in range(len(held_out))):
+        logits = model(item["input_features"][None].double(), labels=item["labels"][None]).logits[0]
+        total += F.cross_entropy(logits, item["labels"], reduction="sum").item()
+        count += len(item["labels"])
+    assert results.eval_loss == pytest.approx(total / count, rel=1e-5)
+    assert EntropyReport.load(tmp_path / "run" / "entropy.json").part_names.count("cross") == 1
+    again = train(
+        ModelArguments(model_name_or_path=str(tmp_path / "run")),
+        *arguments("whisper", "again", speech, max_steps=2)[1:],
+    )
+    assert again.objective == "speech"
+
+
 def test_a_classifier_goes_on_with_other_classes(arguments, tmp_path, cache_dir):
     model_args, data_args, args = arguments("vit", "first", max_steps=2)
     train(model_args, data_args, args)
-    from ..data.test_objectives import pictures
-
     pictures(tmp_path / "two", sizes=((8, 8),))
     images = {"data": str(tmp_path / "two"), "validation_fraction": 0.3}
     _, data_args, args = arguments("vit", "second", images, max_steps=2)
@@ -156,7 +179,7 @@ def test_a_classifier_goes_on_with_other_classes(arguments, tmp_path, cache_dir)
     assert results.model["id2label"] == {0: "cat", 1: "dog"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_two_processes_judge_every_example_once(arguments, family, tmp_path, corpus, cache_dir):
     model_args, data_args, _ = arguments(family)
     command = ["-m", "hf_lnfree.cli.main", "train", "--family", family, "--row", "SM+R", "--out", str(tmp_path / "two")]
@@ -201,6 +224,10 @@ def test_two_processes_judge_every_example_once(arguments, family, tmp_path, cor
         ({"family": "t5", "objective": "masked"}, "not for family 't5', which is trained for 'span' or 'pairs'"),
         ({"family": "bert", "objective": "causal"}, "not for family 'bert', which is trained for 'masked'"),
         ({"family": "vit"}, "objective='image' needs images, and data='stdlib' is none. Give 'digits'"),
+        (
+            {"family": "whisper"},
+            "objective='speech' needs recordings, and data='stdlib' is none. Give a folder or a Hub",
+        ),
         ({"data": "digits"}, "objective='causal' needs text, and data='digits' is none"),
         ({"family": "bert", "loss": "chunked"}, None),
         ({"family": "vit", "data": "digits"}, "image_size=8 must be a multiple of patch_size=16"),
@@ -241,3 +268,20 @@ def test_a_study_of_classifiers_compares_accuracies(tmp_path, cache_dir, capsys)
     assert "s accuracy is" in page
     report = EntropyReport.load(out / "SM+R" / "seed-0" / "entropy.json")
     assert "class token" in report.table()
+
+
+def test_the_entropy_command_takes_models_of_images_and_of_speech(arguments, tmp_path, cache_dir, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", cache_dir)
+    train(*arguments("vit", "seen", max_steps=2))
+    assert main(["entropy", str(tmp_path / "seen"), "--data", "digits", "--device", "cpu"]) == 0
+    assert "class token" in capsys.readouterr().out
+    assert main(["entropy", str(tmp_path / "seen"), "--device", "cpu"]) == 1
+    assert "reads images: give --data digits" in capsys.readouterr().err
+    speak(tmp_path / "said", [f"{a}{b}" for a in "abcdefgh" for b in "klmnopqrst"])
+    speech = {"data": str(tmp_path / "said"), "vocab_size": 300, "audio_seconds": 1}
+    train(*arguments("whisper", "heard", speech, max_steps=2))
+    assert main(["entropy", str(tmp_path / "heard"), "--data", str(tmp_path / "said"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "encoder_attn: heads by quarter of 3.91 nats (cross)" in printed  # ln 50
+    assert main(["entropy", str(tmp_path / "heard"), "--data", "digits", "--device", "cpu"]) == 1
+    assert "reads speech" in capsys.readouterr().err

@@ -41,8 +41,10 @@ const nats = value => value === null ? "not finite" : `${(value / 100).toFixed(2
 const unpacked = layer => layer.match(/../g).map(pair => pair === "--" ? null : parseInt(pair, 36));
 const show = change => { Object.assign(shown, change); for (const draw of timelines) draw(); };
 
+const nameOf = (data, layer) => data.layers?.[layer] ?? `layer ${layer}`;
+
 // The map of one variant; returns what draws it anew.
-function map(place, variant, top) {
+function map(place, data, variant, top) {
   const svg = panel(place, `${variant.name}: every head`);
   const sizes = variant.probes.find(Boolean).map(layer => layer.length);
   const [width, height] = [WIDE / Math.max(...sizes), HIGH / sizes.length];
@@ -73,7 +75,7 @@ function map(place, variant, top) {
       cell.setAttribute("fill", value === null ? "#ddd" : colour(value / top));
       cell.setAttribute("tabindex", chosen ? 0 : -1);
       cell.setAttribute("aria-pressed", chosen);
-      cell.firstChild.textContent = `layer ${layer}, head ${head}: ${values ? nats(value) : "not probed at this step"}`;
+      cell.firstChild.textContent = `${nameOf(data, layer)}, head ${head}: ${values ? nats(value) : "not probed at this step"}`;
     }));
     frame.setAttribute("x", LEFT + shown.head * width);
     frame.setAttribute("y", TOP + shown.layer * height);
@@ -104,7 +106,7 @@ function curves(place, data, top) {
   const lines = data.variants.map(variant => shape(svg, "path", {class: "curve", stroke: variant.colour,
     "stroke-dasharray": variant.dash}));
   return index => {
-    title.textContent = `layer ${shown.layer}, head ${shown.head}`;
+    title.textContent = `${nameOf(data, shown.layer)}, head ${shown.head}`;
     here.setAttribute("d", `M${x(data.steps[index])} ${TOP}v${HIGH}`);
     lines.forEach((line, i) => {
       let pen = "M", path = "";
@@ -125,7 +127,7 @@ for (const figure of document.querySelectorAll(".timeline")) {
   const [slider, when, said, place] = ["input", "output", ".said", ".maps"].map(found => figure.querySelector(found));
   const largest = Math.max(1, ...data.variants.flatMap(variant => variant.probes.flat(2)));
   const top = data.bound === null ? largest : 100 * data.bound;
-  const drawn = [...data.variants.map(variant => map(place, variant, top)), curves(place, data, top)];
+  const drawn = [...data.variants.map(variant => map(place, data, variant, top)), curves(place, data, top)];
   figure.querySelector(".scale").append(`0`, document.createElement("i"), nats(top));
   timelines.push(() => {
     const index = Math.max(0, data.steps.findLastIndex(step => step <= shown.step)), step = data.steps[index];
@@ -136,7 +138,7 @@ for (const figure of document.querySelectorAll(".timeline")) {
     for (const draw of drawn) draw(index);
     const values = data.variants.map(({name, probes}) => [name, probes[index]?.[shown.layer]?.[shown.head]]);
     const known = values.filter(([, value]) => value !== undefined).map(([name, value]) => `${name} ${nats(value)}`);
-    said.textContent = `Layer ${shown.layer}, head ${shown.head} at step ${step}: ${known.join(", ")}.`;
+    said.textContent = `At step ${step}, ${nameOf(data, shown.layer)}, head ${shown.head}: ${known.join(", ")}.`;
   });
   slider.addEventListener("input", () => show({step: data.steps[slider.value]}));
   figure.hidden = false;
