@@ -45,7 +45,7 @@ def entropy(
         say(f"Report: {out / 'report.html'}")
 
 
-@command("geometry", MEASURE, "hf-lnfree geometry runs/demo/SM+G/seed-0 runs/demo/SM+R/seed-0 --out runs/geometry")
+@command("geometry", MEASURE, "hf-lnfree geometry runs/with-norms runs/without-norms --out runs/geometry")
 def geometry(
     models: Annotated[
         list[str],

@@ -26,6 +26,7 @@ SAID_BY = {
     "files.py": TRAINING,
     "data/corpus.py": [*TRAINING, "entropy", "evaluate"],
     "data/windows.py": [*TRAINING, "entropy"],
+    "data": ["train"],
     "training": TRAINING,
     "removal": ["remove-norms"],
     "studies": ["study", "demo"],
