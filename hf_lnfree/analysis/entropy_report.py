@@ -64,12 +64,8 @@ class EntropyReport(HeadEntropies):
         """
         path, beside = report_files(path)
         try:
-            values = json.loads(path.read_text())
-            if values.get("safetensors_sha256", found := file_hash(beside)) != found:
-                raise RunError(
-                    f"{beside} is not the file that {path.name} was written with: another report, or damaged."
-                )
-            values = {"kinds": []} | values | load_file(beside)
+            values, tensors = read_both(path, beside)
+            values = {"kinds": []} | values | tensors
             later = {"sequence_entropy", "sequence_bound"} - set(values)  # older files lack them
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name not in later})
         except (*READING_ERRORS, SafetensorError) as error:
@@ -235,6 +231,19 @@ def report_files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     stem = path.name.removesuffix(".json")
     return path.with_name(f"{stem}.json"), path.with_name(f"{stem}.safetensors")
+
+
+def read_both(path: Path, beside: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """
+    What the JSON file and the safetensors file of a report hold; READING_ERRORS for what is not one.
+
+    Raises:
+        RunError: they are of two reports.
+    """
+    values = json.loads(path.read_text())
+    if values.get("safetensors_sha256", found := file_hash(beside)) != found:  # older files lack it
+        raise RunError(f"{beside} is not the file that {path.name} was written with: another report, or damaged.")
+    return values, load_file(beside)
 
 
 def span(values: Tensor) -> str:

@@ -1,6 +1,5 @@
 """`GeometryReport`: what the units of a model's MLPs do, as one object that saves, loads and prints itself."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import RunError, SettingsError, listed
 from ..files import file_hash, json_line, write_json
 from ..tables import Table, html, number, shorten
-from .entropy_report import READING_ERRORS, report_files
+from .entropy_report import READING_ERRORS, read_both, report_files
 from .parts import places
 
 NAMES = {
@@ -117,12 +116,7 @@ class GeometryReport:
         """
         path, beside = report_files(path)
         try:
-            values = json.loads(path.read_text())
-            if values["safetensors_sha256"] != file_hash(beside):
-                raise RunError(
-                    f"{beside} is not the file that {path.name} was written with: another report, or damaged."
-                )
-            tensors = load_file(beside)
+            values, tensors = read_both(path, beside)
             found: dict[str, Any] = {kind: {} for kind in TENSORS}
             for key, value in tensors.items():
                 kind, _, metric = key.partition(":")

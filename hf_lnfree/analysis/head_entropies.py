@@ -1,6 +1,7 @@
 """The entropies of a model's heads as tensors, and what is judged of them: shares, flags, quantiles."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -115,7 +116,13 @@ class HeadEntropies:
         """[L, H] which heads a part has, by its short name; all heads for ""."""
         if not part:
             return self.heads
-        return self.heads & torch.tensor([name == part for name in self.part_names])[:, None]
+        return self._heads_in([layer for layer, name in enumerate(self.part_names) if name == part])
+
+    def _heads_in(self, layers: Sequence[int]) -> Tensor:
+        """[L, H] which heads these layers have."""
+        inside = torch.zeros(len(self.modules), 1, dtype=torch.bool)
+        inside[list(layers)] = True
+        return self.heads & inside
 
     @property
     def part_bounds(self) -> dict[str, float]:
@@ -242,8 +249,7 @@ class HeadEntropies:
 
     def part_summary(self, part: str) -> dict[str, Any]:
         """Of one part, against the bound that holds for it: mean entropy, and shares of heads by quarter."""
-        heads = self.heads.clone()
-        heads[[i for i in range(len(heads)) if i not in self.parts[part]]] = False
+        heads = self._heads_in(self.parts[part])
         return {
             "bound": self.name_of("causal", part),
             "heads": int(heads.sum()),

@@ -51,18 +51,11 @@ def entropy_command(
     def measure(name: str, shown: str) -> EntropyReport:
         """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
-        if (objective := OTHER_INPUTS.get(model.main_input_name)) is not None:
-            tokenizer = load_tokenizer(name, **access) if objective == "speech" else None
-            examples = images(model, arguments) if tokenizer is None else recordings(model, arguments, tokenizer)
-            collate = collator_of(OBJECTIVES[objective], cast(Any, tokenizer), model)
-            batches = batches_of(examples, collate, max_windows, batch_size)
+        if (found := other_inputs(model, name, arguments, max_windows, batch_size, access)) is not None:
+            batches, examples_sha256 = found
             report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
-            report.metadata |= {"data": data, "examples_sha256": examples.meta["sha256"]}
+            report.metadata |= {"data": data, "examples_sha256": examples_sha256}
             return report
-        if data == DIGITS:
-            raise SettingsError(
-                f"{name} reads text, and {data!r} are images. Give 'stdlib', a file or a folder of text."
-            )
         tokenizer = load_tokenizer(name, **access)
         held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
         windows = window_batches(held_out, max_windows, batch_size)
@@ -76,6 +69,33 @@ def entropy_command(
     if out is not None:
         write_entropy_page(out, reports, maximum)
     return reports
+
+
+def other_inputs(
+    model: PreTrainedModel,
+    name: str,
+    arguments: DataArguments,
+    count: int,
+    batch_size: int,
+    access: dict[str, Any],
+) -> tuple[list[dict[str, Any]], str] | None:
+    """
+    Batches of images or recordings for a model that reads these, and the hash of their data; None for one of text.
+
+    Raises:
+        SettingsError: data of another kind than the model reads.
+    """
+    objective = OTHER_INPUTS.get(model.main_input_name)
+    if objective is None:
+        if arguments.data == DIGITS:
+            raise SettingsError(
+                f"{name} reads text, and {DIGITS!r} are images. Give 'stdlib', a file or a folder of text."
+            )
+        return None
+    tokenizer = load_tokenizer(name, **access) if objective == "speech" else None
+    examples = images(model, arguments) if tokenizer is None else recordings(model, arguments, tokenizer)
+    collate = collator_of(OBJECTIVES[objective], cast(Any, tokenizer), model)
+    return batches_of(examples, collate, count, batch_size), examples.meta["sha256"]
 
 
 def recordings(model: PreTrainedModel, arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -> SpeechExamples:

@@ -5,22 +5,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..analysis.geometry import GeometryAnalyzer, text_columns
 from ..analysis.geometry_report import GeometryReport
 from ..analysis.row_classes import TOKEN_KIND
 from ..analysis.texts import TextWindows, model_inputs
 from ..analysis.token_kinds import token_kinds
-from ..data.arguments import DIGITS, DataArguments
+from ..data.arguments import DataArguments
 from ..data.corpus import document_hash
 from ..data.splits import load_splits, whole_corpus
-from ..data.windows import batches_of
-from ..errors import DataError, SettingsError
+from ..data.windows import evenly
+from ..errors import DataError
 from ..files import require_own
 from ..loading import find_device, load_tokenizer
 from ..pages.geometry import comparable, write_geometry_page
-from .entropy import display_names, headless_model, images
+from .entropy import display_names, headless_model, other_inputs
 
 TEXT_CLASSES = ("next_token", "position")
 MOST_DOCUMENTS = 20_000  # that are read
@@ -51,13 +51,8 @@ def geometry_command(
         """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
         wanted = classes
-        if model.main_input_name == "pixel_values":
-            pictures = images(model, arguments)
-            batches = batches_of(pictures, default_data_collator, max_windows, batch_size)
-        elif data == DIGITS:
-            raise SettingsError(
-                f"{name} reads text, and {data!r} are images. Give 'stdlib', a file or a folder of text."
-            )
+        if (found := other_inputs(model, name, arguments, max_windows, batch_size, access)) is not None:
+            batches, _ = found
         else:
             wanted = TEXT_CLASSES if classes is None else classes
             tokenizer = load_tokenizer(name, **access)
@@ -101,10 +96,9 @@ def document_batches(
     found = list(islice(windows.cut(), CHOSEN_FROM * max_windows))
     if not found:
         raise DataError(f"{arguments.data!r} holds no text. Give a file or a folder of text.")
-    count = min(max_windows, len(found))
-    chosen = [found[index * len(found) // count] for index in range(count)]
+    chosen = [found[index] for index in evenly(len(found), max_windows)]
     batches = []
-    for start in range(0, count, batch_size):
+    for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         inputs = windows.together(part)
         both = model_inputs(model, inputs["input_ids"]) | inputs

@@ -13,13 +13,10 @@ from .help import MEASURE
 
 @command("entropy", MEASURE, "hf-lnfree entropy openai-community/gpt2 runs/without-norms --out runs/entropy")
 def entropy(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers models of text or images."),
-    ],
+    models: o.Measured,
     data: o.Data = "stdlib",
     text_column: o.TextColumn = None,
-    context_length: Annotated[int, o.option(o.TEXT, "Tokens a window.", min=2, max=o.MOST)] = 128,
+    context_length: o.ContextLength = 128,
     max_windows: Annotated[int, o.option(o.TEXT, "How many windows to average over.", **o.COUNT)] = 256,
     trust_remote_code: o.TrustRemoteCode = False,
     revision: o.Revision = None,
@@ -47,13 +44,10 @@ def entropy(
 
 @command("geometry", MEASURE, "hf-lnfree geometry runs/with-norms runs/without-norms --out runs/geometry")
 def geometry(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers models of text or images."),
-    ],
+    models: o.Measured,
     data: o.Data = "stdlib",
     text_column: o.TextColumn = None,
-    context_length: Annotated[int, o.option(o.TEXT, "Tokens a window.", min=2, max=o.MOST)] = 128,
+    context_length: o.ContextLength = 128,
     max_windows: Annotated[int, o.option(o.TEXT, "How many windows or images to read.", **o.COUNT)] = 256,
     trust_remote_code: o.TrustRemoteCode = False,
     revision: o.Revision = None,

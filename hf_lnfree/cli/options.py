@@ -27,6 +27,11 @@ Data = Annotated[
         "which the held-out part is taken, as train splits it. For models of images as train has them.",
     ),
 ]
+Measured = Annotated[
+    list[str],
+    typer.Argument(metavar="MODELS", help="Folders or Hub names of transformers models of text or images."),
+]
+ContextLength = Annotated[int, option(TEXT, "Tokens a window.", min=2, max=MOST)]
 TextColumn = Annotated[str | None, option(TEXT, "Column with the text, of a table or a Hub dataset.")]
 BatchSize = Annotated[int, option(RUN, "Windows a forward pass.", **COUNT)]
 Device = Annotated[

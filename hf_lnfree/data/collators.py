@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
-from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from .objectives import Objective
 
@@ -44,6 +43,8 @@ class SpeechBatch:
     model: PreTrainedModel
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        from transformers.models.whisper.modeling_whisper import shift_tokens_right  # else at every start of a run
+
         batch = {"input_features": torch.stack([example["input_features"] for example in examples])}
         labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=IGNORED)
         config: Any = self.model.config

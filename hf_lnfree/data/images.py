@@ -25,7 +25,7 @@ from ..files import atomic_folder, content_key, file_hash, write_json
 from ..loading import is_hub_name, reason
 from .arguments import DIGITS, DataArguments
 from .corpus import place
-from .windows import cache_folder, damaged
+from .windows import cache_folder, damaged, evenly
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 MEAN = STD = 0.5
@@ -97,9 +97,7 @@ def load_images(args: DataArguments) -> tuple[ImageExamples, ImageExamples]:
             )
         train = whole.part(np.flatnonzero(~held_out), "train")
         validation = whole.part(np.flatnonzero(held_out), "validation")
-    if args.max_validation_windows is not None:
-        count = min(args.max_validation_windows, len(validation))
-        validation.chosen = validation.chosen[np.arange(count) * len(validation) // count]
+    validation.chosen = validation.chosen[evenly(len(validation), args.max_validation_windows)]
     return train, validation
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from .corpus import Corpus
+from .windows import evenly
 
 SOURCE, TARGET = "source", "target"
 
@@ -91,9 +92,8 @@ class PairExamples(Dataset):
             "tokens": sum(len(row) for side in sides for row in side),
             "dropped_tokens": dropped,
         }
-        count = len(lines) if limit is None else min(limit, len(lines))
         every = list(zip(*sides, strict=True))
-        self.pairs = [every[i * len(every) // count] for i in range(count)]
+        self.pairs = [every[i] for i in evenly(len(every), limit)]
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 from ..errors import DataError
 from ..loading import is_hub_name, reason
 from .corpus import Corpus, place
+from .windows import evenly
 
 RATE = 16_000  # samples a second, as Whisper reads them
 POSITIONS_A_SECOND = 50  # of its encoder
@@ -87,8 +88,7 @@ class SpeechExamples(Dataset):
             "dropped_tokens": sum(max(0, len(row) + 1 - length) for row in ids),
         }
         every = list(zip(recordings, labels, strict=True))
-        count = len(every) if limit is None else min(limit, len(every))
-        self.examples = [every[i * len(every) // count] for i in range(count)]
+        self.examples = [every[i] for i in evenly(len(every), limit)]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -109,10 +109,6 @@ class SpeechProcessor:
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         self.extractor.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder, **options)
-
-    def to_json_string(self) -> str:
-        """All settings of the extractor; the tokenizer has a hash of its own."""
-        return self.extractor.to_json_string()
 
 
 def load_recordings(

@@ -36,8 +36,8 @@ class RunData:
     fields: dict[str, Any]
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The processor of text."""
+    def tokenizer(self) -> Any:
+        """The processor of text; of images, which have none, theirs."""
         return self.processor.tokenizer if isinstance(self.processor, SpeechProcessor) else self.processor
 
 

@@ -62,7 +62,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int, marks: Mapping[str, Any] = 
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of vocabulary, merges and normalisation; of a slow tokenizer its vocabulary, of images all settings."""
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor that has one
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return hashlib.sha256(tokenizer.to_json_string().encode()).hexdigest()
     backend = getattr(tokenizer, "backend_tokenizer", None)

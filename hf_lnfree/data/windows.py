@@ -15,7 +15,7 @@ import torch
 from datasets import Features, List, Value
 from huggingface_hub import constants
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, default_data_collator
 
 from ..errors import DataError
 from ..files import atomic_folder, content_key, file_hash, write_json
@@ -41,9 +41,8 @@ class TokenWindows(Dataset):
         self.meta = read_meta(folder)
         shape = (self.meta["windows"], self.meta["context_length"])
         tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)
-        count = len(tokens) if limit is None else min(limit, len(tokens))
-        evenly = np.arange(count) * len(tokens) // max(1, count)
-        self.tokens: np.ndarray = tokens if count == len(tokens) else tokens[evenly]
+        chosen = evenly(len(tokens), limit)
+        self.tokens: np.ndarray = tokens if len(chosen) == len(tokens) else tokens[chosen]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -66,11 +65,15 @@ class TokenWindows(Dataset):
         return self.meta["sha256"]
 
 
+def evenly(total: int, limit: int | None) -> np.ndarray:
+    """Numbers below `total`, at most `limit` of them, spread evenly."""
+    count = total if limit is None else min(limit, total)
+    return np.arange(count) * total // max(1, count)
+
+
 def window_batches(windows: TokenWindows, count: int, batch_size: int = 16) -> list[torch.Tensor]:
     """`count` windows spread evenly over a split, as `input_ids` batches [B, T]."""
-    chosen = torch.linspace(0, len(windows) - 1, min(count, len(windows))).long().unique().tolist()
-    ids = [windows[i]["input_ids"] for i in chosen]
-    return [torch.stack(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+    return [batch["input_ids"] for batch in batches_of(windows, default_data_collator, count, batch_size)]
 
 
 def batches_of(

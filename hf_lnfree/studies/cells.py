@@ -1,6 +1,5 @@
 """The cells of a study: one row with one seed, each a run in a folder of its own."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from ..training.beginning import Beginning
 from ..training.checkpoints import numbered
 from ..training.log import Curve, curve, read_log
 from ..training.results import ENTROPY, RESULTS, RunResults
-from .statistics import MEASURES, Estimate
+from .statistics import MEASURES, estimate
 from .study import Study
 
 
@@ -98,7 +97,7 @@ class Cells(list[Cell]):
 
 def formatted(found: RunResults) -> str:
     """Perplexity or accuracy of a cell."""
-    return MEASURES[found.measure].format(Estimate(found.score, math.nan, 1))
+    return MEASURES[found.measure].format(estimate([found.score]))
 
 
 def cells_of(study: Study, seeds: Sequence[int], folder: Path, rows: Sequence[str] | None = None) -> Cells:

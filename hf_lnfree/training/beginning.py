@@ -159,7 +159,7 @@ def arguments_of(
 def content_of(data: RunData) -> dict[str, Any]:
     """Hashes of what a run reads."""
     return content_of_meta(data.train.meta, data.validation.meta | {"used": len(data.validation)}) | {
-        "tokenizer_sha256": tokenizer_hash(data.processor)
+        "tokenizer_sha256": tokenizer_hash(data.tokenizer)
     }
 
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..data.collators import IGNORED
 from ..errors import ModelError
 
 LossForm = Literal["plain", "compiled", "chunked"]
-IGNORED = -100
 CHUNK_BYTES = 2**26  # of one chunk of float32 logits
 
 

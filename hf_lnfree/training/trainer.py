@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..analysis.analyzer import Batch
 from ..analysis.likelihood import perplexity
+from ..data.collators import IGNORED
 from ..data.objectives import CAUSAL, Objective
 from ..errors import RunError
 from ..models import named_slopes
@@ -221,7 +222,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         logits, labels = logits.reshape(len(labels), -1, logits.shape[-1]), labels.reshape(len(labels), -1)
         losses = F.cross_entropy(logits.mT, labels, reduction="none")
         right = logits.argmax(-1) == labels
-        return torch.stack((losses.sum(-1), right.sum(-1), (labels != -100).sum(-1)), dim=-1)
+        return torch.stack((losses.sum(-1), right.sum(-1), (labels != IGNORED).sum(-1)), dim=-1)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The host's draft; the card of a finished run stays as it is."""
