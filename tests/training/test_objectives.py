@@ -283,5 +283,7 @@ def test_the_entropy_command_takes_models_of_images_and_of_speech(arguments, tmp
     assert main(["entropy", str(tmp_path / "heard"), "--data", str(tmp_path / "said"), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "encoder_attn: heads by quarter of 3.91 nats (cross)" in printed  # ln 50
+    assert main(["geometry", str(tmp_path / "heard"), "--data", str(tmp_path / "said"), "--device", "cpu"]) == 0
+    assert "encoder" in capsys.readouterr().out
     assert main(["entropy", str(tmp_path / "heard"), "--data", "digits", "--device", "cpu"]) == 1
     assert "reads speech" in capsys.readouterr().err
