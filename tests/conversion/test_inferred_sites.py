@@ -29,7 +29,7 @@ def stock(name):
 
 @pytest.mark.parametrize("name", [*STOCK, "ViT"])
 def test_inferred_sites_are_the_declared_ones(name):
-    """Norms, what they compute, what reads them, activations, writers: of the seven families and of T5."""
+    """Norms, what they compute, what reads them, activations, writers: of every family."""
     model, stacks, inputs = stock(name)
     declared, inferred = declared_sites(model, stacks), infer_sites(model, inputs)
 
