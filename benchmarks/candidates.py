@@ -175,6 +175,27 @@ def whole_model_candidates(device: str) -> Candidates:
     return {"forward": plain, "forward with entropies": recorded, "eager maps and -nansum(p ln p)": eager}
 
 
+def statistics_candidates(device: str) -> Candidates:
+    """Forward of GPT-2 small, with 2048 positions, on [1, 2048] tokens, float32, sdpa, with entropies; then with the
+    statistics of logits, sinks and outputs too."""
+    from transformers import GPT2Config, GPT2Model
+
+    from hf_lnfree.analysis import record_attention_entropy
+
+    model = GPT2Model(GPT2Config(n_positions=2048)).to(device).eval()
+    ids = torch.randint(0, 50257, (1, 2048), device=device)
+
+    @torch.no_grad()
+    def recorded(statistics: bool) -> None:
+        with record_attention_entropy(model, statistics=statistics):
+            model(ids, use_cache=False)
+
+    return {
+        "forward with entropies": lambda: recorded(False),
+        "forward with entropies and statistics": lambda: recorded(True),
+    }
+
+
 def geometry_candidates(device: str) -> Candidates:
     """Forward of GPT-2 small on [1, 1024] tokens, float32, sdpa; then with all rows of its MLPs handed over, and with
     their sums, in one group; the peer records nothing."""
@@ -234,6 +255,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "attention-2048": (attention_candidates(2048, eager=True), 15),
     "attention-8192": (attention_candidates(8192, eager=False), 5),
     "whole_model": (whole_model_candidates, 10),
+    "statistics": (statistics_candidates, 5),
     "geometry": (geometry_candidates, 3),
     "recorder": (recorder_candidates, 5),
     "loader": (loader_candidates, 5),

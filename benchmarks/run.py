@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-MEMORY = {8192: ("eager map and -nansum(p ln p)", "fused entropy and output"), 16384: ("fused entropy and output",)}
+MEMORY = {
+    8192: ("eager map and -nansum(p ln p)", "fused entropy and output"),
+    16384: ("fused entropy and output", "fused entropy, output and statistics"),
+}
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, synchronize: Callable[[], None]) -> dict:
@@ -47,8 +50,8 @@ def extra_megabytes(candidate: str, length: int, device: str) -> float:
         inputs = attention_inputs(length, device)
         torch.cuda.reset_peak_memory_stats() if device.startswith("cuda") else None
         before.append(peak())
-        if candidate == "fused entropy and output":
-            fused_attention_entropy(*inputs, is_causal=True)
+        if candidate.startswith("fused"):
+            fused_attention_entropy(*inputs, is_causal=True, statistics="statistics" in candidate)
         else:
             eager_entropy(*inputs)
 

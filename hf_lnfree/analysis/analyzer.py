@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..provenance import environment
 from .capture import AttentionRecord, Method, record_attention_entropy
 from .entropy_report import EntropyReport
+from .head_statistics import StatisticsTotals
 from .inputs import LABELS, hash_inputs, model_call
 from .modes import evaluation
 from .parts import CROSS, kind_of
@@ -37,6 +38,7 @@ class AttentionEntropyAnalyzer:
     Args:
         model: any model that `record_attention_entropy` can record.
         method: how, see there: "auto", "fused" or "attentions".
+        statistics: also measure logits, sinks and the norms of outputs, see `RowStatistics`.
         replicates: bootstrap replicates behind intervals of head shares and paired comparisons; 0 for none.
         seed: of the bootstrap.
 
@@ -46,8 +48,17 @@ class AttentionEntropyAnalyzer:
         >>> report = AttentionEntropyAnalyzer(model).run(dataset["text"], tokenizer=tokenizer, context_length=256)
     """
 
-    def __init__(self, model: nn.Module, method: Method = "auto", *, replicates: int = 200, seed: int = 0):
-        self.model, self.method, self.replicates, self.seed = model, method, replicates, seed
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method = "auto",
+        *,
+        statistics: bool = False,
+        replicates: int = 200,
+        seed: int = 0,
+    ):
+        self.model, self.method, self.statistics = model, method, statistics
+        self.replicates, self.seed = replicates, seed
 
     @torch.no_grad()
     def run(
@@ -89,6 +100,7 @@ class AttentionEntropyAnalyzer:
         if tokenizer is not None:
             batches = windows = TextWindows(batches, tokenizer, text_column, context_length, batch_size)
         totals, kinds = EntropyTotals(self.replicates, self.seed), list[str]()
+        statistics = StatisticsTotals() if self.statistics else None
         data = hashlib.sha256()
         total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
         bar = tqdm(islice(batches, max_batches), desc="attention entropy", total=total, disable=not progress)
@@ -99,17 +111,19 @@ class AttentionEntropyAnalyzer:
                 inputs = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
                 inputs = {key: value for key, value in inputs.items() if key not in LABELS}
                 hash_inputs(data, inputs)
-                with record_attention_entropy(self.model, self.method) as record:
+                with record_attention_entropy(self.model, self.method, statistics=self.statistics) as record:
                     self.model(**model_call(self.model, inputs))
                 rows = by_depth(record)
                 tokens = queries_that_are_tokens(rows)
                 totals.add(rows, tokens)
+                if statistics is not None:
+                    statistics.add(rows, tokens)
                 kinds = kinds or [kind_of(*each) for each in zip(rows, rows.values(), tokens, strict=True)]
         if totals.sequences is None or not totals.sequences.any():
             raise DataError("There is nothing to analyse: batches is empty, or holds padding only.")
         return EntropyReport(
             name=name or getattr(config, "name_or_path", "") or type(self.model).__name__,
-            **totals.fields(),
+            **totals.fields() | ({} if statistics is None else statistics.fields()),
             kinds=kinds,
             metadata={
                 **({} if windows is None else {"texts": windows.counts()}),
@@ -137,14 +151,14 @@ def queries_that_are_tokens(rows: dict[str, RowEntropies]) -> list[Tensor]:
     model shortens its input. Queries of a cross-attention are those of the self-attention before it.
     """
     tokens, latest = [], {}
-    for name, (entropy, _, _, keys) in rows.items():
-        batch, _, queries = entropy.shape
+    for name, row in rows.items():
+        (batch, _, queries), keys = row.entropy.shape, row.keys
         if keys is not None and not CROSS.search(name):
             if keys.shape[1] == queries:
                 latest[batch, queries] = keys.expand(batch, -1)
             elif keys.shape[1] > queries and (batch, queries) not in latest:  # after a prefix of keys
                 latest[batch, queries] = keys[:, -queries:].expand(batch, -1)
-        everything = torch.ones(batch, queries, dtype=torch.bool, device=entropy.device)
+        everything = torch.ones(batch, queries, dtype=torch.bool, device=row.entropy.device)
         tokens.append(latest.get((batch, queries), everything))
     return tokens
 

@@ -22,6 +22,7 @@ from ..attention.calls import AttentionCall, attention_calls, recomputing
 from ..attention.eager import eager_attention
 from ..attention.fused import RowEntropies, fused_attention_entropy, rows_and_keys
 from ..attention.masks import logit_arguments
+from ..attention.statistics import RowStatistics, output_norm
 from ..choices import Method
 from ..errors import AttentionError
 from .chunked import pieces_of
@@ -54,6 +55,12 @@ class AttentionRecord:
         return {name: calls[-1].entropy for name, calls in self.calls.items()}
 
     @property
+    def statistics(self) -> dict[str, RowStatistics]:
+        """Of the last call of each module that offers its logits, when they were asked for."""
+        last = {name: calls[-1].statistics for name, calls in self.calls.items()}
+        return {name: found for name, found in last.items() if found is not None}
+
+    @property
     def support(self) -> dict[str, Tensor]:
         """[B or 1, H or 1, Q] number of keys each query may attend to, the last call of each module."""
         return {name: calls[-1].support for name, calls in self.calls.items()}
@@ -68,7 +75,9 @@ class AttentionRecord:
 
 
 @contextmanager
-def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Iterator[AttentionRecord]:
+def record_attention_entropy(
+    model: nn.Module, method: Method = "auto", *, statistics: bool = False
+) -> Iterator[AttentionRecord]:
     """
     Record the exact entropy of every query in each self- and cross-attention of `model`.
 
@@ -83,6 +92,8 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
         model: any model of transformers with softmax attention, or one that calls `scaled_dot_product_attention`.
         method: "fused" takes queries, keys and mask and needs O(T) memory; "attentions" takes the maps of eager
             attention, which it switches on; "auto" takes the maps of those modules only that offer nothing else.
+        statistics: also record `RowStatistics` of every query: logits, sinks, norms of outputs. Modules whose maps are
+            taken have none.
 
     Example:
         >>> with record_attention_entropy(model) as record:
@@ -91,11 +102,14 @@ def record_attention_entropy(model: nn.Module, method: Method = "auto") -> Itera
 
     Raises:
         AttentionError: no attention of the model was recorded, or one beside those that were; a mask or a map that
-            cannot be read; an attention function of somebody else that is no softmax of its arguments.
+            cannot be read; an attention function of somebody else that is no softmax of its arguments; statistics
+            with "attentions", whose maps do not tell logits.
     """
     if method not in get_args(Method):
         raise AttentionError(f"method={method!r} is not known. Allowed: {', '.join(map(repr, get_args(Method)))}.")
-    recorder = _Recorder(model, method)
+    if statistics and method == "attentions":
+        raise AttentionError("statistics=True needs logits, which maps do not tell. Use method='auto' or 'fused'.")
+    recorder = _Recorder(model, method, statistics)
     with ExitStack() as stack:
         if method == "attentions":
             stack.enter_context(eager_attention(recorder.model))
@@ -160,11 +174,11 @@ class _Running:
 class _Recorder:
     """Tells which module a call belongs to, and keeps each call once."""
 
-    def __init__(self, model: nn.Module, method: Method):
+    def __init__(self, model: nn.Module, method: Method, statistics: bool = False):
         model = unwrapped(model)
         base = getattr(model, "get_base_model", None)  # PEFT
         self.model = base() if base is not None else model
-        self.method = method
+        self.method, self.statistics = method, statistics
         self.names = weakref.WeakKeyDictionary({module: name for name, module in model.named_modules()})
         self.record = AttentionRecord()
         self.recorded = 0
@@ -180,7 +194,7 @@ class _Recorder:
         module = self.running[-1].module if call.module is None and self.running else call.module
         if module is not None and module in self.names and not call.recomputed:
             of_map = self.method == "attentions" and call.module is not None  # sdpa itself makes no map
-            self.add(module, row_entropies(call, of_map=of_map))
+            self.add(module, row_entropies(call, of_map=of_map, statistics=self.statistics))
 
     def outside(self, function: Callable, args: tuple, kwargs: dict, result: Any) -> None:
         """Notes what the innermost module computes by itself; it is looked at when the module has run."""
@@ -248,14 +262,18 @@ class _Recorder:
 
 
 @torch.no_grad()
-def row_entropies(call: AttentionCall, *, of_map: bool = False) -> RowEntropies:
+def row_entropies(call: AttentionCall, *, of_map: bool = False, statistics: bool = False) -> RowEntropies:
     """The entropies of one attention call, from its queries and keys or from the map that eager attention returned."""
     arguments = logit_arguments(call)
     if of_map and not adds_up_to_one(call.result[1]) and call.sinks is None:
         raise AttentionError("The rows of an attention map do not add up to 1: dropout is on. Call model.eval().")
     # Granite scales its output by what a sink leaves, and returns a map that knows nothing of it.
     if not of_map or (call.sinks is not None and adds_up_to_one(call.result[1])):
-        return fused_attention_entropy(**arguments, sinks=call.sinks)
+        rows = fused_attention_entropy(**arguments, sinks=call.sinks, statistics=statistics)
+        if rows.statistics is None:
+            return rows
+        norm = output_norm(call.result[0].transpose(1, 2), rows.support)  # B H Q
+        return rows._replace(statistics=rows.statistics._replace(output_norm=norm))
     # A key of weight 0 is hidden only if the mask hides it.
     support, keys = rows_and_keys(*(arguments[name] for name in ("query", "key", "attention_mask", "is_causal")))
     entropy = attention_entropy(call.result[1]).clamp_min(0.0).where(support > 0, 0.0)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ..files import file_hash, json_line, write_json
 from ..tables import Table, html, number, shorten
 from .entropy import Maximum, bucket_shares, entropy_maximum
 from .head_entropies import FEWEST_KEYS, FEWEST_SEQUENCES, HeadEntropies
+from .head_statistics import DORMANT, SINK, TITLES
 
 if TYPE_CHECKING:
     from .drawing import NotebookFigure
@@ -66,8 +67,8 @@ class EntropyReport(HeadEntropies):
         try:
             values, tensors = read_both(path, beside)
             values = {"kinds": []} | values | tensors
-            later = {"sequence_entropy", "sequence_bound"} - set(values)  # older files lack them
-            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name not in later})
+            optional = {f.name for f in fields(cls) if f.default_factory is not MISSING}  # older files lack them
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values or f.name not in optional})
         except (*READING_ERRORS, SafetensorError) as error:
             raise RunError(
                 f"{path} and {beside.name} beside it are no entropy report: {type(error).__name__} {error}."
@@ -105,6 +106,8 @@ class EntropyReport(HeadEntropies):
         )
         if len(self.replicates) and self.sequences < FEWEST_SEQUENCES:
             lines.append(f"no intervals: {self.sequences} sequences, {FEWEST_SEQUENCES} are needed")
+        if len(self.statistics):
+            lines.append(self.format_statistics())
         if lost := self.metadata.get("texts", {}).get("tokens_left_out"):
             texts = self.metadata["texts"]["texts"]
             lines.append(f"{lost} tokens after the last whole windows of {texts} texts were left out")
@@ -121,6 +124,24 @@ class EntropyReport(HeadEntropies):
             interval = "" if low.isnan() else f" ({100 * low:.{digits}f} to {100 * high:.{digits}f})"
             texts.append(f"{100 * share:.{digits}f} %{interval}")
         return texts
+
+    def format_statistics(self) -> str:
+        """In a line: heads with a sink, dormant ones, the largest logit of all."""
+        sinks, dormant = (number(100 * x, ".1f") for x in (self.sink_heads(), self.dormant_heads()))
+        largest = number(float(self.statistic("largest_logit")[self.heads].max()), ".1f")
+        return (
+            f"attention sinks in {sinks} % of heads (mass above {SINK}), {dormant} % dormant (output below {DORMANT} "
+            f"of their layer's); largest logit {largest}"
+        )
+
+    def statistics_by_layer(self) -> Table:
+        """Of every layer: the largest logit, and means over heads of the other statistics."""
+        rows = []
+        for layer, name in enumerate(self.layer_names):
+            largest, *means = (values[layer][self.heads[layer]] for values in self.statistics)
+            shown = [float(largest.max()), *(float(mean.mean()) for mean in means)]
+            rows.append([name, *(number(x, ".3g") for x in shown)])
+        return Table(["layer", *TITLES], rows)
 
     def format_maximum(self, maximum: Maximum | float = "causal") -> str:
         """The maximum in nats; from the lowest to the highest where heads differ in it."""

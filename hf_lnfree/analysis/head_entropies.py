@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import SettingsError
 from .entropy import MAXIMA, Maximum, bucket_shares, collapsed_share, entropy_maximum, overloaded_share
+from .head_statistics import DORMANT, SINK, STATISTICS
 from .parts import layer_names, name_of_maximum, part_names, parts_of
 from .totals import BINS_PER_NAT
 
@@ -55,6 +57,8 @@ class HeadEntropies:
         replicates: [R, L, H] bootstrap replicates of `entropy`.
         sequence_entropy, sequence_bound: [K, L, H] mean entropy and largest possible one of the first K sequences, at
             most 6; none where modules see different ones, and in files that lack them.
+        statistics, statistics_error: [S, L, H] what `RowStatistics` has of rows, in its order, over the same rows: the
+            largest logit of all, the means of the others, and standard errors of these; none where not asked for.
         sequences: how many were averaged.
         context_length: the largest number of keys that a query had.
         kinds: of the L modules: "causal", "bidirectional" or "cross", see `kind_of`; none in files that lack them.
@@ -86,6 +90,8 @@ class HeadEntropies:
     metadata: dict[str, Any] = field(default_factory=dict)
     sequence_entropy: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
     sequence_bound: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
+    statistics: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
+    statistics_error: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.float64))
 
     @property
     def heads(self) -> Tensor:
@@ -185,6 +191,31 @@ class HeadEntropies:
         others = (self.entropy * rows - (alone * first).nan_to_num(0.0)) / (rows - first)
         return alone, others
 
+    def statistic(self, name: str) -> Tensor:
+        """
+        [L, H] one of the fields of `RowStatistics` of every head: "sink_mass", "logit_variance" ...
+
+        Raises:
+            SettingsError: there is none of that name, or statistics were not asked for.
+        """
+        if name not in STATISTICS or not len(self.statistics):
+            raise SettingsError(
+                f"{self.name} has no statistic {name!r}. "
+                + ("" if len(self.statistics) else "Measure with statistics=True (--statistics). ")
+                + f"There are {', '.join(STATISTICS)}."
+            )
+        return self.statistics[STATISTICS.index(name)]
+
+    def sink_heads(self, eps: float = SINK) -> float:
+        """Share of heads with an attention sink: their mean sink mass is above `eps`; NaN where none was measured."""
+        mass = self.statistic("sink_mass")
+        return share_of(mass > eps, mass)
+
+    def dormant_heads(self, below: float = DORMANT) -> float:
+        """Share of heads whose mean output norm is below `below` of that of their layer's heads."""
+        norm = self.statistic("output_norm")
+        return share_of(norm < below * norm.nanmean(-1, keepdim=True), norm)
+
     def flags(self, maximum: Maximum | float = "causal") -> list[HeadFlag]:
         """
         Heads that are overloaded, collapsed or not finite, each with its reason.
@@ -245,6 +276,17 @@ class HeadEntropies:
             "parts": {part: self.part_summary(part) for part in self.parts},
             "buckets": {m: {"shares": self.buckets(m), "interval_95": self.bucket_intervals(m)} for m in MAXIMA},
             "flags": [flag._asdict() for flag in self.flags()],
+            **self.statistics_summary(),
+        }
+
+    def statistics_summary(self) -> dict[str, Any]:
+        """The statistics of every head by name, and the shares of heads with a sink and of dormant ones; {} without."""
+        if not len(self.statistics):
+            return {}
+        return {
+            "statistics": dict(zip(STATISTICS, self.statistics, strict=True)),
+            "sink_heads": self.sink_heads(),
+            "dormant_heads": self.dormant_heads(),
         }
 
     def part_summary(self, part: str) -> dict[str, Any]:
@@ -257,3 +299,9 @@ class HeadEntropies:
             "mean_normalized": float(self.normalized[heads].mean()),
             "shares": bucket_shares(self.entropy[heads], self.bound[heads]),
         }
+
+
+def share_of(chosen: Tensor, values: Tensor) -> float:
+    """Share of the heads with a value that are chosen."""
+    known = ~values.isnan()
+    return float(chosen[known].double().mean())

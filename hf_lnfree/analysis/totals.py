@@ -22,6 +22,7 @@ from torch import Tensor
 from ..attention.fused import RowEntropies
 from ..errors import DataError
 from .entropy import normalized_entropy
+from .head_statistics import ratio
 
 BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
 FIRST_SEQUENCES = 6  # whose own means are kept
@@ -208,18 +209,15 @@ class EntropyTotals:
         """The measured fields of an `EntropyReport`, on the CPU; a head that a layer lacks is NaN with 0 rows."""
         t = {key: value.cpu() for key, value in self.sums.items()}
         n = t["n"]
-        mean = t["s"] / n
-        # Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B/(B-1).
-        residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
         assert self.sequences is not None
-        sequences = self.sequences.cpu().to(n.dtype)
-        factor = (sequences / (sequences - 1)).where(sequences > 1, math.nan)[:, None]
+        sequences = self.sequences.cpu()
+        mean, error = ratio(t | {"sequences": sequences[:, None]})
         filled, reached = _last(t["histogram"]), _last(t["strata_rows"])
         strata_rows = t["strata_rows"][..., :reached]
         return {
             "modules": self.modules,
             "entropy": mean,
-            "standard_error": (factor * residual).sqrt() / n,
+            "standard_error": error,
             "normalized": t["share"] / t["choice"],
             "bound": t["bound"] / n,
             "row_variance": (t["squares"] / n - mean.square()).clamp_min(0),

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import AttentionError
-from .kernels import HIDDEN, Problem, blocks, choose
+from .kernels import HIDDEN, Problem, blocks, choose, chunked
+from .statistics import RowStatistics, RowWatch
 from .visibility import Mask
 
 
@@ -30,6 +31,8 @@ class RowEntropies(NamedTuple):
     """[B, H, Q, Dv] the attention's output, when values were given."""
     keys: Tensor | None = None
     """[B or 1, K] bool: the keys that some query may attend to. The others are padding."""
+    statistics: RowStatistics | None = None
+    """Largest logits, masses and the like, when they were asked for."""
 
 
 def fused_attention_entropy(
@@ -43,6 +46,7 @@ def fused_attention_entropy(
     sinks: Tensor | None = None,
     softcap: float | None = None,
     backend: str = "auto",
+    statistics: bool = False,
 ) -> RowEntropies:
     r"""
     Entropy of every attention row, $H_i = -\sum_j p_{ij} \ln p_{ij}$, in O(K) memory a query block, with any mask.
@@ -65,6 +69,7 @@ def fused_attention_entropy(
         softcap: logits become `softcap * tanh(logits / softcap)` before mask and bias.
         backend: "cpu_flash", "cuda_efficient", "chunked", or "auto" for the best of them that can; "flex" is
             compiled for a GPU at its first call, which pays for many calls of one shape.
+        statistics: also return `RowStatistics`, which "chunked" alone can make; "auto" then takes that.
 
     Raises:
         AttentionError: gradients are asked of it, shapes or options do not fit, or the back end cannot do it.
@@ -77,19 +82,28 @@ def fused_attention_entropy(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         # A shift of the keys would have to be made good in a sink.
         problem = _prepare(query, key, value, attention_mask, is_causal, scale, softcap, centre=sinks is None)
-        entropy, lse, output = choose(backend, problem)(problem)
+        support, known = rows_and_keys(problem.query, problem.key, problem.mask, is_causal)
+        watch = RowWatch(problem, support, known) if statistics else None
+        if watch is None:
+            entropy, lse, output = choose(backend, problem)(problem)
+        elif backend in ("auto", "chunked"):
+            entropy, lse, output = chunked(problem, watch)
+        else:
+            raise AttentionError(f"backend={backend!r} makes no statistics. Use 'chunked' or 'auto'.")
+        kept = None
         if sinks is not None:
             sinks = sinks[:, None] if sinks.dim() == 1 else sinks[..., 0]
             total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
             kept = (lse - total).exp()
             entropy = kept * (entropy + total - lse)
             output = None if output is None else output * kept[..., None].to(output.dtype)
-        support, known = rows_and_keys(problem.query, problem.key, problem.mask, is_causal)
         rows = support > 0
         entropy = entropy.clamp_min(0.0).where(rows, 0.0)  # rounding alone makes it negative
         if output is not None:
             output = (output if problem.mask is None else output.where(rows[..., None], 0.0)).to(query.dtype)
-        return RowEntropies(entropy, support, output, known)
+        if watch is None:
+            return RowEntropies(entropy, support, output, known)
+        return RowEntropies(entropy, support, output, known, watch.statistics(problem.shift, kept, output))
 
 
 @torch.no_grad()
@@ -146,10 +160,12 @@ def _prepare(
     scale = 1 / math.sqrt(of_query[3]) if scale is None else scale
     key = key.to(dtype)
     centre = centre and softcap is None  # a cap does not undo a shift of the keys
-    key = expand(key - key.mean(dim=2, keepdim=True) if centre else key)
+    mean = key.mean(dim=2, keepdim=True) if centre else None
+    key = expand(key if mean is None else key - mean)
+    mean = None if mean is None else expand(mean)
     value = None if value is None else expand(value)
     mask = None if mask is None else Mask.of(mask, of_query[2], of_key[2])
-    return Problem(query.to(dtype), key, value, mask, is_causal, scale, softcap)
+    return Problem(query.to(dtype), key, value, mask, is_causal, scale, softcap, mean)
 
 
 def row_supports(query: Tensor, key: Tensor, mask: Tensor | Mask | None, is_causal: bool) -> Tensor:

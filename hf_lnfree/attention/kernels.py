@@ -7,7 +7,7 @@ Shapes are those of fused.py.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,14 @@ class Problem(NamedTuple):
     is_causal: bool
     scale: float
     softcap: float | None
+    mean_key: Tensor | None = None  # B H 1 D, what centring took off the keys
+
+    @property
+    def shift(self) -> Tensor:
+        """[B, H, Q] what centring took off the logits of each row."""
+        if self.mean_key is None:
+            return self.query.new_zeros(self.query.shape[:3])
+        return self.scale * (self.query * self.mean_key).sum(-1)
 
 
 Solved = tuple[Tensor, Tensor, Tensor | None]
@@ -129,15 +137,29 @@ def compiled_flex_attention() -> Callable:
     return torch.compile(flex_attention)
 
 
-def _chunked(p: Problem) -> Solved:
+class Watch(Protocol):
+    """Sees every block that `chunked` makes, and leaves it as it is."""
+
+    def before(self, items: slice, rows: slice, logits: Tensor) -> None:
+        """The logits [B, H, Q, K], hidden ones at `HIDDEN`."""
+
+    def after(self, items: slice, rows: slice, weights: Tensor, top: Tensor, total: Tensor) -> None:
+        """exp(logit - top) [B, H, Q, K], and of each row the largest logit and the sum of these [B, H, Q]."""
+
+
+def chunked(p: Problem, watch: Watch | None = None) -> Solved:
     """Blocks of queries with plain tensor operations: every option, every device, one pass over the keys."""
     entropy, lse = p.query.new_empty(2, *p.query.shape[:3])
     output = None if p.value is None else p.value.new_empty(*p.query.shape[:3], p.value.shape[-1])
     for items, rows, keys, logits in blocks(p):
+        if watch is not None:
+            watch.before(items, rows, logits)
         top = logits.amax(-1, keepdim=True)
         logits -= top  # H = lse - E is the same for shifted logits, and small numbers cancel less
         weights = logits.exp()
         total = weights.sum(-1)
+        if watch is not None:
+            watch.after(items, rows, weights, top[..., 0], total)
         if output is not None and p.value is not None:
             output[items, :, rows] = (weights @ p.value[items, :, keys]) / total[..., None]
         log_total = total.log()
@@ -195,4 +217,4 @@ def choose(backend: str, p: Problem) -> Callable[[Problem], Solved]:
             f"backend={backend!r} cannot do this: it needs its own device, and neither a bias nor softcap. "
             "Use 'chunked' or 'auto'."
         )
-    return {"cpu_flash": _cpu_flash, "cuda_efficient": _cuda_efficient, "flex": _flex, "chunked": _chunked}[backend]
+    return {"cpu_flash": _cpu_flash, "cuda_efficient": _cuda_efficient, "flex": _flex, "chunked": chunked}[backend]

@@ -37,6 +37,7 @@ def entropy_command(
     max_windows: int,
     batch_size: int,
     method: Method,
+    statistics: bool,
     maximum: Maximum | float,
     out: Path | None,
     device: str | None,
@@ -48,19 +49,22 @@ def entropy_command(
     place = find_device(device)
     arguments = DataArguments(data=data, text_column=text_column, context_length=context_length)
 
+    def analyzer(model: PreTrainedModel) -> AttentionEntropyAnalyzer:
+        return AttentionEntropyAnalyzer(model, method, statistics=statistics)
+
     def measure(name: str, shown: str) -> EntropyReport:
         """The report of one model, which is gone from memory after this."""
         model = headless_model(name, context_length, device=place, **access)
         if (found := other_inputs(model, name, arguments, max_windows, batch_size, access)) is not None:
             batches, examples_sha256 = found
-            report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
+            report = analyzer(model).run(batches, name=shown, progress=True)
             report.metadata |= {"data": data, "examples_sha256": examples_sha256}
             return report
         tokenizer = load_tokenizer(name, **access)
         held_out = load_validation(arguments, tokenizer, everything=Path(data).expanduser().is_file())
         windows = window_batches(held_out, max_windows, batch_size)
         batches = [model_inputs(model, ids) for ids in windows]
-        report = AttentionEntropyAnalyzer(model, method).run(batches, name=shown, progress=True)
+        report = analyzer(model).run(batches, name=shown, progress=True)
         texts = tokenizer.batch_decode([ids for batch in windows for ids in batch][: len(report.sequence_entropy)])
         report.metadata |= {"data": data, "windows_sha256": held_out.sha256, "first_texts": texts}
         return report

@@ -21,6 +21,9 @@ def entropy(
     trust_remote_code: o.TrustRemoteCode = False,
     revision: o.Revision = None,
     method: Annotated[Method, o.option(o.RUN, "fused: O(T) memory; attentions: eager maps.")] = "auto",
+    statistics: Annotated[
+        bool, o.option(o.RUN, "Also measure logits, attention sinks and the norms of heads' outputs.", "--statistics")
+    ] = False,
     batch_size: o.BatchSize = 16,
     device: o.Device = None,
     maximum: Annotated[
@@ -34,7 +37,7 @@ def entropy(
     top = parse_maximum(maximum)
     access = {"trust_remote_code": trust_remote_code, "revision": revision}
     reports = entropy_command(
-        models, data, text_column, context_length, max_windows, batch_size, method, top, out, device, access
+        models, data, text_column, context_length, max_windows, batch_size, method, statistics, top, out, device, access
     )
     for text in lines(reports, top):
         say(text)

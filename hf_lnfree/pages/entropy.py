@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..analysis.comparison import EntropyComparison, compare_reports
@@ -13,6 +14,11 @@ from ..tables import number
 from .heads import bucket_table, entropy_verdict, flagged_heads, names, part_table
 from .plots import bucket_bars, difference_heatmaps, distributions, heatmaps, position_curves, save
 from .report import Block, Choice, Fold, Listing, Picture, Section, write_report
+
+STATISTICS_NOTE = (
+    "Over heads and queries: the largest logit; means of the variance of a query's logits, of its attention to the "
+    "first key and to the 8 keys that get most of it, and of the norm of the head's output before the projection."
+)
 
 
 def comparable(reports: Sequence[EntropyReport]) -> list[EntropyComparison]:
@@ -82,6 +88,7 @@ def write_entropy_page(
         Section("Heads that stand out", [block for report in reports for block in flagged_heads(report, maximum)]),
         Section("Heads by quarter", quarters(reports, maximum, figures["buckets"])),
         *changes(comparisons, figures),
+        *statistics(reports),
         *text_by_text(reports, maximum),
         Section("Single queries", [figures["distributions"], figures["positions"]]),
         Section(
@@ -98,6 +105,16 @@ def changes(comparisons: Sequence[EntropyComparison], figures: Mapping[str, Pict
         return []
     said = [block for comparison in comparisons for block in moved(comparison)]
     return [Section("What moved", [*said, figures["differences"]])]
+
+
+def statistics(reports: Sequence[EntropyReport]) -> list[Section]:
+    """Logits, sinks and norms of outputs by layer; no section where they were not measured."""
+    blocks: list[Block] = []
+    for report in reports:
+        if len(report.statistics):
+            table = report.statistics_by_layer()
+            blocks += [f"{report.name}: {report.format_statistics()}.", replace(table, note=STATISTICS_NOTE)]
+    return [Section("Logits, sinks and outputs", blocks)] if blocks else []
 
 
 def text_by_text(reports: Sequence[EntropyReport], maximum: Maximum | float) -> list[Section]:

@@ -413,6 +413,15 @@ def test_several_models_are_measured_one_at_a_time(good, corpus, tmp_path, monke
     assert len(living) == 4
 
 
+def test_statistics_of_heads_are_printed_and_on_the_page(good, corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["entropy", str(good), "--data", str(corpus), *OUT["entropy"], "--statistics", "--out", str(out)]) == 0
+    assert "attention sinks in" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "Logits, sinks and outputs" in page
+    assert "top 8 mass" in page
+
+
 @pytest.mark.parametrize("command", ["entropy", "attribute"])
 def test_no_page_says_where_its_author_lives(command, good, corpus, tmp_path, monkeypatch):
     """However HTML and SVG spell the folder."""

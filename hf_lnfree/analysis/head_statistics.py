@@ -1,0 +1,88 @@
+"""What heads are like besides their entropy: sums over rows, sequence by sequence, and what is judged of them.
+
+Shapes: S statistics, those of `RowStatistics` in their order, L attention modules, B batch, H heads, Q queries.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention.fused import RowEntropies
+from ..attention.statistics import TOP_KEYS, RowStatistics
+
+STATISTICS = RowStatistics._fields
+LARGEST = STATISTICS.index("largest_logit")  # of all rows, and no mean
+TITLES = ("largest logit", "logit variance", "sink mass", f"top {TOP_KEYS} mass", "output norm")
+SINK = 0.3  # Gu et al., arXiv 2410.10781, section 3: a head with a larger mean sink mass has an attention sink
+DORMANT = 0.25  # of the mean output norm of a layer's heads, below which one is dormant: the ratio of arXiv 2504.03889
+
+
+class StatisticsTotals:
+    """The sums of every head over all batches; of a module that offers no logits, NaN."""
+
+    def __init__(self) -> None:
+        self.sums: list[dict[str, Tensor]] = []  # of modules
+
+    def add(self, rows: dict[str, RowEntropies], tokens: Sequence[Tensor]) -> None:
+        """
+        Args:
+            rows: by attention module, of one batch.
+            tokens: for each of them, [B, Q] bool: which queries count.
+        """
+        found = [statistic_sums(*each) for each in zip(rows.values(), tokens, strict=True)]
+        if not self.sums:
+            self.sums = found
+            return
+        for before, sums in zip(self.sums, found, strict=True):
+            for key, value in sums.items():
+                before[key] = torch.maximum(before[key], value) if key == "largest" else before[key] + value
+
+    def fields(self) -> dict[str, Tensor]:
+        """[S, L, H] the statistics, means but for the largest logit, and their standard errors."""
+        heads = max(sums["n"].shape[-1] for sums in self.sums)
+        shape = (len(STATISTICS), len(self.sums), heads)
+        mean, error = torch.full((2, *shape), math.nan, dtype=torch.float64)
+        for layer, sums in enumerate(self.sums):
+            t = {key: value.cpu() for key, value in sums.items()}
+            found, spread = ratio(t)
+            found[LARGEST], spread[LARGEST] = t["largest"], math.nan
+            mean[:, layer, : found.shape[-1]], error[:, layer, : found.shape[-1]] = found, spread
+        return {"statistics": mean, "statistics_error": error}
+
+
+def statistic_sums(rows: RowEntropies, tokens: Tensor) -> dict[str, Tensor]:
+    """Over sequences: [S, H] of their sums s over n rows and of squares and products of these; [H] largest logit."""
+    dtype = torch.float32 if rows.entropy.device.type == "mps" else torch.float64
+    counted = (tokens[:, None] & (rows.support > 0)).expand_as(rows.entropy)  # B H Q
+    if rows.statistics is None:
+        values = torch.full((len(STATISTICS), *rows.entropy.shape), math.nan, dtype=dtype, device=rows.entropy.device)
+    else:
+        values = torch.stack(rows.statistics).to(dtype)
+    s, n = values.where(counted, 0.0).sum(-1), counted.sum(-1, dtype=dtype)  # S B H, B H
+    return {
+        "s": s.sum(1),
+        "n": n.sum(0),
+        "ss": s.square().sum(1),
+        "sn": (s * n).sum(1),
+        "nn": n.square().sum(0),
+        "sequences": (n > 0).sum(0),
+        "largest": values[LARGEST].where(counted, -math.inf).amax((0, 2)),
+    }
+
+
+def ratio(t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """
+    The mean over rows and its standard error, sequences being independent.
+
+    Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B / (B - 1).
+
+    Args:
+        t: sums over sequences of s, n, and of ss, sn and nn; how many sequences there were.
+    """
+    mean = t["s"] / t["n"]
+    residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
+    sequences = t["sequences"].to(mean.dtype)
+    factor = (sequences / (sequences - 1)).where(sequences > 1, math.nan)
+    return mean, (factor * residual).sqrt() / t["n"]
