@@ -218,21 +218,28 @@ def geometry_candidates(device: str) -> Candidates:
 
 def recorder_candidates(device: str) -> Candidates:
     """A training step of GPT-2 small without LayerNorm on [16, 128] tokens, and one sample of the flight recorder on
-    16 windows: at N=100 a sample costs a hundredth of the ratio."""
+    16 windows, then with the geometry of its MLPs: at N=100 a sample costs a hundredth of the ratio."""
     from hf_lnfree.training.recorder import FlightRecorder
     from hf_lnfree.training.steps import StepRecord
 
     model = ours("SM+LearnableR-layer", 128, torch.float32).to(device).train()
     ids = torch.randint(0, model.config.vocab_size, (16, 128), device=device)
-    recorder = FlightRecorder([ids], model=lambda: model, step=StepRecord(), log=print, every=100, kept=20)
+    recorder, with_geometry = (
+        FlightRecorder([ids], model=lambda: model, step=StepRecord(), log=print, every=100, geometry=it, kept=20)
+        for it in (False, True)
+    )
     step = whole_step(model, torch.float32, 128, device, batch=16, use_cache=False)
     model(ids, labels=ids).loss.backward()
 
-    def sample() -> None:
-        recorder.grad_norms(1.0, 1.0)
-        recorder.sample([ids])
+    def sample(by: FlightRecorder) -> None:
+        by.grad_norms(1.0, 1.0)
+        by.sample([ids])
 
-    return {"training step": step, "sample": sample}
+    return {
+        "training step": step,
+        "sample": lambda: sample(recorder),
+        "sample with geometry": lambda: sample(with_geometry),
+    }
 
 
 def described(text: str, candidates: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -20,6 +20,17 @@ from .report import Block, Choice, Fold, Listing, Picture, Section, Verdict, wri
 from .timeline import head_timeline
 
 LOSSES = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
+DYNAMICS = (
+    ("residual_rms", "residual stream (RMS)", "Size of the residual stream after each block"),
+    ("sparsity", "activations that are 0", "Share of the MLPs' activations that are exactly 0"),
+    ("specialisation", "specialisation", "How much less the units of an MLP fire together than chance would have it"),
+    ("between_share/next_token", "variance between classes", "Share of a unit's variance between next tokens"),
+    ("between_share/label", "variance between classes", "Share of a unit's variance between labels"),
+    ("within_selectivity/next_token", "selectivity within classes", "How selective units are within a next token"),
+    ("within_selectivity/label", "selectivity within classes", "How selective units are within a label"),
+    ("row_participation_ratio_post", "participation ratio", "How many directions the activations of an MLP use"),
+)
+"""Key of the log, what a picture of it has at its side, and what it says."""
 CAPTIONS = {
     "slope": "Learnable slopes.",
     "gelu_share": "Share of GELU in each layer's activation; the rest is ReLU.",
@@ -172,15 +183,14 @@ def training_dynamics(rows: Rows) -> list[Section]:
         figure = entropy_dynamics({row: c.log for row, c in probed.items()}, bounds)
         caption = f"Mean entropy by layer, held-out windows in eval mode, seed {seed}."
         pictures = [Picture(figure, caption, f"A curve for each layer over steps. {caption}")]
-        for key, label, caption in (
-            ("residual_rms", "residual stream (RMS)", "Size of the residual stream after each block"),
-            ("sparsity", "activations that are 0", "Share of the MLPs' activations that are exactly 0"),
-        ):
+        for key, label, caption in DYNAMICS:
             panels = {
                 name: curves
                 for row, cell in probed.items()
                 for name, curves in layer_panels(row, cell.log, key).items()
             }
+            if not panels:  # the geometry of MLPs is only sampled when asked for
+                continue
             caption = f"{caption}, seed {seed}."
             pictures.append(
                 Picture(layer_dynamics(panels, label), caption, f"A curve for each layer over steps. {caption}")

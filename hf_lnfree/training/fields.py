@@ -181,6 +181,10 @@ class TrainingFields:
         default=100, metadata={"help": "Sample entropy, slopes and more of every layer every N steps; 0 for never."}
     )
     probe_sequences: int = field(default=16, metadata={"help": "Held-out windows that a sample looks at."})
+    probe_geometry: bool = field(
+        default=False,
+        metadata={"help": "Sample the geometry of every MLP too: specialisation, selectivity, directions."},
+    )
     recorder_samples: int = field(
         default=20, metadata={"help": "Samples kept in memory, for flight_recorder.json when a run dies."}
     )

@@ -44,7 +44,10 @@ OF_A_RUN = {
     **dict.fromkeys(("entropy_tolerance", "entropy_target", "entropy_form"), PENALTY),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better"), CHOICE_OF_BEST),
     "num_train_epochs": Reader(lambda run: run.max_steps < 0, "max_steps=-1, which otherwise wins", ("max_steps",)),
-    "probe_sequences": Reader(lambda run: run.probe_steps > 0, "probe_steps above 0", ("probe_steps",)),
+    **dict.fromkeys(
+        ("probe_sequences", "probe_geometry"),
+        Reader(lambda run: run.probe_steps > 0, "probe_steps above 0", ("probe_steps",)),
+    ),
     "eval_steps": Reader(lambda run: run.eval_strategy == "steps", "eval_strategy 'steps'", ("eval_strategy",)),
     "save_steps": Reader(lambda run: run.save_strategy == "steps", "save_strategy 'steps'", ("save_strategy",)),
     "save_total_limit": Reader(lambda run: run.save_strategy != "no", "a save_strategy", ("save_strategy",)),

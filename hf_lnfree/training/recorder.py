@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
+from ..analysis.geometry import GeometryAnalyzer
 from ..analysis.layers import decoder_blocks, record_layers
 from ..analysis.nonfinite import count_nonfinite, whole
 from ..analysis.parts import places
@@ -26,6 +27,17 @@ from .steps import StepRecord
 RECORD = "flight_recorder.json"
 STEPS_KEPT = 200
 HEADS = "head_entropies"
+PROBED = (
+    "row_participation_ratio_post",
+    "participation_gain",
+    "frequency",
+    "specialisation",
+    "patterns",
+    "between_share",
+    "class_selectivity",
+    "within_selectivity",
+    "alignment",
+)
 DECIMALS = 4  # of a nat: what is written of each head
 Sample = dict[str, float]
 
@@ -40,7 +52,8 @@ class FlightRecorder(TrainerCallback):
     `gelu_share`, where they are learned; see `LayerStatistics`. Of the model: `entropy/mean`, `entropy/overloaded` and
     `entropy/collapsed` (shares of heads against their bound), `nonfinite/attention_rows`,
     `nonfinite/activations`, `nonfinite/parameters`. `head_entropies` [layers][heads] (nats, to four decimals) goes to
-    `log.jsonl` alone, not to trackers.
+    `log.jsonl` alone, not to trackers. With `geometry`, `specialisation/layer_00`, `between_share/next_token/layer_00`
+    and the like, the `PROBED` metrics of a `GeometryReport`.
 
     Args:
         batches: the held-out inputs; without any nothing is sampled.
@@ -48,6 +61,7 @@ class FlightRecorder(TrainerCallback):
         step: what the step at hand is made of.
         log: takes a sample, and what the log of the run holds besides, in the middle of a step.
         every: steps from one sample to the next; 0 for none.
+        geometry: whether a sample has the geometry of the MLPs, which takes a second forward pass and sums over it.
         kept: samples that are kept in memory.
         folder: gives the folder where `flight_recorder.json` is written; None on processes that do not write.
     """
@@ -60,11 +74,12 @@ class FlightRecorder(TrainerCallback):
         step: StepRecord,
         log: Callable[..., None],
         every: int,
+        geometry: bool = False,
         kept: int,
         folder: Callable[[], Path] | None = None,
     ):
         self.batches, self.model, self.step, self.log, self.folder = batches, model, step, log, folder
-        self.every = every if batches else 0
+        self.every, self.geometry = every if batches else 0, geometry
         self.samples: deque[dict[str, Any]] = deque(maxlen=kept)
         self.steps: deque[dict[str, Any]] = deque(maxlen=STEPS_KEPT)
         self.first: dict[str, Any] = {}
@@ -119,6 +134,7 @@ class FlightRecorder(TrainerCallback):
         model = self.model()
         with record_layers(model) as layers:
             report = AttentionEntropyAnalyzer(model, replicates=0).run(batches)
+        units = geometry_sample(model, batches) if self.geometry else {}
         if isinstance(model, FSDPModule):
             model.reshard()  # without a backward pass the outermost parameters stay gathered
         by_layer = {
@@ -138,7 +154,7 @@ class FlightRecorder(TrainerCallback):
         sample["nonfinite/attention_rows"] = int(report.nonfinite_rows.sum())
         sample["nonfinite/activations"] = sum(layers.nonfinite)
         sample["nonfinite/parameters"] = sum(map(count_nonfinite, model.parameters()))
-        return sample, report.entropy
+        return sample | units, report.entropy
 
     def grad_norms(self, total: float, largest: float = 0.0) -> Sample:
         """
@@ -165,6 +181,14 @@ class FlightRecorder(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
             write_json(folder / RECORD, record)
+
+
+def geometry_sample(model: PreTrainedModel, batches: Sequence[Batch]) -> Sample:
+    """The `PROBED` metrics of every MLP, by kind of classes where they have classes."""
+    report = GeometryAnalyzer(model, groups=1).run(batches)
+    found = {name: values for name, values in report.values.items() if name.partition("/")[0] in PROBED}
+    names = places(report.modules)
+    return {f"{key}/{place}": x for key, xs in found.items() for place, x in zip(names, xs.tolist(), strict=True)}
 
 
 def recorded_events(folder: Path) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             step=self.step_record,
             log=self.log_aside,
             every=self.args.probe_steps,
+            geometry=self.args.probe_geometry,
             kept=self.args.recorder_samples,
             folder=self.run_folder if self.is_world_process_zero() else None,
         )

@@ -5,6 +5,7 @@ from statistics import fmean
 import pytest
 import torch
 
+from hf_lnfree.analysis.mlp_capture import record_mlp
 from hf_lnfree.training.recorder import FlightRecorder
 from hf_lnfree.training.steps import StepRecord
 
@@ -41,6 +42,34 @@ def test_a_sample_is_what_the_model_computes(family, input_ids):
     assert sample["entropy/overloaded"] == (share > 0.75).double().mean().item()
     assert sample["entropy/collapsed"] == (share <= 0.25).double().mean().item()
     assert (share > 0.75).sum() != (largest > 0.75).sum()
+
+
+def test_a_sample_has_the_geometry_of_every_mlp_if_it_is_asked_for(family, input_ids):
+    """By layer, from the rows of the MLPs: firing by sign, and shares of variance between next tokens."""
+    model = family.model(norm="none", initializer_range=0.5)
+    rows = {}
+    with torch.no_grad(), record_mlp(model, lambda found: rows.update({found.name: found})):
+        model(input_ids)
+    plain, probing = (
+        FlightRecorder([input_ids], model=lambda: model, step=StepRecord(), log=print, every=1, geometry=it, kept=1)
+        for it in (False, True)
+    )
+    sample, without = probing.sample([input_ids]), plain.sample([input_ids])
+    assert without == {key: sample[key] for key in without}
+    assert "specialisation/layer_00" not in without
+    for layer, found in enumerate(rows.values()):
+        pre, post = found.pre.double(), found.post.double()
+        fires = (pre > 0).double()
+        assert sample[f"frequency/layer_{layer:02d}"] == pytest.approx(fires.mean().item())
+        last = input_ids.shape[1] - 1
+        labelled = [i for i, token in enumerate(found.token.tolist()) if token % input_ids.shape[1] < last]
+        classes = input_ids[:, 1:].flatten()
+        y, total = post[labelled], 0.0
+        for token in classes.unique():
+            chosen = y[classes == token]
+            total = total + len(chosen) * (chosen.mean(0) - y.mean(0)).square()
+        share = total / (y - y.mean(0)).square().sum(0)
+        assert sample[f"between_share/next_token/layer_{layer:02d}"] == pytest.approx(share.nan_to_num().mean().item())
 
 
 def test_heads_go_to_the_log_of_the_run_and_to_no_tracker(input_ids):
