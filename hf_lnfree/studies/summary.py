@@ -10,6 +10,7 @@ from ..tables import Table
 from ..training.log import layer_curves
 from ..training.results import RunResults
 from .cells import Cell
+from .geometry import geometry_summary, over_training
 from .statistics import MEASURES, Estimate, Measure, estimate
 from .study import Study
 
@@ -144,10 +145,18 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "rows": table.rows,
         "note": table.note,
         "cells": [
-            {"row": cell.row, "seed": cell.seed, **kept(cell.results), **heads_of(cell), **by_layer(cell)}
+            {
+                "row": cell.row,
+                "seed": cell.seed,
+                **kept(cell.results),
+                **heads_of(cell),
+                **by_layer(cell),
+                **over_training(cell),
+            }
             for cell in cells
             if cell.results is not None
         ],
+        **({"geometry": found} if (found := geometry_summary(by_row(cells), study.compare)) else {}),
         "settings": study.rows,
         "data": {
             split: {k: meta[k] for k in ("corpus", "corpus_sha256", "sha256")} for split, meta in data_of(cells).items()
