@@ -75,8 +75,8 @@ def difference_table(probed: Mapping[str, Mapping[int, Probes]], pair: Sequence[
         lines.append([name, *layers, "" if metric == ENTROPY else signed(lead(one, other, metric), 0)])
     header = [f"{pair[0]} minus {pair[1]}", *(f"layer {i}" for i in range(len(lines[0]) - 2)), "steps after entropy"]
     note = (
-        "At the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how much later the difference "
-        "in a metric passes half of where it ends than that in entropy does, mean over layers; below 0 it is first."
+        "At the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how much later the difference"
+        " in a metric passes half of where it ends than that in entropy does, mean over layers; below 0 it is first."
     )
     return Table(header, lines, note)
 

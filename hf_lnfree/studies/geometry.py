@@ -17,7 +17,7 @@ from .statistics import Estimate, estimate
 
 SPECIALISATION, BETWEEN, WITHIN = "specialisation", "between_share", "within_selectivity"
 CLASSES = ("next_token", "label")  # by which units are told apart, of text and of images
-DIRECTIONS = "row_participation_ratio_post"
+OTHERS = ("frequency", "alignment/inputs", "row_participation_ratio_post")
 ENTROPY = "entropy"
 SETTLED = 5  # probes at the end whose mean is where a curve arrives
 
@@ -57,7 +57,7 @@ class Probes:
 
 def metrics_of(cell: Cell) -> list[str]:
     """The metrics that are asked about, of those that its log has."""
-    asked = [SPECIALISATION, *(f"{key}/{kind}" for key in (BETWEEN, WITHIN) for kind in CLASSES), DIRECTIONS]
+    asked = [SPECIALISATION, *(f"{key}/{kind}" for key in (BETWEEN, WITHIN) for kind in CLASSES), *OTHERS]
     return [metric for metric in asked if any(f"{metric}/layer_00" in entry for entry in cell.log)]
 
 
