@@ -174,9 +174,10 @@ def environment_of(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def kept(found: RunResults) -> dict[str, Any]:
-    """Of one cell; shares of heads where they were measured."""
+    """Of one cell; shares of heads where they were measured, the size where it was noted."""
     keys = ("eval_loss", f"eval_{found.measure}", "tokens", "tokens_per_second", "diverged_at", "choices")
-    shares = {key: getattr(found, key) for key in ("overloaded_heads", "collapsed_heads")}
+    later = ("overloaded_heads", "collapsed_heads", "parameters_outside_embeddings")
+    shares = {key: getattr(found, key) for key in later}
     return {key: getattr(found, key) for key in keys} | {k: v for k, v in shares.items() if v is not None}
 
 
