@@ -15,6 +15,11 @@ from ..tables import Table, shorten
 from .answer import look
 from .report import Block, Picture, Section
 
+DIFFERENCES = (
+    "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how much "
+    "later the difference in a metric passes half of where it ends than that in entropy does, a mean over the layers "
+    "that differ in both; below 0 the metric is first."
+)
 MARKS = "os^Dv<>P*X"  # of layers, in turn
 
 
@@ -30,7 +35,9 @@ def geometry_section(rows: Mapping[str, Sequence[Cell]], compare: Sequence[Seque
         )
         alt = f"Points: metrics of every MLP against the entropy of its layer's heads, of {', '.join(probed)}."
         blocks = [Picture(scatter(probed, metrics), caption, alt)]
-        blocks += [difference_table(probed, pair, metrics) for pair in compare if all(row in probed for row in pair)]
+        pairs = [pair for pair in compare if all(row in probed for row in pair)]
+        blocks += [DIFFERENCES] if pairs else []
+        blocks += [difference_table(probed, pair, metrics) for pair in pairs]
         bare = [of_row for row, of_row in probed.items() if not has_norms(rows[row])]
         if len(bare) > 1:
             blocks.append(correlation_table(bare, metrics))
@@ -48,6 +55,11 @@ def title(metric: str) -> str:
     return NAMES[name] + (f" ({kind.replace('_', ' ')})" if kind else "")
 
 
+def label(metric: str) -> str:
+    """The same over two lines, beside a panel."""
+    return title(metric).replace(" (", "\n(")
+
+
 def scatter(probed: Mapping[str, Mapping[int, Probes]], metrics: Sequence[str]) -> Figure:
     """A panel for each metric: over the entropy of heads, a colour for each row and a mark for each layer."""
     with matplotlib.rc_context(STYLE):
@@ -55,11 +67,11 @@ def scatter(probed: Mapping[str, Mapping[int, Probes]], metrics: Sequence[str]) 
         for metric, ax in zip(metrics, axes, strict=True):
             for index, (row, of_row) in enumerate(probed.items()):
                 x, y = (torch.stack([p.end[key] for p in of_row.values()]).mean(0) for key in (ENTROPY, metric))
-                color = look(row, index)["color"]
-                ax.plot(x, y, "-", color=color, linewidth=0.7, alpha=0.5, label=shorten(row))
+                color, line = (look(row, index)[key] for key in ("color", "linestyle"))
+                ax.plot(x, y, line, color=color, linewidth=0.9, alpha=0.6, label=shorten(row))
                 for layer, point in enumerate(zip(x, y, strict=True)):
                     ax.plot(*point, MARKS[layer % len(MARKS)], color=color, markersize=4)
-            ax.set(xlabel="entropy of heads / bound", ylabel=title(metric))
+            ax.set(xlabel="entropy of heads / bound", ylabel=label(metric))
             ax.grid(alpha=0.25, linewidth=0.5)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
         return figure
@@ -74,11 +86,7 @@ def difference_table(probed: Mapping[str, Mapping[int, Probes]], pair: Sequence[
         name = "entropy / bound" if metric == ENTROPY else title(metric)
         lines.append([name, *layers, "" if metric == ENTROPY else signed(lead(one, other, metric), 0)])
     header = [f"{pair[0]} minus {pair[1]}", *(f"layer {i}" for i in range(len(lines[0]) - 2)), "steps after entropy"]
-    note = (
-        "At the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how much later the difference"
-        " in a metric passes half of where it ends than that in entropy does, mean over layers; below 0 it is first."
-    )
-    return Table(header, lines, note)
+    return Table(header, lines)
 
 
 def correlation_table(bare: Sequence[Mapping[int, Probes]], metrics: Sequence[str]) -> Table:

@@ -113,16 +113,22 @@ def onset(difference: Tensor, steps: Tensor) -> Tensor:
 def lead(one: Mapping[int, Probes], other: Mapping[int, Probes], metric: str) -> Estimate | None:
     """
     How many steps the difference between two rows in a metric comes after that in entropy, of the same layer and seed:
-    the mean over layers, paired by seed. Below 0 the metric changes first. None where no layer has both.
+    the mean over layers, paired by seed. Below 0 the metric changes first. Of layers whose differences at the end are
+    told from none by their intervals, in entropy and in the metric; None where there is no such layer.
     """
-    found = []
-    for seed in one:
+    told = [
+        layer
+        for layer, both in enumerate(zip(*(differences(one, other, key) for key in (metric, ENTROPY)), strict=True))
+        if all(abs(found.mean) > found.half_width for found in both)
+    ]
+    lags = []
+    for seed in one if told else ():
         if seed in other:
             moved = (one[seed].values[key] - other[seed].values[key] for key in (metric, ENTROPY))
-            later, earlier = (onset(difference, one[seed].steps) for difference in moved)
-            found += [float((later - earlier).nanmean())]
-    found = [lag for lag in found if math.isfinite(lag)]
-    return estimate(found) if found else None
+            later, earlier = (onset(difference, one[seed].steps)[told] for difference in moved)
+            lags.append(float((later - earlier).nanmean()))
+    lags = [lag for lag in lags if math.isfinite(lag)]
+    return estimate(lags) if lags else None
 
 
 def geometry_summary(rows: Mapping[str, Sequence[Cell]], pairs: Sequence[Sequence[str]]) -> dict[str, Any]:

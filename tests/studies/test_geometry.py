@@ -116,7 +116,7 @@ def test_the_summary_and_the_page_say_it(rows):
     assert kept["steps"] == STEPS
     assert len(kept["specialisation"]) == len(STEPS)
     section = geometry_section(rows, [["R", "G"]])
-    picture, differ, together = section.blocks
+    picture, _, differ, together = section.blocks
     assert picture.figure.axes[0].get_ylabel() == "specialisation"
     assert differ.rows[1][1:3] == ["+0.300 ± 0.000"] * 2
     assert differ.rows[1][-1].startswith("+200")
