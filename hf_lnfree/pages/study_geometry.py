@@ -16,11 +16,11 @@ from .answer import look
 from .report import Block, Picture, Section
 
 DIFFERENCES = (
-    "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how much "
-    "later the difference in a metric passes half of where it ends than that in entropy does, a mean over the layers "
+    "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how "
+    "much later the difference in a metric passes half of where it ends than that in entropy does, a mean over the layers "
     "that differ in both; below 0 the metric is first."
 )
-MARKS = "os^Dv<>P*X"  # of layers, in turn
+MARKS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "P": "plus", "X": "cross"}
 
 
 def geometry_section(rows: Mapping[str, Sequence[Cell]], compare: Sequence[Sequence[str]]) -> Section:
@@ -31,7 +31,7 @@ def geometry_section(rows: Mapping[str, Sequence[Cell]], compare: Sequence[Seque
         metrics = [key for key in first_of(probed).values if key != ENTROPY]
         caption = (
             "Every MLP at the end, mean over seeds, beside the entropy of the heads of its layer as a share of the "
-            f"largest possible. Marks: layers, from 0: {' '.join(MARKS[: len(first_of(probed).end[ENTROPY])])}"
+            f"largest possible. Layers from 0 on: {', '.join(MARKS.values())}, then anew."
         )
         alt = f"Points: metrics of every MLP against the entropy of its layer's heads, of {', '.join(probed)}."
         blocks = [Picture(scatter(probed, metrics), caption, alt)]
@@ -62,6 +62,7 @@ def label(metric: str) -> str:
 
 def scatter(probed: Mapping[str, Mapping[int, Probes]], metrics: Sequence[str]) -> Figure:
     """A panel for each metric: over the entropy of heads, a colour for each row and a mark for each layer."""
+    marks = list(MARKS)
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(metrics), 2, 4.2, 2.8)
         for metric, ax in zip(metrics, axes, strict=True):
@@ -70,7 +71,7 @@ def scatter(probed: Mapping[str, Mapping[int, Probes]], metrics: Sequence[str]) 
                 color, line = (look(row, index)[key] for key in ("color", "linestyle"))
                 ax.plot(x, y, line, color=color, linewidth=0.9, alpha=0.6, label=shorten(row))
                 for layer, point in enumerate(zip(x, y, strict=True)):
-                    ax.plot(*point, MARKS[layer % len(MARKS)], color=color, markersize=4)
+                    ax.plot(*point, marks[layer % len(marks)], color=color, markersize=4)
             ax.set(xlabel="entropy of heads / bound", ylabel=label(metric))
             ax.grid(alpha=0.25, linewidth=0.5)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
