@@ -17,8 +17,8 @@ from .report import Block, Picture, Section
 
 DIFFERENCES = (
     "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how "
-    "much later the difference in a metric passes half of where it ends than that in entropy does, a mean over the layers "
-    "that differ in both; below 0 the metric is first."
+    "much later the difference in a metric passes half of where it ends than that in entropy does, a mean over the "
+    "layers that differ in both; below 0 the metric is first."
 )
 MARKS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "P": "plus", "X": "cross"}
 
