@@ -104,6 +104,43 @@ def outcome(study: dict, key: str | None) -> Figure:
         return figure
 
 
+UNITS = {
+    "entropy": "entropy of heads / bound",
+    "within_selectivity/next_token": "selectivity within classes",
+    "between_share/next_token": "variance between classes",
+    "frequency": "firing frequency",
+    "alignment/inputs": "alignment with inputs",
+    "row_participation_ratio_post": "participation ratio",
+}
+"""Metrics of MLPs that a study of their geometry shows: key -> label."""
+SETTLED = 5  # probes whose mean is the end, as in the study's own tables
+OVER_TRAINING = ("SM+G", "SM+R")
+
+
+def units(study: dict) -> Figure:
+    """Entropy of heads and geometry of MLPs: by layer at the end; below, of the first two layers over training."""
+    rows = by_row(study)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(len(UNITS) + 4, 2, 4.2, 2.5)
+        for (key, label), ax in zip(UNITS.items(), axes, strict=False):
+            for index, (row, cells) in enumerate(rows.items()):
+                values = torch.tensor([cell["geometry"][key][-SETTLED:] for cell in cells]).mean((0, 1))  # L
+                ax.plot(values.tolist(), label=row, **look(row, index) | {"markersize": 4})
+            ax.set(xlabel="layer", ylabel=label)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        rest = iter(axes[len(UNITS) :])
+        for key in ("entropy", "within_selectivity/next_token"):
+            for layer in range(2):
+                ax = next(rest)
+                for index, row in enumerate(OVER_TRAINING):
+                    for cell in rows[row]:
+                        line = [values[layer] for values in cell["geometry"][key]]
+                        ax.plot(cell["geometry"]["steps"], line, **look(row, index) | {"marker": "", "linewidth": 0.9})
+                ax.set(xlabel="step", ylabel=UNITS[key], title=f"layer {layer}, {' and '.join(OVER_TRAINING)}")
+        return figure
+
+
 def finite(value: float | None) -> float:
     """NaN for a run that diverged."""
     return math.nan if value is None else value
@@ -199,6 +236,8 @@ def main() -> None:
         factors = {found[1] for cell in study["cells"] if (found := re.search(r" (\w+)=", cell["row"]))}
         picture = over_factor(study, *factors) if factors else outcome(study, PUBLISHED.get(path.stem))
         save(picture, IMAGES / path.stem, [".svg"])
+        if "geometry" in study:
+            save(units(study), IMAGES / f"{path.stem}-units", [".svg"])
     save(drawn(maps()), IMAGES / "entropies", [".svg"])
     save(rooms(), IMAGES / "rooms", [".svg"])
     rows = published_reports()

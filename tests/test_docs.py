@@ -15,7 +15,7 @@ import yaml
 from hf_lnfree.cli.main import app, main
 from hf_lnfree.cli.removal import DATACLASSES
 from hf_lnfree.cli.train import parse_arguments
-from hf_lnfree.studies.statistics import estimate
+from hf_lnfree.studies.statistics import Estimate, estimate
 from hf_lnfree.studies.study import Study
 
 from .fences import ROOT, commands, fenced
@@ -105,6 +105,17 @@ def learned(cells):
             yield f"| {row} | {' | '.join(estimate(list(value)).format(3) for value in values)} |"
 
 
+def geometry(found):
+    """Lines of tables: of pairs of rows a metric by layer and what comes first, and correlations with entropy."""
+    for pair in found["pairs"]:
+        for key, layers in pair["difference"].items():
+            shown = [Estimate(**layer).format(3, sign=True) for layer in layers]
+            lag = pair["steps_after_entropy"].get(key)
+            yield f"| {' | '.join(shown)} | {'' if lag is None else Estimate(**lag).format(0, sign=True)} |"
+    for both in found["correlation"].values():
+        yield f"| {' | '.join(Estimate(**each).format(2, sign=True) for each in both.values())} |"
+
+
 FINDINGS = sorted((DOCS / "findings").glob("[!i]*.md"))
 
 
@@ -127,6 +138,7 @@ def test_findings_show_what_their_results_hold(page):
         for row in found["rows"]:
             assert f"| {row[0]} | {' | '.join(row[2:6])} |" in text
         assert all(line in text for line in learned(found["cells"]))
+        assert all(line in text for line in geometry(found["geometry"])) if "geometry" in found else True
         assert f"(../images/{name}.svg)" in text
         assert (DOCS / "images" / f"{name}.svg").is_file()
         known += found["note"] + json.dumps(found["rows"], ensure_ascii=False)

@@ -158,6 +158,25 @@ def begin_importing(jobs: str) -> None:
         start_importing()
 
 
+@command("scaling", TRAIN, "hf-lnfree scaling runs/ladder --pair SM+R,SM+G --out runs/scaling")
+def scaling(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY...", help="Output folders of studies at several sizes.")
+    ],
+    pair: Annotated[
+        list[str] | None, o.option(o.RUN, "Two rows whose perplexities to compare: SM+R,SM+G. May be given again.")
+    ] = None,
+    parameters: Annotated[float, o.option(o.RUN, "Size to foretell: parameters outside embeddings.", min=1)] = 85e6,
+    tokens: Annotated[float, o.option(o.RUN, "Tokens that it is trained on.", min=1)] = 2.1e9,
+    replicates: Annotated[int, o.option(o.RUN, "Bootstrap replicates behind the laws.", min=0, max=100_000)] = 200,
+    out: Annotated[Path | None, o.report_folder("report.html, the picture and scaling.json")] = None,
+) -> None:
+    """Fit loss over parameters and tokens, and foretell what rows differ by at a larger size."""
+    from .scaling import scaling_command
+
+    scaling_command(studies, pair, (parameters, tokens), replicates, out, console)
+
+
 @command("compare", TRAIN, "hf-lnfree compare runs/demo runs/demo-three --out runs/comparison")
 def compare(
     one: Annotated[Path, typer.Argument(metavar="ONE", help="Output folder of a study.")],

@@ -17,6 +17,7 @@ from .differences import curves_and_differences
 from .heads import bucket_table
 from .plots import entropy_dynamics, heatmaps, layer_dynamics, save
 from .report import Block, Choice, Fold, Listing, Picture, Section, Verdict, write_report
+from .study_geometry import geometry_section
 from .timeline import head_timeline
 
 LOSSES = {"loss": "Training loss, mean over each logging interval", "eval_loss": "Loss on held-out files"}
@@ -47,6 +48,7 @@ def write_study_report(study: Study, cells: Sequence[Cell], folder: Path) -> Tab
         answer(study, rows),
         outcome(study, cells, table),
         head_entropies(study, rows),
+        geometry_section(rows, study.compare),
         *training_dynamics(rows),
         losses(rows),
         settings_and_hashes(cells),

@@ -41,8 +41,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, math.nan, 1)
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
-    quantile = T_975[count - 1] if count <= len(T_975) else 1.96
-    return Estimate(mean, quantile * deviation / math.sqrt(count), count)
+    return Estimate(mean, student_975(count - 1) * deviation / math.sqrt(count), count)
+
+
+def student_975(freedom: int) -> float:
+    """97.5 % quantile of Student's t with so many degrees of freedom; NaN with none."""
+    return T_975[freedom] if freedom < len(T_975) else 1.96
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,9 @@ class Study:
             path: YAML with `title`, `rows` (name -> a file of `hf-lnfree train`, or fields) and, if wanted, `base`
                 (fields that all rows share), `about`, `compare`, `published`, `seeds` and `scales` (name -> fields,
                 `seeds` among them). A row's own fields win over the scale, the scale over the file that a row names.
-                `factors` (field -> values, of the training or of the model's configuration) multiply the rows, or make
-                them all when there are none; they win over both.
+                `factors` (field -> values, of the training or of the model's configuration; or a name of your own ->
+                names -> fields, for what changes together) multiply the rows, or make them all when there are none;
+                they win over both.
             scale: one of the file's scales; the first by default.
             changes: fields that win over all others.
 
@@ -116,13 +117,20 @@ class Study:
 def combinations(factors: Mapping[str, Sequence[Any]] | None, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("norm=dyt, ...", fields) for every combination of values; ("", {}) without factors."""
     factors = factors or {}
-    if wrong := [name for name, values in factors.items() if not isinstance(values, list) or not values]:
-        raise SettingsError(f"{path}: the factor {wrong[0]} must be a list of values.")
+    if wrong := [name for name, values in factors.items() if not isinstance(values, list | dict) or not values]:
+        raise SettingsError(f"{path}: the factor {wrong[0]} must be a list of values, or map names to fields.")
+    for name, values in factors.items():
+        if isinstance(values, dict) and (bad := [label for label, v in values.items() if not isinstance(v, dict)]):
+            raise SettingsError(f"{path}: the factor {name} must map {bad[0]} to fields, got {values[bad[0]]!r}.")
     if secret := [name for name in factors if is_secret(name)]:
         raise SettingsError(f"{path}: {secret[0]} cannot be a factor: its values would name rows and folders.")
     of_a_run = {field.name for kind in get_args(RunArguments) for field in fields(kind)}
     for values in itertools.product(*factors.values()):
         chosen = dict(zip(factors, values, strict=True))
         label = ", ".join(f"{name}={value}" for name, value in chosen.items()).replace("/", "_")
+        named = [factors[name][chosen.pop(name)] for name in factors if isinstance(factors[name], dict)]
         overrides = {name: chosen.pop(name) for name in set(chosen) - of_a_run}
-        yield label, chosen | ({"config_overrides": overrides} if overrides else {})
+        found = chosen | ({"config_overrides": overrides} if overrides else {})
+        for fields_ in named:
+            found = merge(found, fields_)
+        yield label, found

@@ -10,6 +10,7 @@ from ..tables import Table
 from ..training.log import layer_curves
 from ..training.results import RunResults
 from .cells import Cell
+from .geometry import geometry_summary, over_training
 from .statistics import MEASURES, Estimate, Measure, estimate
 from .study import Study
 
@@ -144,10 +145,18 @@ def summary(study: Study, cells: Sequence[Cell], table: Table) -> dict[str, Any]
         "rows": table.rows,
         "note": table.note,
         "cells": [
-            {"row": cell.row, "seed": cell.seed, **kept(cell.results), **heads_of(cell), **by_layer(cell)}
+            {
+                "row": cell.row,
+                "seed": cell.seed,
+                **kept(cell.results),
+                **heads_of(cell),
+                **by_layer(cell),
+                **over_training(cell),
+            }
             for cell in cells
             if cell.results is not None
         ],
+        **({"geometry": found} if (found := geometry_summary(by_row(cells), study.compare)) else {}),
         "settings": study.rows,
         "data": {
             split: {k: meta[k] for k in ("corpus", "corpus_sha256", "sha256")} for split, meta in data_of(cells).items()
@@ -165,9 +174,10 @@ def environment_of(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def kept(found: RunResults) -> dict[str, Any]:
-    """Of one cell; shares of heads where they were measured."""
+    """Of one cell; shares of heads where they were measured, the size where it was noted."""
     keys = ("eval_loss", f"eval_{found.measure}", "tokens", "tokens_per_second", "diverged_at", "choices")
-    shares = {key: getattr(found, key) for key in ("overloaded_heads", "collapsed_heads")}
+    later = ("overloaded_heads", "collapsed_heads", "parameters_outside_embeddings")
+    shares = {key: getattr(found, key) for key in later}
     return {key: getattr(found, key) for key in keys} | {k: v for k, v in shares.items() if v is not None}
 
 

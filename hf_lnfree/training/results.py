@@ -39,6 +39,8 @@ class RunResults(Record):
         resumed_at: step of the checkpoint that the run went on from; 0 if none.
         seed: of weights, order of the data and dropout.
         parameters: of the model that was saved.
+        parameters_outside_embeddings: of these, without embeddings of tokens and positions and an output layer of its
+            own; None, of earlier versions.
         trainable_parameters: that training moved, adapters and entropy targets among them.
         data: for `train` and `validation` the `meta.json` of their windows: `sha256` of the tokens, `corpus`,
             `corpus_sha256`, `documents`, `cutting`, `windows`, `context_length` (tokens), `dropped_tokens`, `dtype`;
@@ -82,6 +84,7 @@ class RunResults(Record):
     arguments: dict[str, dict[str, Any]]
     environment: dict[str, Any]
     command: str
+    parameters_outside_embeddings: int | None = None
     objective: str | None = None
     eval_accuracy: float | None = None
     lora_rank: int | None = None

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer
@@ -145,6 +146,7 @@ def train_alone(
         eval_accuracy=measured.get("eval_accuracy"),
         objective=data.objective.name,
         parameters=model.num_parameters(),
+        parameters_outside_embeddings=outside_embeddings(model),
         model=model.config.to_dict(),
         choices=asdict(choices),
         overloaded_heads=None if report is None else report.overloaded("causal"),
@@ -157,6 +159,14 @@ def train_alone(
         results.save(folder)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def outside_embeddings(model: PreTrainedModel) -> int:
+    """Parameters, without embeddings and without an output layer that has weights of its own: the N of scaling laws."""
+    count = model.num_parameters(exclude_embeddings=True)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    own = isinstance(head, nn.Linear) and head.weight is not getattr(embedding, "weight", None)
+    return count - head.weight.numel() if own else count
 
 
 def plan(

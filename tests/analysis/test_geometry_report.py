@@ -14,7 +14,7 @@ from hf_lnfree.analysis.texts import TextWindows
 from hf_lnfree.analysis.token_kinds import KINDS, token_kinds
 from hf_lnfree.data.tokenization import train_bpe
 from tests.analysis.test_mlp_capture import EXPERTS, FAMILIES, KV, MLP, T5, build
-from tests.conftest import SIZES
+from tests.conftest import SIZES, run_in_two
 
 TEXTS = [
     f'import os, sys\n\ndef f{i}(x):\n    """Add {i}."""\n    return x + {i}.5  # done\n' * (i % 3 + 1)
@@ -97,9 +97,11 @@ def cka(x, y):
     return float(hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt())
 
 
-@pytest.mark.parametrize("batches", [7, 40])
-def test_batches_do_not_matter(gpt2, ids, whole, batches):
-    assert_alike(whole, GeometryAnalyzer(gpt2).run(list(ids.tensor_split(batches))))
+@pytest.mark.parametrize("batches", [7, 100])
+def test_batches_do_not_matter(gpt2, ids, batches):
+    many = torch.cat((ids, ids.flip(0), 101 - ids))[:100]
+    one = GeometryAnalyzer(gpt2).run(many)
+    assert_alike(one, GeometryAnalyzer(gpt2).run(list(many.tensor_split(batches))))
 
 
 def test_two_processes_add_up_to_one(gpt2, ids, whole):
@@ -112,6 +114,36 @@ def test_two_processes_add_up_to_one(gpt2, ids, whole):
         parts[0] + GeometryAnalyzer(gpt2, 2, next_tokens=tokens).sums(ids[:4])
     with pytest.raises(ValueError, match="other next_tokens cannot be added"):
         parts[0] + GeometryAnalyzer(gpt2, next_tokens=[5]).sums(ids[:4])
+
+
+PROGRAM = """
+import sys
+import torch
+import torch.distributed as dist
+from hf_lnfree import GeometryAnalyzer
+from transformers import GPT2LMHeadModel
+
+dist.init_process_group("gloo")
+ids, folder, rank = torch.load(f"{sys.argv[1]}/ids.pt"), sys.argv[1], dist.get_rank()
+mine, first = (ids[:17], 0) if rank == 0 else (ids[17:], 17)
+model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64)
+sums = GeometryAnalyzer(model, next_tokens=range(3, 35)).sums(list(mine.split(5)), first_document=first)
+both = [None, None]
+dist.all_gather_object(both, sums)
+if rank == 0:
+    (both[0] + both[1]).report("both").save(f"{folder}/both.json")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_over_a_wire_are_one(gpt2, ids, tmp_path):
+    gpt2.save_pretrained(tmp_path)
+    torch.save(ids, tmp_path / "ids.pt")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = run_in_two(str(tmp_path / "program.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    one = GeometryAnalyzer(gpt2, next_tokens=range(3, 35)).run(ids)
+    assert_alike(one, GeometryReport.load(tmp_path / "both.json"))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -430,6 +430,18 @@ def test_factors_multiply_rows(tmp_path):
     assert chosen["slope_weight_decay"] == 0.1
     path.write_text(yaml.safe_dump({**shared, "row": "SM+G", "factors": {"layer_activations": ["relu:0,gelu:1"]}}))
     assert list(Study.load(path).rows) == ["layer_activations=relu:0,gelu:1"]
+    sizes = {"one": {"max_steps": 7, "config_overrides": {"n_layer": 1}}, "two": {"config_overrides": {"n_layer": 2}}}
+    together = {"size": sizes, "norm": ["none", "dyt"]}
+    several = {**shared, "rows": {"G": {"row": "SM+G"}}, "factors": together}
+    path.write_text(yaml.safe_dump(several, sort_keys=False))
+    rows = Study.load(path).rows
+    assert list(rows) == [f"G size={size}, norm={norm}" for size in sizes for norm in ("none", "dyt")]
+    assert rows["G size=one, norm=dyt"]["max_steps"] == 7
+    assert rows["G size=one, norm=dyt"]["config_overrides"] == {"n_layer": 1, "norm": "dyt"}
+    assert rows["G size=two, norm=none"]["config_overrides"]["n_layer"] == 2
+    path.write_text(yaml.safe_dump({**shared, "factors": {"size": {"one": 3}}}))
+    with pytest.raises(ValueError, match="the factor size must map one to fields, got 3"):
+        Study.load(path)
     path.write_text(yaml.safe_dump({**shared, "factors": {"norm": "dyt"}}))
     with pytest.raises(ValueError, match="the factor norm must be a list of values"):
         Study.load(path)

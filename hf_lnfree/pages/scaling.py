@@ -1,0 +1,157 @@
+"""Laws of loss over parameters and tokens, and what they foretell, as tables and a page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..analysis.drawing import STYLE, panels
+from ..files import json_text, write_json
+from ..provenance import command, environment
+from ..studies.scaling import Gap, Plane, Point, by_row, overload
+from ..tables import Table, number
+from .answer import look
+from .plots import save
+from .report import Block, Fold, Listing, Picture, Section, Verdict, write_report
+
+LIMITS = (
+    "What lies beyond the largest size is an extrapolation: its interval holds if loss goes on as it did, and says "
+    "nothing about what has not been seen."
+)
+
+
+def scaling_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Of `scaling_summary`: laws, what was held out, gaps, overload; those that there are."""
+    at = f"{found['target']['parameters']:.3g} parameters and {found['target']['tokens']:.3g} tokens"
+    tables = []
+    if found["laws"]:
+        rows = [
+            [row, *(number(law[key], ".3g") for key in ("E", "A", "alpha", "B", "beta")), with_interval(law)]
+            for row, law in found["laws"].items()
+        ]
+        note = (
+            f"Loss = E + A / parameters^alpha + B / tokens^beta, in nats; parameters are those outside embeddings. "
+            f"Foretold: at {at}, in brackets 95 % of bootstrap replicates over seeds."
+        )
+        tables.append(Table(["row", "E", "A", "alpha", "B", "beta", "foretold loss"], rows, note))
+    if found["held_out"]:
+        rows = [
+            [
+                h["row"],
+                f"{h['parameters']:.3g}",
+                f"{h['tokens']:.3g}",
+                number(h["seen"], ".3f"),
+                number(h["foretold"], ".3f"),
+            ]
+            for h in found["held_out"]
+        ]
+        note = "The largest size, and what the law of the smaller sizes alone says of it."
+        tables.append(Table(["row", "parameters", "tokens", "loss", "foretold"], rows, note))
+    if gaps := [gap for gap in found["gaps"] if gap["foretold"] is not None]:
+        rows = [
+            [" to ".join(gap["rows"]), *(per_tenfold(c) for c in gap["coefficients"][1:]), percent(gap["foretold"])]
+            for gap in gaps
+        ]
+        note = (
+            "How far the perplexity of one row is from that of another. Ten times the parameters or tokens: how far "
+            f"the difference moves. Foretold: at {at}, with a 95 % prediction interval, which widens with the distance."
+        )
+        tables.append(Table(["rows", "ten times the parameters", "ten times the tokens", "foretold"], rows, note))
+    if shares := {row: share for row, share in found["overload"].items() if share is not None}:
+        rows = [
+            [row, f"{100 * share['share']:.0f} ± {100 * share['half_width']:.0f} %"] for row, share in shares.items()
+        ]
+        note = f"Overloaded heads, foretold at {at} by a straight line over the logarithms; it knows no 0 and no 100 %."
+        tables.append(Table(["row", "overloaded heads"], rows, note))
+    return tables
+
+
+def with_interval(law: Mapping[str, Any]) -> str:
+    """The loss that a law foretells, with its interval."""
+    ends = law["interval_95"]
+    return number(law["loss"], ".3f") + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+
+
+def per_tenfold(coefficient: float) -> str:
+    """Of a logarithm of perplexity, in points of per cent."""
+    return f"{100 * math.log(10) * coefficient:+.1f} points"
+
+
+def percent(foretold: Mapping[str, float]) -> str:
+    """A difference of log perplexities with its interval, as a difference in per cent with its ends."""
+    ends = (foretold["log_ratio"] + sign * foretold["half_width"] for sign in (0, -1, 1))
+    middle, low, high = (100 * math.expm1(end) for end in ends)
+    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure:
+    """Loss, the differences between rows, and overloaded heads, over parameters; a point is a run."""
+    gaps = [Gap.of(points, *gap["rows"]) for gap in found["gaps"]]
+    planes = overload(points)
+    target = found["target"]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(1 + bool(gaps) + bool(planes), 3, 3.8, 3.0)
+        rest = iter(axes)
+        ax = next(rest)
+        for index, (row, of_row) in enumerate(by_row(points).items()):
+            style = look(row, index) | {"linestyle": "", "markersize": 3}
+            ax.plot([p.parameters for p in of_row], [p.loss for p in of_row], **style, label=row)
+        ax.set(xscale="log", yscale="log", xlabel="parameters outside embeddings", ylabel="loss (nats)")
+        ax.legend(frameon=False, fontsize=7)
+        if gaps:
+            ax = next(rest)
+            for index, gap in enumerate(gaps):
+                of_plane(ax, gap.plane, gap.points, f"C{index}", " to ".join(gap.rows), target)
+            ax.axhline(0, color="grey", linewidth=0.8)
+            ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="difference in loss (nats)")
+            ax.legend(frameon=False, fontsize=7)
+        if planes:
+            ax = next(rest)
+            for index, (row, of_row) in enumerate(by_row(points).items()):
+                values = [(p.parameters, p.tokens, p.overloaded) for p in of_row]
+                of_plane(ax, planes.get(row), values, look(row, index)["color"], row, target)
+            ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="overloaded heads", ylim=(-0.05, 1.05))
+        return figure
+
+
+def of_plane(
+    ax: Axes,
+    plane: Plane | None,
+    values: Sequence[tuple[float, float, float]],
+    color: str,
+    label: str,
+    target: Mapping[str, float],
+) -> None:
+    """Runs as points, and what is foretold at the target with its interval."""
+    ax.plot([n for n, _, _ in values], [y for _, _, y in values], "o", color=color, markersize=3, label=label)
+    if plane is not None:
+        mean, half = plane.predict(target["parameters"], target["tokens"])
+        ax.errorbar([target["parameters"]], [mean], [half], fmt="D", color=color, markersize=4, elinewidth=1, capsize=2)
+
+
+def write_scaling_page(folder: str | Path, points: Sequence[Point], found: Mapping[str, Any], name: str) -> None:
+    """Write `report.html`, the picture as SVG and PNG, and everything as JSON under `name`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = scaling_picture(points, found)
+    save(figure, folder / "scaling")
+    said = [
+        f"Perplexity of {gap['rows'][0]} to {gap['rows'][1]}, foretold: {percent(gap['foretold'])}."
+        for gap in found["gaps"]
+        if gap["foretold"] is not None
+    ]
+    rows = ", ".join(by_row(points))
+    caption = "A dot is a run. Diamonds: what is foretold at the target, with its 95 % prediction interval."
+    blocks: list[Block] = [
+        Verdict(" ".join(said) or f"{len(points)} runs of {rows}.", LIMITS),
+        Picture(figure, caption, f"Loss, differences and overloaded heads over parameters, of {rows}."),
+        *scaling_tables(found),
+    ]
+    about = {"command": command(), "environment": environment(), "runs": [point._asdict() for point in points]}
+    write_json(folder / name, dict(found) | about)
+    source = Section("Where the numbers are from", [Fold("Every run", [Listing(json_text(about))])])
+    write_report(folder / "report.html", "From small models to large ones", rows, [Section("Scaling", blocks), source])
