@@ -106,12 +106,15 @@ def learned(cells):
 
 
 def geometry(found):
-    """Lines of tables: of pairs of rows a metric by layer and what comes first, and correlations with entropy."""
+    """Lines of tables: of pairs of rows a metric by layer, when heads leave overload, and correlations with entropy."""
     for pair in found["pairs"]:
         for key, layers in pair["difference"].items():
             shown = [Estimate(**layer).format(3, sign=True) for layer in layers]
-            lag = pair["steps_after_entropy"].get(key)
-            yield f"| {' | '.join(shown)} | {'' if lag is None else Estimate(**lag).format(0, sign=True)} |"
+            since = ["" if each is None else f" ({each['mean']:.0f})" for each in pair["onset"][key]]
+            yield f"| {' | '.join(map(str.__add__, shown, since))} |"
+    for row, layers in found["leaves_overload"].items():
+        steps = (", ".join("never" if step is None else str(step) for step in layer) for layer in layers)
+        yield f"| {row} | {' | '.join(steps)} |"
     for both in found["correlation"].values():
         yield f"| {' | '.join(Estimate(**each).format(2, sign=True) for each in both.values())} |"
 

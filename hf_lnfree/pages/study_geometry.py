@@ -9,16 +9,15 @@ from matplotlib.figure import Figure
 from ..analysis.drawing import STYLE, panels
 from ..analysis.geometry_report import NAMES
 from ..studies.cells import Cell
-from ..studies.geometry import ENTROPY, Probes, correlation, differences, has_norms, lead, probes_of
+from ..studies.geometry import ENTROPY, Probes, correlation, differences, has_norms, leaving_overload, onsets, probes_of
 from ..studies.statistics import Estimate
 from ..tables import Table, shorten
 from .answer import look
 from .report import Block, Picture, Section
 
 DIFFERENCES = (
-    "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. Steps after entropy: how "
-    "much later the difference in a metric passes half of where it ends than that in entropy does, a mean over the "
-    "layers that differ in both; below 0 the metric is first."
+    "Differences between rows at the end, paired by seed, with 95 % intervals over seeds. In brackets, where there is "
+    "a difference: the step from which it is beyond half of that, mean over seeds."
 )
 MARKS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "P": "plus", "X": "cross"}
 
@@ -38,6 +37,7 @@ def geometry_section(rows: Mapping[str, Sequence[Cell]], compare: Sequence[Seque
         pairs = [pair for pair in compare if all(row in probed for row in pair)]
         blocks += [DIFFERENCES] if pairs else []
         blocks += [difference_table(probed, pair, metrics) for pair in pairs]
+        blocks.append(leaving_table(probed))
         bare = [of_row for row, of_row in probed.items() if not has_norms(rows[row])]
         if len(bare) > 1:
             blocks.append(correlation_table(bare, metrics))
@@ -79,15 +79,36 @@ def scatter(probed: Mapping[str, Mapping[int, Probes]], metrics: Sequence[str]) 
 
 
 def difference_table(probed: Mapping[str, Mapping[int, Probes]], pair: Sequence[str], metrics: Sequence[str]) -> Table:
-    """Of two rows by layer at the end, and what comes first."""
+    """Of two rows by layer at the end, and since when."""
     one, other = (probed[row] for row in pair)
     lines = []
     for metric in (ENTROPY, *metrics):
-        layers = [found.format(3, sign=True) for found in differences(one, other, metric)]
-        name = "entropy / bound" if metric == ENTROPY else title(metric)
-        lines.append([name, *layers, "" if metric == ENTROPY else signed(lead(one, other, metric), 0)])
-    header = [f"{pair[0]} minus {pair[1]}", *(f"layer {i}" for i in range(len(lines[0]) - 2)), "steps after entropy"]
-    return Table(header, lines)
+        layers = zip(differences(one, other, metric), onsets(one, other, metric), strict=True)
+        lines.append(
+            ["entropy / bound" if metric == ENTROPY else title(metric), *(with_onset(*layer) for layer in layers)]
+        )
+    return Table([f"{pair[0]} minus {pair[1]}", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines)
+
+
+def with_onset(difference: Estimate, onset: Estimate | None) -> str:
+    """A difference and, if there is one, since when."""
+    return difference.format(3, sign=True) + ("" if onset is None else f" ({onset.mean:.0f})")
+
+
+def leaving_table(probed: Mapping[str, Mapping[int, Probes]]) -> Table:
+    """When the heads of each layer leave overload, by seed."""
+    lines = [
+        [
+            row,
+            *(
+                ", ".join("never" if step is None else str(step) for step in layer)
+                for layer in leaving_overload(of_row)
+            ),
+        ]
+        for row, of_row in probed.items()
+    ]
+    note = "The step from which the mean entropy of a layer's heads is no longer overload, above 3/4 of its bound; by seed."
+    return Table(["row", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines, note)
 
 
 def correlation_table(bare: Sequence[Mapping[int, Probes]], metrics: Sequence[str]) -> Table:

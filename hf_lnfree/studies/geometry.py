@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analysis.head_entropies import OVERLOADED
 from ..training.log import layer_curves
 from .cells import Cell
 from .statistics import Estimate, estimate
@@ -110,38 +111,43 @@ def onset(difference: Tensor, steps: Tensor) -> Tensor:
     return first.where(stays.any(0), math.nan)
 
 
-def lead(one: Mapping[int, Probes], other: Mapping[int, Probes], metric: str) -> Estimate | None:
-    """
-    How many steps the difference between two rows in a metric comes after that in entropy, of the same layer and seed:
-    the mean over layers, paired by seed. Below 0 the metric changes first. Of layers whose differences at the end are
-    told from none by their intervals, in entropy and in the metric; None where there is no such layer.
-    """
-    told = [
-        layer
-        for layer, both in enumerate(zip(*(differences(one, other, key) for key in (metric, ENTROPY)), strict=True))
-        if all(abs(found.mean) > found.half_width for found in both)
-    ]
-    lags = []
-    for seed in one if told else ():
-        if seed in other:
-            moved = (one[seed].values[key] - other[seed].values[key] for key in (metric, ENTROPY))
-            later, earlier = (onset(difference, one[seed].steps)[told] for difference in moved)
-            lags.append(float((later - earlier).nanmean()))
-    lags = [lag for lag in lags if math.isfinite(lag)]
-    return estimate(lags) if lags else None
+def onsets(one: Mapping[int, Probes], other: Mapping[int, Probes], metric: str) -> list[Estimate | None]:
+    """Of every layer the `onset` of the difference, over seeds; None where its interval at the end holds none."""
+    found = zip(
+        *(
+            onset(one[seed].values[metric] - other[seed].values[metric], one[seed].steps).tolist()
+            for seed in one
+            if seed in other
+        ),
+        strict=True,
+    )
+    told = [abs(end.mean) > end.half_width for end in differences(one, other, metric)]
+    return [estimate(layer) if is_told else None for layer, is_told in zip(found, told, strict=True)]
+
+
+def leaving_overload(row: Mapping[int, Probes]) -> list[list[int | None]]:
+    """Of every layer and seed the first step from which the mean of its heads is not overloaded; None if it stays."""
+    found = []
+    for probes in row.values():
+        below = probes.values[ENTROPY] <= OVERLOADED  # P L
+        stays = below.flip(0).cumprod(0).flip(0).bool()
+        first = probes.steps[stays.int().argmax(0)].tolist()
+        found.append([step if any_ else None for step, any_ in zip(first, stays.any(0).tolist(), strict=True)])
+    return [list(layer) for layer in zip(*found, strict=True)]
 
 
 def geometry_summary(rows: Mapping[str, Sequence[Cell]], pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     """
-    For `summary.json`: of each pair of rows the differences by layer and what comes first, and over all rows without
-    norms the correlation with entropy; {} where nothing was sampled.
+    For `summary.json`: of each pair of rows the differences by layer and their onsets, when heads leave overload, and
+    over all rows without norms the correlation with entropy; {} where nothing was sampled.
     """
     probed = probes_of(rows)
     if not probed:
         return {}
     metrics = [metric for metric in next(iter(next(iter(probed.values())).values())).values if metric != ENTROPY]
     bare = [of_row for row, of_row in probed.items() if not has_norms(rows[row])]
-    found: dict[str, Any] = {"pairs": [], "correlation": {}}
+    leaving = {row: leaving_overload(of_row) for row, of_row in probed.items()}
+    found: dict[str, Any] = {"leaves_overload": leaving, "pairs": [], "correlation": {}}
     for one, other in pairs:
         if one in probed and other in probed:
             both = probed[one], probed[other]
@@ -149,7 +155,7 @@ def geometry_summary(rows: Mapping[str, Sequence[Cell]], pairs: Sequence[Sequenc
                 {
                     "rows": [one, other],
                     "difference": {key: list(map(asdict, differences(*both, key))) for key in (ENTROPY, *metrics)},
-                    "steps_after_entropy": {key: as_dict(lead(*both, key)) for key in metrics},
+                    "onset": {key: list(map(as_dict, onsets(*both, key))) for key in (ENTROPY, *metrics)},
                 }
             )
     if len(bare) > 1:

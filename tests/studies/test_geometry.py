@@ -14,8 +14,9 @@ from hf_lnfree.studies.geometry import (
     correlation,
     differences,
     geometry_summary,
-    lead,
+    leaving_overload,
     onset,
+    onsets,
     over_training,
     probes_of,
 )
@@ -81,12 +82,17 @@ def test_the_onset_is_the_step_from_which_a_difference_stays():
     assert math.isnan(onset(never[:, None], steps).item())
 
 
-def test_what_comes_later_is_seen(rows):
+def test_the_onsets_of_each_layer_are_told_where_rows_differ(rows):
     probed = probes_of(rows)
-    assert lead(probed["R"], probed["G"], "specialisation").mean == pytest.approx(200)
-    first = probes_of({"R": row("R", 0.3, lag=-150), "G": row("G", 0.0, lag=-150)})
-    assert lead(first["R"], first["G"], "specialisation").mean == pytest.approx(-150)
-    assert lead(probed["R"], {7: probed["R"][0]}, "specialisation") is None
+    assert [found.mean for found in onsets(probed["R"], probed["G"], "entropy")] == pytest.approx([300, 300])
+    assert [found.mean for found in onsets(probed["R"], probed["G"], "specialisation")] == pytest.approx([500, 500])
+    assert onsets(probed["R"], probed["R"], "specialisation") == [None, None]
+
+
+def test_heads_leave_overload_once_and_for_all():
+    shares = torch.tensor([[0.9, 0.9], [0.7, 0.8], [0.8, 0.9], [0.75, 0.8], [0.5, 0.76]])
+    row = {seed: Probes(torch.arange(0, 250, 50), {"entropy": shares}) for seed in range(2)}
+    assert leaving_overload(row) == [[150, 150], [None, None]]
 
 
 def test_correlations_are_those_of_numpy(rows):
@@ -110,16 +116,17 @@ def test_the_summary_and_the_page_say_it(rows):
     (pair,) = found["pairs"]
     assert pair["rows"] == ["R", "G"]
     assert pair["difference"]["entropy"][0]["mean"] == pytest.approx(-0.3)
-    assert pair["steps_after_entropy"][KIND]["mean"] == pytest.approx(200)
+    assert pair["onset"][KIND][0]["mean"] == pytest.approx(500)
+    assert found["leaves_overload"]["R"] == [[300] * 3, [300] * 3]
     assert set(found["correlation"]) == {"specialisation", KIND}
     kept = over_training(rows["R"][0])["geometry"]
     assert kept["steps"] == STEPS
     assert len(kept["specialisation"]) == len(STEPS)
     section = geometry_section(rows, [["R", "G"]])
-    picture, _, differ, together = section.blocks
+    picture, _, differ, leaving, together = section.blocks
     assert picture.figure.axes[0].get_ylabel() == "specialisation"
-    assert differ.rows[1][1:3] == ["+0.300 ± 0.000"] * 2
-    assert differ.rows[1][-1].startswith("+200")
+    assert differ.rows[1][1:] == ["+0.300 ± 0.000 (500)"] * 2
+    assert leaving.rows[0] == ["R", "300, 300, 300", "300, 300, 300"]
     assert together.rows[0][2].startswith("-1.00")
 
 
