@@ -107,7 +107,7 @@ def leaving_table(probed: Mapping[str, Mapping[int, Probes]]) -> Table:
         ]
         for row, of_row in probed.items()
     ]
-    note = "The step from which the mean entropy of a layer's heads is no longer overload, above 3/4 of its bound; by seed."
+    note = "The step from which the mean entropy of a layer's heads stays at or below 3/4 of its bound, by seed."
     return Table(["row", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines, note)
 
 
