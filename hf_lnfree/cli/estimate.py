@@ -72,10 +72,10 @@ def lines(plan: Plan, found: Estimate) -> Iterator[str]:
     how += [plan.attention, plan.optim]
     yield f"Model: {plan.name}, {plan.parameters:,} parameters, a vocabulary of {plan.shape.vocabulary:,}."
     yield f"Devices: {devices.count} of {gigabytes(found.memory)} GB; {', '.join(how)}."
-    windows = step.batch * plan.accumulation * devices.count
+    tokens = step.tokens * plan.accumulation * devices.count
     yield (
-        f"Step: {step.batch} windows of {step.length} tokens x {plan.accumulation} batches x {devices.count} devices, "
-        f"{windows * step.length:,} tokens."
+        f"Step: {tokens:,} tokens; {step.batch} windows of {step.length} tokens on each device, gradient accumulation "
+        f"{plan.accumulation}."
     )
     yield "Memory of each, in GB, of which parts need not be there together:"
     for name in ("weights", "gradients", "moments", "activations", "logits", "communication"):
