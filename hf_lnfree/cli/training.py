@@ -77,7 +77,7 @@ def remove_norms(
     "estimate",
     TRAIN,
     "hf-lnfree estimate examples/models/gpt2-xl.yaml --devices 8 --gpu-memory 80GB",
-    "hf-lnfree estimate examples/models/llama-1.1b.yaml --set per_device_train_batch_size=4",
+    "hf-lnfree estimate examples/models/llama-1.1b.yaml --set loss=chunked",
 )
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A file as train takes it.")],
