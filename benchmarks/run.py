@@ -130,7 +130,14 @@ def measure_study(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return studies.measure_study(device)
 
 
+def measure_estimates(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    import estimates
+
+    return estimates.measure_estimates(device)
+
+
 MEASURED = {
+    "estimates": measure_estimates,
     "memory": measure_memory,
     "step_memory": measure_step_memory,
     "geometry_memory": measure_geometry_memory,

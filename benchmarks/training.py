@@ -78,11 +78,12 @@ def whole_step(
     device: str,
     batch: int = BATCH,
     fused: bool = True,
+    vocabulary: int = VOCABULARY,
     **options: Any,
 ) -> Callable[[], None]:
     """Forward, loss, backward, clipping and AdamW."""
     model.to(device).train()
-    ids = torch.randint(0, VOCABULARY, (batch, length), device=device)
+    ids = torch.randint(0, vocabulary, (batch, length), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=fused)
 
     def run() -> None:
@@ -243,7 +244,9 @@ def step_megabytes(candidate: str, length: int) -> float:
     return peak() - before - 16 * parameters / 2**20
 
 
-def peak() -> float:
-    """MiB this process has ever held; ru_maxrss of a new process is its parent's."""
+def peak(reset: bool = False) -> float:
+    """MiB this process has ever held, or holds now and counts from; ru_maxrss of a new process is its parent's."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 2**10  # type: ignore[index]

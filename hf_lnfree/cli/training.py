@@ -11,7 +11,7 @@ from ..errors import SettingsError
 from ..removal.arguments import RemovalArguments
 from ..training.fields import CheckpointArguments, ModelArguments, TrainingFields
 from . import options as o
-from .app import command, console, names
+from .app import command, console, names, say
 from .fields import FieldsCommand, takes_fields
 from .help import TRAIN
 
@@ -71,6 +71,53 @@ def remove_norms(
     from .removal import removal_command
 
     raise typer.Exit(removal_command(context.args, console))
+
+
+@command(
+    "estimate",
+    TRAIN,
+    "hf-lnfree estimate examples/models/gpt2-xl.yaml --devices 8 --gpu-memory 80GB",
+    "hf-lnfree estimate examples/models/llama-1.1b.yaml --set loss=chunked",
+)
+def estimate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A file as train takes it.")],
+    change: o.Change = None,
+    devices: Annotated[int, o.option(o.RUN, "How many devices train together.", **o.COUNT)] = 1,
+    gpu_memory: Annotated[str, o.option(o.RUN, "Memory of each, like 80GB or 24GiB.")] = "80GB",
+    fsdp: Annotated[bool, o.option(o.RUN, "Shard weights, gradients and moments.", "--fsdp")] = False,
+    checkpointing: Annotated[
+        bool, o.option(o.RUN, "Keep the input of every block only, and compute it again.", "--checkpointing")
+    ] = False,
+    dtype: Annotated[
+        str | None, o.option(o.RUN, "bf16, fp16 or float32, of matrix products; that of the file by default.")
+    ] = None,
+    optim: Annotated[str | None, o.option(o.RUN, "Optimiser; that of the file by default.")] = None,
+    tokens: Annotated[
+        int | None, o.option(o.RUN, "To train on; those of max_steps by default.", min=1, max=10**18)
+    ] = None,
+    mfu: Annotated[float, o.option(o.RUN, "Share of the peak speed that is reached.")] = 0.3,
+    peak_flops: Annotated[
+        float | None,
+        o.option(
+            o.RUN,
+            "FLOP/s of a device at its peak.",
+            show_default="an H100's: 989e12 in half precision, 67e12 in float32",
+        ),
+    ] = None,
+    out: Annotated[Path | None, o.option(o.OUTPUT, "A JSON file for the same.")] = None,
+) -> None:
+    """Say what a training will take: memory of each device, FLOPs, days; nothing is trained.
+
+    CONFIG.yaml and --set are those of a run. Exit code 1: it does not fit; the error says what would make it fit.
+    """
+    from ..training.plans import Devices
+    from .estimate import changes_of, estimate_command, parse_memory
+    from .study import parse_changes
+
+    changes = changes_of(parse_changes(change or ()), fsdp, checkpointing, dtype, optim)
+    where = Devices(devices, parse_memory(gpu_memory), mfu=mfu, peak_flops=peak_flops)
+    for line in estimate_command(config, changes, where, tokens, out):
+        say(line)
 
 
 @command("demo", TRAIN, "hf-lnfree demo --scale evening")

@@ -111,10 +111,16 @@ def choose_attention(device: torch.device, dtype: torch.dtype, length: int, drop
 
 
 def choose_loss(device: torch.device, logits_a_step: int, steps: int) -> LossForm:
-    """Chunked where plain logits would take a quarter of the memory that is free; compiled where that pays."""
-    if logits_a_step * BYTES_A_LOGIT > SHARE_OF_FREE_MEMORY * free_memory(device):
+    """`form_of_loss` on this machine."""
+    worth_compiling = logits_a_step * steps > LOGITS_WORTH_COMPILING
+    return form_of_loss(logits_a_step, free_memory(device), worth_compiling and can_compile(device))
+
+
+def form_of_loss(logits_a_step: int, free: float, compiled: bool) -> LossForm:
+    """Chunked where plain logits would take a quarter of the bytes that are free; compiled where that pays."""
+    if logits_a_step * BYTES_A_LOGIT > SHARE_OF_FREE_MEMORY * free:
         return "chunked"
-    return "compiled" if logits_a_step * steps > LOGITS_WORTH_COMPILING and can_compile(device) else "plain"
+    return "compiled" if compiled else "plain"
 
 
 def free_memory(device: torch.device) -> int:

@@ -92,9 +92,12 @@ def require_possible(model_args: ModelArguments, data_args: DataArguments, args:
         raise SettingsError(f"metric_for_best_model must be one of {', '.join(metrics)}, got {metric!r}.")
 
 
-def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTrainedModel:
+def require_model(model_args: ModelArguments, data_args: DataArguments, here: bool = True) -> PreTrainedModel:
     """
     The model without weights, with its attention.
+
+    Args:
+        here: whether this machine is to hold it.
 
     Raises:
         SettingsError: the configuration makes no model, or one that has too few positions for the windows or is larger
@@ -117,7 +120,8 @@ def require_model(model_args: ModelArguments, data_args: DataArguments) -> PreTr
         raise SettingsError(
             f"The model has {positions} positions, fewer than --context-length {data_args.context_length}."
         )
-    require_memory(config)
+    if here:
+        require_memory(config)
     model = skeleton(config, model_args, objective_of(data_args.objective))
     require_heads(config, source)
     return model
@@ -143,10 +147,10 @@ def require_heads(config: PreTrainedConfig, source: str) -> None:
 
 
 @lru_cache
-def require_row(family: str, row: str, overrides: str, attention: str, **data: Any) -> None:
+def require_row(family: str, row: str, overrides: str, attention: str, here: bool = True, **data: Any) -> None:
     """`require_model` for a new model, once for settings that many cells of a study share."""
     model = ModelArguments(family=family, row=row, config_overrides=overrides, attn_implementation=attention)
-    require_model(model, DataArguments(**data))
+    require_model(model, DataArguments(**data), here)
 
 
 def require_memory(config: PreTrainedConfig) -> None:

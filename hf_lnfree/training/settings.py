@@ -107,6 +107,7 @@ def parse_settings(
     dataclasses: Sequence[type] = (ModelArguments, DataArguments, LNFreeTrainingArguments),
     given: Mapping[str, Any] | None = None,
     later: Mapping[str, Any] | None = None,
+    here: bool = True,
 ) -> Any:
     """
     The dataclasses of a run, from `values` and the command-line `flags` that win over them.
@@ -119,6 +120,7 @@ def parse_settings(
         source: where `values` are from.
         given: those of them that are asked for what reads them, as flags always are (`idle`): not those of a base.
         later: those of them that are from a place after that of `given`.
+        here: whether the run is to fit into the memory of this machine.
 
     Raises:
         SettingsError: a field that no dataclass has, a value that one refuses, or a field that nothing reads.
@@ -164,7 +166,7 @@ def parse_settings(
         try:
             data.objective = with_objective(model, data).objective
             settings = (model.family, model.row, model.config_overrides, model.attn_implementation)
-            require_row(*settings, **{name: getattr(data, name) for name in OF_A_MODEL_TOO})
+            require_row(*settings, here, **{name: getattr(data, name) for name in OF_A_MODEL_TOO})
         except SettingsError as error:
             raise SettingsError(spelt(str(error), source, names)) from error
         config = model.config(data.context_length)
