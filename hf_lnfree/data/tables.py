@@ -1,0 +1,118 @@
+"""Tables with a document a row: files of JSON lines or Parquet, and datasets on the Hub, whole or as a stream.
+
+Their rows lie memory-mapped on the disk.
+"""
+
+import glob
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import Dataset, Features, Value, config, load_dataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfApi
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+from ..files import atomic_folder, content_key, file_hash
+from ..loading import is_hub_name, reason
+from .documents import CHANGED, Table
+
+logger = logging.getLogger(__name__)
+
+TABLES = {".jsonl": "json", ".parquet": "parquet"}
+TEXT_COLUMNS = ("content", "text", "code")
+HUB_ALIASES = {"codeparrot-ds-": "huggingface-course/codeparrot-ds-"}
+SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled at a time
+
+
+def hub_rows(
+    data: str,
+    max_documents: int | None,
+    shuffle_seed: int | None,
+    text_column: str | None,
+    streaming_cache: Path | None,
+) -> tuple[Table, str]:
+    """The rows of a dataset on the Hub and their key; see `load_corpus`."""
+    name, _, split = data.partition(":")
+    split = split or "train"
+    for alias, full in HUB_ALIASES.items():
+        name = full + name.removeprefix(alias) if name.startswith(alias) else name
+    if not is_hub_name(name):
+        raise DataError(f"{data!r}: no such file or folder; a dataset on the Hub looks like owner/name or name:split.")
+    try:
+        rows = load_dataset(name, split=split, streaming=streaming_cache is not None)
+        # A stream has no fingerprint of its data: the commit stands for it.
+        commit = HfApi().dataset_info(name).sha if streaming_cache is not None else None
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise DataError(
+            f"{data!r} is neither 'stdlib' nor a path on this machine, and the Hub has no such dataset or cannot be "
+            f"reached ({type(error).__name__})."
+        ) from error
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:  # a split, a script, or its files
+        raise DataError(f"{data!r} cannot be read: {reason(error)}") from error
+    column = _text_column(data, rows.column_names or list(next(iter(rows))), text_column)  # a stream may not know
+    if streaming_cache is not None:
+        if shuffle_seed is not None:
+            rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
+        key = content_key("stream", name, split, commit, column, shuffle_seed, SHUFFLE_BUFFER, max_documents)
+        rows = rows if max_documents is None else rows.take(max_documents)
+        return Table(_kept(streaming_cache / key, rows, column), "text"), key
+    if shuffle_seed is not None:
+        rows = rows.shuffle(seed=shuffle_seed)
+    if max_documents is not None:
+        rows = rows.select(range(min(max_documents, len(rows))))
+    return Table(rows, column), content_key(rows._fingerprint, column)
+
+
+def table_rows(path: Path, max_documents: int | None, text_column: str | None) -> tuple[Table, str]:
+    """The rows of a file and their key; see `load_corpus`."""
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty.")
+    digest = file_hash(path)
+    # datasets takes names for patterns, and knows a file by its name and time: here it is known by its bytes.
+    cache = Path(config.HF_DATASETS_CACHE) / "hf_lnfree" / digest
+    try:
+        files = glob.escape(str(path.resolve()))
+        rows = load_dataset(TABLES[path.suffix], data_files=files, split="train", cache_dir=str(cache))
+    except (DatasetGenerationError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+    column = _text_column(str(path), rows.column_names, text_column)
+    if file_hash(path) != digest:
+        raise DataError(CHANGED.format(path))
+    every = len(rows)
+    if rows.features[column].dtype not in ("string", "large_string") or rows.data.column(column).null_count:
+        rows = rows.filter(are_texts, batched=True, input_columns=[column], desc="texts")
+    if every > len(rows):
+        logger.info("%d of %d rows of %s have no text in %r and are left out.", every - len(rows), every, path, column)
+    if max_documents is not None:
+        rows = rows.select(range(min(max_documents, len(rows))))
+    return Table(rows, column), content_key(digest, column, max_documents)
+
+
+def are_texts(values: list) -> list[bool]:
+    """Which of them are."""
+    return [isinstance(value, str) for value in values]
+
+
+def _text_column(data: str, names: list[str], wanted: str | None) -> str:
+    columns = [wanted] if wanted else [column for column in TEXT_COLUMNS if column in names]
+    if not columns or columns[0] not in names:
+        raise DataError(
+            f"{data!r} has no text column {wanted or TEXT_COLUMNS}; its columns are {names}. "
+            "Name one with --text-column."
+        )
+    return columns[0]
+
+
+def _kept(folder: Path, stream: Iterable[dict], column: str) -> Dataset:
+    """The text of a stream, written down once."""
+    if not folder.exists():
+        with atomic_folder(folder) as partial:
+            features = Features({"text": Value("large_string")})
+            with ArrowWriter(path=str(partial / "documents.arrow"), features=features) as writer:
+                for row in tqdm(stream, desc="streaming", unit="file", leave=False):
+                    writer.write({"text": row[column]})
+                writer.finalize()
+    return Dataset.from_file(str(folder / "documents.arrow"))
