@@ -47,8 +47,8 @@ class TokenWindows(Dataset):
             for folder in folders
         ]
         tokens = arrays[0] if len(arrays) == 1 else Shards(arrays)
-        chosen = evenly(len(tokens), limit)
-        self.tokens: np.ndarray | Shards = tokens if len(chosen) == len(tokens) else tokens[chosen]
+        every = limit is None or limit >= len(tokens)
+        self.tokens: np.ndarray | Shards = tokens if every else tokens[evenly(len(tokens), limit)]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -201,7 +201,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(encoding, "CHARACTERS", 40_000)
     peak(60)
     few, many = peak(100), peak(400)
-    assert many - few < 300 * 1000
+    assert many - few < 300 * 300
 
 
 def test_windows_of_several_folders_are_one_set(arguments, tokenizer, monkeypatch):
