@@ -130,7 +130,14 @@ def measure_study(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return studies.measure_study(device)
 
 
+def measure_folder(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    import tokens
+
+    return tokens.measure_folder()
+
+
 MEASURED = {
+    "folder": measure_folder,
     "memory": measure_memory,
     "step_memory": measure_step_memory,
     "geometry_memory": measure_geometry_memory,

@@ -142,14 +142,20 @@ def files_below(
     Args:
         left_out: of the name of a folder, whether what is below is not read.
     """
+    names, folders = [], set()
     try:
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif not (PurePath(entry.name).suffix in suffixes and entry.is_file()):
+                    continue
+                names.append(entry.name)
     except PermissionError:
         return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if not left_out(entry.name):
-                yield from files_below(entry.path, suffixes, left_out)
-        elif PurePath(entry.name).suffix in suffixes and entry.is_file():
-            yield entry.path
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if name not in folders:
+            yield path
+        elif not left_out(name):
+            yield from files_below(path, suffixes, left_out)
