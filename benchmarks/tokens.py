@@ -1,6 +1,7 @@
 """What is measured of making and reading tokens: a folder of 600,000 files, and peers with the same texts."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from training import peak
 
-FILES, CHARACTERS, LENGTH, PROCESSES = 600_000, 300, 128, 2
+FILES, TEXTS, CHARACTERS, LENGTH, PROCESSES = 600_000, 6_000, 60, 128, 2
 TOKENISED = 800  # files of the standard library
 
 
@@ -30,17 +31,19 @@ def tokenizer_in(folder: Path) -> Path:
     """One like GPT-2's, trained on a few files."""
     from hf_lnfree.data.tokenization import train_bpe
 
-    train_bpe(library(200), 4096).save_pretrained(folder)
+    train_bpe(library(50), 4096).save_pretrained(folder)
     return folder
 
 
 def write_files(folder: Path, number: int) -> None:
-    """Files of 300 characters from the standard library, each another document, all in one folder."""
-    text = "".join(library(300))
+    """Short files from the standard library, all in one folder; after the first 6,000 they are links to these."""
+    text = "".join(library(50))
     folder.mkdir()
-    for index in range(number):
-        start = index * 211 % (len(text) - CHARACTERS)
-        (folder / f"{index:06}.py").write_text(f"# {index}\n{text[start : start + CHARACTERS]}", encoding="utf-8")
+    for index in range(min(number, TEXTS)):
+        part = text[index * CHARACTERS % (len(text) - CHARACTERS) :][:CHARACTERS]
+        (folder / f"{index:06}.py").write_text(f"# {index}\n{part}", encoding="utf-8")
+    for index in range(TEXTS, number):
+        os.link(folder / f"{index % TEXTS:06}.py", folder / f"{index:06}.py")
 
 
 def tokenise_folder(folder: str, tokenizer: str, cache: str) -> dict[str, float]:

@@ -43,6 +43,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_state(path: Path) -> tuple[int, ...]:
+    """Which file it is, its size, and when it was changed: what tells that it is another one, without reading it."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @contextmanager
 def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
     """

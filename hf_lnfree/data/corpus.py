@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..files import content_key
 from .arguments import STDLIB
 from .documents import Document, Documents, Table, TextFiles, document_hash, files_below
-from .tables import TABLES, hub_rows, table_rows
+from .tables import SHARD, TABLES, hub_rows, table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def load_corpus(
     Find every document of a corpus.
 
     Args:
-        data: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, or the name of a Hub
-            dataset with its split ("name" or "name:split").
+        data: "stdlib", a file or folder of text, a .jsonl or .parquet file with a text a row, a folder of .parquet
+            files, which are one table, or the name of a Hub dataset with its split ("name" or "name:split").
         max_documents: keep the first N documents, after shuffling.
         shuffle_seed: shuffle documents first (Hub datasets only; local files are sorted by path).
         text_column: column of a table or a Hub dataset; found by itself among `content`, `text`, `code`.
@@ -115,7 +115,7 @@ def load_corpus(
         raise DataError(f"{data!r} is neither a file nor a folder.")
     if path.is_dir():
         require_corpus(data, path)
-    if path.suffix in TABLES and path.is_file():
+    if data != STDLIB and is_table(path):
         corpus = Corpus(str(path), *table_rows(path, max_documents, text_column))
     elif data == STDLIB or path.exists():
         root = Path(sysconfig.get_paths()["stdlib"]) if data == STDLIB else path
@@ -129,6 +129,17 @@ def load_corpus(
             f"({', '.join(sorted(TEXT_SUFFIXES))}), or the name of a Hub dataset."
         )
     return corpus
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is a table, or a folder of tables and no texts."""
+    if not path.is_dir():
+        return path.is_file() and path.suffix in TABLES
+    table = next(files_below(str(path), {SHARD}), None)
+    text = next(files_below(str(path), TEXT_SUFFIXES), None)
+    if table and text:
+        logger.warning("%s is read for its text files, like %s; %s and its like are left out.", path, text, table)
+    return bool(table and not text)
 
 
 def require_corpus(data: str, folder: Path) -> None:

@@ -15,13 +15,15 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key, file_hash
+from ..files import atomic_folder, content_key, file_hash, file_state
 from ..loading import is_hub_name, reason
-from .documents import CHANGED, Table
+from .documents import CHANGED, Table, files_below
 
 logger = logging.getLogger(__name__)
 
 TABLES = {".jsonl": "json", ".parquet": "parquet"}
+SHARD = ".parquet"
+"""What the files of a folder end with that are one table."""
 TEXT_COLUMNS = ("content", "text", "code")
 HUB_ALIASES = {"codeparrot-ds-": "huggingface-course/codeparrot-ds-"}
 SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled at a time
@@ -67,22 +69,27 @@ def hub_rows(
 
 
 def table_rows(path: Path, max_documents: int | None, text_column: str | None) -> tuple[Table, str]:
-    """The rows of a file and their key; see `load_corpus`."""
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty.")
-    digest = file_hash(path)
+    """The rows of a file, or of all Parquet files below a folder, and their key; see `load_corpus`."""
+    files = [path] if path.is_file() else list(map(Path, files_below(str(path), {SHARD})))
+    if empty := [file for file in files if not file.stat().st_size]:
+        raise DataError(f"{empty[0]} is empty.")
+    before = list(map(file_state, files))
+    digests = list(map(file_hash, files))
+    digest = digests[0] if len(files) == 1 else content_key(*digests)
     # datasets takes names for patterns, and knows a file by its name and time: here it is known by its bytes.
     cache = Path(config.HF_DATASETS_CACHE) / "hf_lnfree" / digest
+    kind = files[0].suffix
     try:
-        files = glob.escape(str(path.resolve()))
-        rows = load_dataset(TABLES[path.suffix], data_files=files, split="train", cache_dir=str(cache))
+        names = [glob.escape(str(file.resolve())) for file in files]
+        rows = load_dataset(TABLES[kind], data_files=names, split="train", cache_dir=str(cache))
     except (DatasetGenerationError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {error.__cause__ or error}") from error
+        raise DataError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from error
     column = _text_column(str(path), rows.column_names, text_column)
-    if file_hash(path) != digest:
-        raise DataError(CHANGED.format(path))
+    for file, state in zip(files, before, strict=True):
+        if file_state(file) != state:
+            raise DataError(CHANGED.format(file))
     every = len(rows)
-    if rows.features[column].dtype not in ("string", "large_string") or rows.data.column(column).null_count:
+    if rows.features[column] not in (Value("string"), Value("large_string")) or rows.data.column(column).null_count:
         rows = rows.filter(are_texts, batched=True, input_columns=[column], desc="texts")
     if every > len(rows):
         logger.info("%d of %d rows of %s have no text in %r and are left out.", every - len(rows), every, path, column)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import default_data_collator
 
 from ..errors import DataError
-from ..files import content_key, file_hash
+from ..files import content_key, file_hash, file_state
 from .arguments import DataArguments
 
 ALIKE = ("context_length", "dtype", "packing", "tokenizer_sha256")
@@ -138,7 +138,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def checked_meta(folder: Path) -> dict[str, Any]:
     """`read_meta`, or raise DataError where the tokens are not those that were written."""
     meta, tokens = read_meta(folder), folder / "tokens.bin"
-    state = state_of(tokens)
+    state = file_state(tokens)
     if state not in _known:
         _known[state] = file_hash(tokens)
     if _known[state] != meta["sha256"]:
@@ -148,13 +148,7 @@ def checked_meta(folder: Path) -> dict[str, Any]:
 
 def written(folder: Path) -> None:
     """Take the hash of tokens that this process has just written from `meta.json`."""
-    _known[state_of(folder / "tokens.bin")] = read_meta(folder)["sha256"]
-
-
-def state_of(path: Path) -> tuple[int, ...]:
-    """Which file it is, its size, and when it was changed."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    _known[file_state(folder / "tokens.bin")] = read_meta(folder)["sha256"]
 
 
 def joined_meta(folders: Sequence[Path], metas: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -202,6 +203,25 @@ def test_memory_does_not_grow_with_the_text(tmp_path, tokenizer, monkeypatch):
     peak(60)
     few, many = peak(100), peak(400)
     assert many - few < 300 * 300
+
+
+def test_a_folder_of_tables_is_one_table(tmp_path, caplog):
+    texts = [f"row {number}" for number in range(9)]
+    for start, name in ((0, "a/part-0"), (4, "a/part-1"), (7, "b[1]")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        part = texts[start : start + 4] if start < 7 else [None, *texts[8:]]
+        datasets.Dataset.from_dict({"text": part}).to_parquet(tmp_path / f"{name}.parquet")
+    shards = load_corpus(str(tmp_path))
+    assert list(shards.texts) == texts
+    assert list(load_corpus(str(tmp_path), 2).texts) == texts[:2]
+    single = load_corpus(str(tmp_path / "a" / "part-0.parquet"))
+    assert single.key != shards.key
+    datasets.Dataset.from_dict({"text": ["changed"]}).to_parquet(tmp_path / "b[1].parquet")
+    assert list(load_corpus(str(tmp_path)).texts) == [*texts[:8], "changed"]
+    (tmp_path / "README.md").write_text("about the tables")
+    with caplog.at_level("WARNING", logger="hf_lnfree"):
+        assert list(load_corpus(str(tmp_path)).texts) == ["about the tables"]
+    assert "part-0.parquet and its like are left out" in caplog.text
 
 
 def test_windows_of_several_folders_are_one_set(arguments, tokenizer, monkeypatch):
