@@ -4,18 +4,18 @@ Their rows lie memory-mapped on the disk.
 """
 
 import glob
+import itertools
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import Dataset, Features, Value, config, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, config, load_dataset
 from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key, file_hash, file_state
+from ..files import content_key, file_hash, file_state, resumable_folder
 from ..loading import is_hub_name, reason
 from .documents import CHANGED, Table, files_below
 
@@ -27,6 +27,7 @@ SHARD = ".parquet"
 TEXT_COLUMNS = ("content", "text", "code")
 HUB_ALIASES = {"codeparrot-ds-": "huggingface-course/codeparrot-ds-"}
 SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled at a time
+PART = 10_000  # documents of a stream that are written to a file
 
 
 def hub_rows(
@@ -60,7 +61,8 @@ def hub_rows(
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
         key = content_key("stream", name, split, commit, column, shuffle_seed, SHUFFLE_BUFFER, max_documents)
         rows = rows if max_documents is None else rows.take(max_documents)
-        return Table(_kept(streaming_cache / key, rows, column), "text"), key
+        work = streaming_cache.with_name("streaming") / key
+        return Table(_kept(streaming_cache / key, work, rows, column), "text"), key
     if shuffle_seed is not None:
         rows = rows.shuffle(seed=shuffle_seed)
     if max_documents is not None:
@@ -113,13 +115,28 @@ def _text_column(data: str, names: list[str], wanted: str | None) -> str:
     return columns[0]
 
 
-def _kept(folder: Path, stream: Iterable[dict], column: str) -> Dataset:
-    """The text of a stream, written down once."""
+def _kept(folder: Path, work: Path, stream: IterableDataset, column: str) -> Dataset:
+    """The text of a stream, written down once, in files of 10,000; those that a killed run has written are kept."""
     if not folder.exists():
-        with atomic_folder(folder) as partial:
-            features = Features({"text": Value("large_string")})
-            with ArrowWriter(path=str(partial / "documents.arrow"), features=features) as writer:
-                for row in tqdm(stream, desc="streaming", unit="file", leave=False):
-                    writer.write({"text": row[column]})
-                writer.finalize()
-    return Dataset.from_file(str(folder / "documents.arrow"))
+        with resumable_folder(folder, work) as partial:
+            if partial is not None:
+                _write(partial, stream, column)
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("documents*.arrow"))])
+
+
+def _write(folder: Path, stream: IterableDataset, column: str) -> None:
+    """What is not yet in a folder. The stream is read from its beginning, as its order may ask for it."""
+    done = len(list(folder.glob("documents-*.arrow")))
+    features = Features({"text": Value("large_string")})
+    rows = iter(tqdm(stream.skip(done * PART), initial=done * PART, desc="streaming", unit="file", leave=False))
+    for number in itertools.count(done):
+        found = itertools.islice(rows, PART)
+        first = next(found, None)
+        if first is None and number:
+            return
+        partial = folder / "partial.arrow"
+        with ArrowWriter(path=str(partial), features=features) as writer:
+            for row in itertools.chain([] if first is None else [first], found):
+                writer.write({"text": row[column]})
+            writer.finalize()
+        partial.rename(folder / f"documents-{number:05}.arrow")

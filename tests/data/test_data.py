@@ -228,7 +228,9 @@ def test_a_batch_is_read_at_once(arguments):
 
 HUB_CLIENT = """
 import json, sys
+from itertools import islice
 from pathlib import Path
+from hf_lnfree.data import tables
 from hf_lnfree.data.corpus import load_corpus
 
 def texts(*arguments, **options):
@@ -246,6 +248,23 @@ found = {
     "streamed again": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
     "column": texts("codeparrot-ds-train", 2, text_column="path"),
 }
+tables.PART, whole, read = 4, tables.tqdm, []
+
+def cut_off(stream, **options):
+    yield from islice(stream, 10)
+    raise KeyboardInterrupt
+
+def counted(stream, **options):
+    read.append(options["initial"])
+    return stream
+
+for tables.tqdm in (cut_off, counted):
+    try:
+        found["streamed after an interruption"] = texts("codeparrot-ds-train", 15, 0, streaming_cache=kept)
+    except KeyboardInterrupt:
+        pass
+found["read"] = read
+tables.tqdm = whole
 for name, options in (("somebody/nothing-here", {}), ("codeparrot-ds-train", {"text_column": "body"})):
     try:
         texts(name, **options)
@@ -282,7 +301,11 @@ def test_hub_datasets_downloaded_and_streamed(tmp_path):
     assert found["column"][1] == ["p", "p"]
     keys = [key for name, (key, _) in list(found.items())[:8] if "again" not in name]
     assert len(set(keys)) == len(keys)
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert found["streamed after an interruption"][1][:10] == found["streamed, shuffled"][1]
+    assert len(set(found["streamed after an interruption"][1])) == 15
+    assert found["read"] == [8]
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    assert not list((tmp_path / "streaming").iterdir())
     assert "the Hub has no such dataset" in found["somebody/nothing-here"]
     assert "no text column body; its columns are ['path', 'content']" in found["codeparrot-ds-train"]
 
