@@ -7,6 +7,7 @@ a time; of a file its path and its hash stay.
 import hashlib
 import os
 import warnings
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -74,7 +75,7 @@ class TextFiles:
     """
 
     def __init__(self, root: Path, paths: Iterable[str]):
-        self.paths: list[str] = []
+        kept, self.ends = bytearray(), array("Q", [0])  # one object, not one a file
         digests, undecodable, count, contents = bytearray(), [], 0, hashlib.sha256()
         for count, path in enumerate(paths, 1):
             try:
@@ -84,9 +85,10 @@ class TextFiles:
                 continue
             contents.update((b"\n" if count - len(undecodable) > 1 else b"") + digest.hex().encode())
             if text.strip():
-                self.paths.append(path)
+                kept += os.fsencode(path)
+                self.ends.append(len(kept))
                 digests += digest
-        self.digests = bytes(digests)
+        self.paths, self.digests = bytes(kept), bytes(digests)
         self.key = contents.hexdigest()
         """`content_key` of the hashes of all files, blank ones too."""
         if undecodable:
@@ -96,7 +98,10 @@ class TextFiles:
             )
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.ends) - 1
+
+    def path(self, row: int) -> str:
+        return os.fsdecode(self.paths[self.ends[row] : self.ends[row + 1]])
 
     def read(self, rows: range, keeps: Callable[[bytes], bool]) -> Iterator[Document]:
         """
@@ -107,12 +112,13 @@ class TextFiles:
             digest = self.digests[32 * row : 32 * row + 32]
             if not keeps(digest):
                 continue
+            path = self.path(row)
             try:
-                found, text = read_file(self.paths[row])
+                found, text = read_file(path)
             except (OSError, UnicodeDecodeError) as error:
-                raise DataError(CHANGED.format(self.paths[row])) from error
+                raise DataError(CHANGED.format(path)) from error
             if found != digest:
-                raise DataError(CHANGED.format(self.paths[row]))
+                raise DataError(CHANGED.format(path))
             yield Document(row, digest, text)
 
 
