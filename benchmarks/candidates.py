@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from door import door_candidates
+from tokens import reading_candidates, tokenising_candidates
 from training import (
     Candidates,
     body_candidates,
@@ -267,6 +268,8 @@ BENCHMARKS: dict[str, tuple[Callable[[str], Any], int]] = {
     "recorder": (recorder_candidates, 5),
     "loader": (loader_candidates, 5),
     "door": (door_candidates, 7),
+    "tokenising": (tokenising_candidates, 5),
+    "tokens": (reading_candidates, 15),
 }
 for _name, _dtype in FORMATS.items():
     _body = f"Transformer body forward and backward, {_name}: {SMALL}."

@@ -136,8 +136,15 @@ def measure_estimates(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return estimates.measure_estimates(device)
 
 
+def measure_folder(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    import tokens
+
+    return tokens.measure_folder()
+
+
 MEASURED = {
     "estimates": measure_estimates,
+    "folder": measure_folder,
     "memory": measure_memory,
     "step_memory": measure_step_memory,
     "geometry_memory": measure_geometry_memory,

@@ -22,12 +22,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .errors import RunError, listed
+from .errors import DataError, RunError, listed
 from .redaction import redactor, shareable
 
 PARTIAL = ".partial-"
 FOLDER = f"{PARTIAL}folder-"
 YOUNG = 60.0  # seconds: between its making and its lock a folder is nobody's
+MONTH = 30 * 24 * 3600.0  # seconds
+POLL = 0.5  # seconds
 
 
 def content_key(*parts: Any) -> str:
@@ -39,6 +41,12 @@ def file_hash(path: Path) -> str:
     """sha256 of the content of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: Path) -> tuple[int, ...]:
+    """Which file it is, its size, and when it was changed: what tells that it is another one, without reading it."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager
@@ -73,6 +81,47 @@ def atomic_folder(target: Path, or_theirs: bool = True) -> Iterator[Path]:
             os.close(held)
 
 
+@contextmanager
+def resumable_folder(target: Path, work: Path) -> Iterator[Path | None]:
+    """
+    A folder to go on writing into, which becomes `target` at the end. After an interruption it stays, for the next
+    process with the same work; after a DataError it vanishes. None when another process, which is waited for, has made
+    `target`. What nobody went on with for a month vanishes too.
+
+    Args:
+        work: the folder, beside others of its kind; on the disk of `target`.
+    """
+    if fcntl is None:  # without locks every process makes its own
+        with atomic_folder(target) as partial:
+            yield partial
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    sweep(work.parent, "", MONTH)
+    held = None
+    while not target.exists():
+        work.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # it may just have become the target, or vanished
+            held = hold(work)
+            if held is not None and os.path.samestat(os.fstat(held), work.stat()):
+                break
+        if held is not None:
+            os.close(held)
+            held = None
+        time.sleep(POLL)
+    if held is None:
+        yield None
+        return
+    try:
+        yield work
+        os.rename(work, target)
+    except DataError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
+
+
 def hold(folder: Path) -> int | None:
     """A lock on a folder that dies with its process; None while another has it, or where there are no such locks."""
     if fcntl is None:
@@ -86,11 +135,11 @@ def hold(folder: Path) -> int | None:
     return descriptor
 
 
-def sweep(folder: Path, prefix: str = PARTIAL) -> None:
-    """Remove what was half-written when its process died: nobody holds it, and it is older than a minute."""
+def sweep(folder: Path, prefix: str = PARTIAL, young: float = YOUNG) -> None:
+    """Remove what was half-written when its process died: nobody holds it, and it is older than `young` seconds."""
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):  # another process sweeps too
-            if time.time() - path.stat().st_mtime < YOUNG:
+            if time.time() - path.stat().st_mtime < young:
                 continue
             if path.is_dir():
                 held = hold(path)

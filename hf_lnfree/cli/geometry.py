@@ -13,7 +13,7 @@ from ..analysis.row_classes import TOKEN_KIND
 from ..analysis.texts import TextWindows, model_inputs
 from ..analysis.token_kinds import token_kinds
 from ..data.arguments import DataArguments
-from ..data.corpus import document_hash
+from ..data.documents import document_hash
 from ..data.splits import load_splits, whole_corpus
 from ..data.windows import evenly
 from ..errors import DataError

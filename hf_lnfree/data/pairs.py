@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from .corpus import Corpus
+from .documents import Table
 from .windows import evenly
 
 SOURCE, TARGET = "source", "target"
@@ -29,8 +30,10 @@ def pairs_of(corpus: Corpus) -> Corpus:
     Raises:
         DataError: it holds none.
     """
-    if TARGET in corpus.rows.column_names:
-        found = [(row[SOURCE], row[TARGET]) for row in corpus.rows if corpus.keeps(row[SOURCE]) and row[TARGET]]
+    if isinstance(corpus.rows, Table) and TARGET in corpus.rows.rows.column_names:
+        targets = corpus.rows.rows.select_columns(TARGET)
+        rows = ((document.text, targets[document.row][TARGET]) for document in corpus.documents())
+        found = [(source, target) for source, target in rows if target]
     else:
         found = [pair for text in corpus.texts for pair in functions(text)]
     if not found:

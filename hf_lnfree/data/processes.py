@@ -14,23 +14,11 @@ _guarded = False
 
 @contextmanager
 def ending_with_us() -> Iterator[None]:
-    """
-    Around what forks: its processes leave Ctrl-C to this one, and exit when it is gone, even if it was killed.
-
-    What interrupts the body, like a KeyboardInterrupt, is raised also where another error hides it: `datasets` then
-    waits for results that never come, and raises a TimeoutError.
-    """
+    """Around what forks: its processes leave Ctrl-C to this one, and exit when it is gone, even if it was killed."""
     global _guarded
     _guarded = True
     try:
         yield
-    except Exception as error:
-        hidden: BaseException | None = error
-        while isinstance(hidden, Exception):
-            hidden = hidden.__context__
-        if hidden is None:
-            raise
-        raise hidden from None
     finally:
         _guarded = False
 

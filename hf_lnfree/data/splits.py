@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ViTImageProcessorPil, WhisperFeatureExtractor
 
 from .arguments import DataArguments
+from .building import build_windows
 from .corpus import Corpus, load_corpus, split_by_hash
 from .corrupted import MaskedWindows, SpanWindows, sentinels, spans_in
 from .images import MEAN, STD, load_images
@@ -14,7 +15,7 @@ from .objectives import Objective, objective_of
 from .pairs import SOURCE, PairExamples, pairs_of, texts_of
 from .speech import POSITIONS_A_SECOND, SpeechExamples, SpeechProcessor, corpus_of, load_recordings
 from .tokenization import MASK, tokenizer_for
-from .windows import TokenWindows, build_windows, cache_folder
+from .windows import TokenWindows, cache_folder
 
 
 @dataclass

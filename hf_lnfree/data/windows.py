@@ -1,48 +1,54 @@
-"""Windows of token ids in a memory-mapped file: made once, by as many processes as there are cores, and checked.
+"""Windows of token ids in memory-mapped files, which every process that trains on them shares.
 
-Every process that trains on them shares the file. It is found again by the hash of all that went into it.
+A process checks a file by its hash when it opens it for the first time; one that it has written, it knows.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Features, List, Value
 from huggingface_hub import constants
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, default_data_collator
+from transformers import default_data_collator
 
 from ..errors import DataError
-from ..files import atomic_folder, content_key, file_hash, write_json
+from ..files import content_key, file_hash, file_state
 from .arguments import DataArguments
-from .corpus import Corpus, document_hash
-from .processes import ending_with_us
-from .tokenization import tokenizer_hash
 
-BATCH = 256  # documents tokenised at a time
-DOCUMENTS_A_PROCESS = 2000  # fewer are not worth starting one
+ALIKE = ("context_length", "dtype", "packing", "tokenizer_sha256")
+"""What several folders of windows must have in common to be one set."""
+ADDED = ("documents", "windows", "dropped_tokens")
+_known: dict[tuple[int, ...], str] = {}
+"""The hashes of token files that this process has written or checked, by what tells a change of them."""
 
 
 class TokenWindows(Dataset):
     """
-    Windows of exactly T token ids in a memory-mapped file that several processes can share.
+    Windows of exactly T token ids in memory-mapped files that several processes can share.
 
     Args:
-        folder: holds `tokens.bin` and `meta.json`, as `build_windows` writes them.
+        folders: hold `tokens.bin` and `meta.json`, as `build_windows` writes them; several are one set, in this order.
         limit: use N windows, spread evenly: neighbours are from the same file.
+
+    Raises:
+        DataError: tokens that are not those which were written, or folders that do not fit together.
     """
 
-    def __init__(self, folder: Path, limit: int | None = None):
-        self.meta = read_meta(folder)
-        shape = (self.meta["windows"], self.meta["context_length"])
-        tokens = np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r", shape=shape)
-        chosen = evenly(len(tokens), limit)
-        self.tokens: np.ndarray = tokens if len(chosen) == len(tokens) else tokens[chosen]
+    def __init__(self, folders: Path | Sequence[Path], limit: int | None = None):
+        folders = [folders] if isinstance(folders, Path) else list(folders)
+        self.meta = joined_meta(folders, [checked_meta(folder) for folder in folders])
+        arrays = [
+            np.memmap(folder / "tokens.bin", dtype=self.meta["dtype"], mode="r").reshape(
+                -1, self.meta["context_length"]
+            )
+            for folder in folders
+        ]
+        tokens = arrays[0] if len(arrays) == 1 else Shards(arrays)
+        every = limit is None or limit >= len(tokens)
+        self.tokens: np.ndarray | Shards = tokens if every else tokens[evenly(len(tokens), limit)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,7 +58,7 @@ class TokenWindows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         """A whole batch in one read, as `DataLoader` asks for it."""
-        ids = torch.from_numpy(self.tokens[indices].astype(np.int64))
+        ids = torch.from_numpy(self.tokens[np.asarray(indices)].astype(np.int64))
         return [{"input_ids": row, "labels": row} for row in ids]
 
     @property
@@ -61,8 +67,34 @@ class TokenWindows(Dataset):
 
     @property
     def sha256(self) -> str:
-        """Hash of the file of tokens."""
+        """Hash of the file of tokens; of several, of their hashes."""
         return self.meta["sha256"]
+
+
+class Shards:
+    """Arrays [N, T] of one type as one that is indexed by numbers of rows, and copied in no other way."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = arrays
+        self.ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def size(self) -> int:
+        return sum(array.size for array in self.arrays)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if ((rows < 0) | (rows >= len(self))).any():
+            raise IndexError(f"There are {len(self)} windows.")
+        shard = np.searchsorted(self.ends, rows, side="right")
+        found = np.empty((len(rows), *self.arrays[0].shape[1:]), self.arrays[0].dtype)
+        for number in np.unique(shard):
+            here, array = shard == number, self.arrays[number]
+            found[here] = array[rows[here] - (self.ends[number] - len(array))]
+        return found
 
 
 def evenly(total: int, limit: int | None) -> np.ndarray:
@@ -90,59 +122,6 @@ def cache_folder(args: DataArguments) -> Path:
     return Path(args.cache_dir or Path(constants.HF_HOME) / "hf_lnfree").expanduser()
 
 
-def build_windows(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, args: DataArguments, split: str) -> Path:
-    """Tokenise and cut a corpus into a folder that `TokenWindows` opens; found again when nothing changed.
-
-    Raises:
-        DataError: no window, no end-of-text token to pack with, or a folder found whose tokens are damaged.
-    """
-    length = args.context_length
-    key = content_key(corpus.key, tokenizer_hash(tokenizer), length, args.packing)
-    folder = cache_folder(args) / "windows" / key
-    if folder.exists():
-        check_windows(folder)
-        return folder
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    with atomic_folder(folder) as partial:
-        documents = tokenised(corpus, tokenizer, dtype, split, partial, args.tokenizing_processes)
-        contents, corpus_hash = hashlib.sha256(), hashlib.sha256()
-        count = dropped = number = 0
-
-        def ids() -> Iterator[np.ndarray]:
-            nonlocal number
-            for digest, document in documents:
-                corpus_hash.update(digest)
-                number += 1
-                yield document
-
-        with open(partial / "tokens.bin", "wb") as file:
-            for windows, lost in cut(ids(), length, args.packing, tokenizer.eos_token_id):
-                count, dropped = count + len(windows), dropped + lost
-                contents.update(windows.data)
-                file.write(windows.data)
-        if not count:
-            raise DataError(
-                f"The {split} split of {corpus.name!r} holds no window of {length} tokens ({number} documents, "
-                f"{dropped} tokens). Shorten --context-length, or give more text; a training may also pack documents "
-                "(packing=packed)."
-            )
-        meta = {
-            "sha256": contents.hexdigest(),
-            "corpus": corpus.name,
-            "corpus_sha256": corpus_hash.hexdigest(),
-            "documents": number,
-            "packing": args.packing,
-            "windows": count,
-            "context_length": length,
-            "dropped_tokens": dropped,
-            "dtype": dtype.name,
-        }
-        write_json(partial / "meta.json", meta)
-        for scratch in partial.glob("ids*.arrow"):
-            scratch.unlink()
-    return folder
-
-
 def read_meta(folder: Path) -> dict[str, Any]:
     """What `build_windows` wrote beside the tokens; ValueError when the two do not fit."""
     try:
@@ -156,78 +135,47 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def check_windows(folder: Path) -> None:
-    """Raise DataError unless the tokens are those that were written."""
-    meta = read_meta(folder)
-    if file_hash(folder / "tokens.bin") != meta["sha256"]:
+def checked_meta(folder: Path) -> dict[str, Any]:
+    """`read_meta`, or raise DataError where the tokens are not those that were written."""
+    meta, tokens = read_meta(folder), folder / "tokens.bin"
+    state = file_state(tokens)
+    if state not in _known:
+        _known[state] = file_hash(tokens)
+    if _known[state] != meta["sha256"]:
         raise DataError(damaged(folder, "the hash of tokens.bin is another one than meta.json says"))
+    return meta
+
+
+def written(folder: Path) -> None:
+    """Take the hash of tokens that this process has just written from `meta.json`."""
+    _known[file_state(folder / "tokens.bin")] = read_meta(folder)["sha256"]
+
+
+def joined_meta(folders: Sequence[Path], metas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    What is recorded of several folders as one set.
+
+    Raises:
+        DataError: they are of different lengths, packings or tokenizers.
+    """
+    first = metas[0]
+    if len(metas) == 1:
+        return first
+    for key in ALIKE:
+        values = [meta.get(key) for meta in metas]
+        if other := next((number for number, value in enumerate(values) if value != values[0]), None):
+            raise DataError(
+                f"The windows in {folders[0]} and {folders[other]} are no one set: {key} is {values[0]} and "
+                f"{values[other]}. Make them with the same tokenizer, context length and packing."
+            )
+    return {
+        **first,
+        "corpus": ", ".join(dict.fromkeys(meta["corpus"] for meta in metas)),
+        **{key: content_key(*(meta[key] for meta in metas)) for key in ("sha256", "corpus_sha256")},
+        **{key: sum(meta[key] for meta in metas) for key in ADDED},
+    }
 
 
 def damaged(folder: Path, why: str) -> str:
     """What a user is told of a cache that cannot be used."""
     return f"The tokens cached in {folder} are damaged: {why}. Remove that folder; they are then made anew."
-
-
-def cut(
-    documents: Iterable[np.ndarray], length: int, packing: str, eos: int | None
-) -> Iterator[tuple[np.ndarray, int]]:
-    """For each document its whole windows, [N, `length`] token ids, and the number of tokens that are dropped."""
-    if packing == "exact":
-        for ids in documents:
-            whole = len(ids) - len(ids) % length
-            yield ids[:whole].reshape(-1, length), len(ids) - whole
-        return
-    if eos is None:
-        raise DataError("packing='packed' joins documents with an end-of-text token, and this tokenizer has none.")
-    rest = np.empty(0, np.uint16)
-    for ids in documents:
-        rest = np.concatenate((rest.astype(ids.dtype), ids, np.array([eos], ids.dtype)))
-        whole = len(rest) - len(rest) % length
-        yield rest[:whole].reshape(-1, length), 0
-        rest = rest[whole:]
-    yield rest[:0].reshape(-1, length), len(rest)
-
-
-def usable_cores() -> int:
-    """Those this process may run on, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def tokenised(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: np.dtype,
-    split: str,
-    scratch: Path,
-    processes: int | None,
-) -> Iterator[tuple[bytes, np.ndarray]]:
-    """The hash and the token ids of every document, in order; an Arrow file in `scratch` lies between."""
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
-        texts = [text for text in batch[corpus.column] if corpus.keeps(text)]
-        if not texts:
-            return {"sha256": [], "ids": []}
-        # Documents are longer than the tokenizer's maximum on purpose; verbose=False keeps it from saying so.
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return {"sha256": [document_hash(text) for text in texts], "ids": ids}
-
-    if processes is None:
-        processes = min(usable_cores(), len(corpus.rows) // DOCUMENTS_A_PROCESS)
-    with ending_with_us():
-        rows = corpus.rows.map(
-            encode,
-            batched=True,
-            batch_size=BATCH,
-            remove_columns=corpus.rows.column_names,
-            features=Features({"sha256": Value("binary"), "ids": List(Value(dtype.name))}),
-            num_proc=processes if processes > 1 else None,
-            cache_file_name=str(scratch / "ids.arrow"),
-            load_from_cache_file=False,
-            new_fingerprint=corpus.key[:32],
-            desc=f"tokenising {split}",
-        )
-    for table in rows.with_format("arrow").iter(1000):
-        column = table["ids"].combine_chunks()
-        ids, ends = column.values.to_numpy(), column.offsets.to_numpy()
-        for row, digest in enumerate(table["sha256"]):
-            yield digest.as_py(), ids[ends[row] : ends[row + 1]]

@@ -223,13 +223,13 @@ def test_texts_and_datasets(model, cache_dir, corpus):
 
 def test_long_texts_are_cut_into_windows_as_the_command_cuts_them(model, cache_dir, corpus):
     from hf_lnfree.data import DataArguments, load_data
-    from hf_lnfree.data.windows import cut
+    from hf_lnfree.data.building import Cutter
 
     tokenizer = load_data(DataArguments(str(corpus), cache_dir=cache_dir, vocab_size=300, context_length=8)).tokenizer
     model.resize_token_embeddings(len(tokenizer))
     texts = ["import os\n" * 41, "def f(x):\n    return x\n" * 20]
     ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    windows, lost = zip(*cut(ids, 16, "exact", None), strict=True)
+    windows, lost = [Cutter(16, "exact", None)(row) for row in ids], [len(row) % 16 for row in ids]
     expected = torch.from_numpy(np.concatenate(windows)).long()
     assert len(expected) > 20
     assert all(lost)

@@ -15,10 +15,12 @@ import torch
 from transformers import default_data_collator
 
 from hf_lnfree.data.arguments import DataArguments
+from hf_lnfree.data.building import Cutter, build_windows
 from hf_lnfree.data.corpus import Corpus, load_corpus, split_by_hash
+from hf_lnfree.data.encoding import Piece
 from hf_lnfree.data.splits import load_data
 from hf_lnfree.data.tokenization import train_bpe
-from hf_lnfree.data.windows import TokenWindows, build_windows, cut, window_batches
+from hf_lnfree.data.windows import TokenWindows, window_batches
 from hf_lnfree.errors import DataError, SettingsError
 from tests.hub import Hub
 
@@ -33,18 +35,20 @@ def documents():
 
 
 def test_exact_windows_stay_within_a_document_and_drop_the_tail():
-    pieces = list(cut(documents(), 4, "exact", 0))
-    assert [windows.tolist() for windows, _ in pieces] == [[[1] * 4], [], [[3] * 4, [3] * 4]]
-    assert [dropped for _, dropped in pieces] == [3, 3, 0]
+    cut = Cutter(4, "exact", 0)
+    pieces = [(cut(ids).tolist(), cut.dropped) for ids in documents()]
+    assert [windows for windows, _ in pieces] == [[[1] * 4], [], [[3] * 4, [3] * 4]]
+    assert [dropped for _, dropped in pieces] == [3, 3 + 3, 3 + 3]
 
 
 def test_packed_windows_join_documents_and_drop_the_last_tail_only():
-    pieces = list(cut(documents(), 4, "packed", 0))
+    cut = Cutter(4, "packed", 0)
+    windows = [cut(ids) for ids in documents()]
     tokens = [1] * 7 + [0] + [2] * 3 + [0] + [3] * 8 + [0]
-    assert np.concatenate([windows for windows, _ in pieces]).flatten().tolist() == tokens[:20]
-    assert sum(dropped for _, dropped in pieces) == 1
+    assert np.concatenate(windows).flatten().tolist() == tokens[:20]
+    assert (len(cut.rest), cut.dropped) == (1, 0)
     with pytest.raises(ValueError, match="end-of-text token, and this tokenizer has none"):
-        list(cut(documents(), 4, "packed", None))
+        Cutter(4, "packed", None)
 
 
 def test_windows_decode_to_the_documents(arguments, corpus):
@@ -83,7 +87,7 @@ def test_cache_is_found_by_content(arguments, corpus, tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr("hf_lnfree.data.windows.tokenised", forbidden)
+    monkeypatch.setattr("hf_lnfree.data.building.tokenised", forbidden)
     assert load_data(arguments).train.sha256 == first.train.sha256
     copy = tmp_path / "elsewhere"
     copy.mkdir()
@@ -100,10 +104,10 @@ def test_interrupted_tokenising_leaves_nothing_behind(arguments, corpus, tmp_pat
     tokenizer = train_bpe(["a b c"], 300)
 
     def interrupted(*_):
-        yield b"", np.ones(16, np.uint16)
+        yield Piece(1, [bytes(32)], [np.ones(16, np.uint16)])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lnfree.data.windows.tokenised", interrupted)
+    monkeypatch.setattr("hf_lnfree.data.building.tokenised", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_windows(load_corpus(str(corpus)), tokenizer, replace(arguments, cache_dir=str(tmp_path)), "train")
     assert list((tmp_path / "windows").iterdir()) == []
@@ -224,7 +228,9 @@ def test_a_batch_is_read_at_once(arguments):
 
 HUB_CLIENT = """
 import json, sys
+from itertools import islice
 from pathlib import Path
+from hf_lnfree.data import tables
 from hf_lnfree.data.corpus import load_corpus
 
 def texts(*arguments, **options):
@@ -242,6 +248,23 @@ found = {
     "streamed again": texts("codeparrot-ds-train", 10, 0, streaming_cache=kept),
     "column": texts("codeparrot-ds-train", 2, text_column="path"),
 }
+tables.PART, whole, read = 4, tables.tqdm, []
+
+def cut_off(stream, **options):
+    yield from islice(stream, 10)
+    raise KeyboardInterrupt
+
+def counted(stream, **options):
+    read.append(options["initial"])
+    return stream
+
+for tables.tqdm in (cut_off, counted):
+    try:
+        found["streamed after an interruption"] = texts("codeparrot-ds-train", 15, 0, streaming_cache=kept)
+    except KeyboardInterrupt:
+        pass
+found["read"] = read
+tables.tqdm = whole
 for name, options in (("somebody/nothing-here", {}), ("codeparrot-ds-train", {"text_column": "body"})):
     try:
         texts(name, **options)
@@ -278,7 +301,11 @@ def test_hub_datasets_downloaded_and_streamed(tmp_path):
     assert found["column"][1] == ["p", "p"]
     keys = [key for name, (key, _) in list(found.items())[:8] if "again" not in name]
     assert len(set(keys)) == len(keys)
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert found["streamed after an interruption"][1][:10] == found["streamed, shuffled"][1]
+    assert len(set(found["streamed after an interruption"][1])) == 15
+    assert found["read"] == [8]
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    assert not list((tmp_path / "streaming").iterdir())
     assert "the Hub has no such dataset" in found["somebody/nothing-here"]
     assert "no text column body; its columns are ['path', 'content']" in found["codeparrot-ds-train"]
 

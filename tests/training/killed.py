@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 from hf_lnfree.cli.main import main
-from hf_lnfree.data import windows
+from hf_lnfree.data import building, encoding
 from hf_lnfree.training import checkpoints
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.trainer import LNFreeTrainer
@@ -33,14 +33,13 @@ def with_little_room(*args):
     return tokenised(*args)
 
 
-def after_four_documents(documents, *args):
-    for index, part in enumerate(cut(documents, *args)):
-        if index == 4:
-            die()
-        yield part
+def at_the_third_piece(writer, piece):
+    if writer.done.documents > 4:
+        die()
+    add(writer, piece)
 
 
-cut, tokenised = windows.cut, windows.tokenised
+add, tokenised = building.TokenWriter.add, building.tokenised
 # Where it happens: the owner and name of the function that is about to be called.
 POINTS = {
     "step": (LNFreeTrainer, "_get_grad_norm"),  # after the backward pass
@@ -53,10 +52,11 @@ POINTS = {
 
 def prepare(at, step):
     if at == "tokenisation":
-        windows.cut = after_four_documents
+        encoding.CHUNK, building.JOURNAL_EVERY = 4, 0.0
+        building.TokenWriter.add = at_the_third_piece
         return
     if at == "disk full, tokenising":
-        windows.tokenised = with_little_room
+        building.tokenised = with_little_room
         return
     owner, name = POINTS[at]
     function = getattr(owner, name)
