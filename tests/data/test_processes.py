@@ -13,7 +13,9 @@ import pytest
 PROGRAM = """
 import os, sys, time
 from hf_lnfree.cli.main import main
+from hf_lnfree.data import encoding
 from hf_lnfree.data.corpus import Corpus
+encoding.CHUNK = 8  # so that every process has some
 us, keeps = os.getpid(), Corpus.keeps
 def slow(self, digest):
     if os.getpid() != us:
