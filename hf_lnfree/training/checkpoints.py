@@ -75,7 +75,8 @@ class WholeCheckpoints(Trainer):
         if checkpoint is None or self.is_deepspeed_enabled or (own and not self.is_fsdp_enabled):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        assert self.optimizer is not None and self.lr_scheduler is not None
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         load_moments(self.unwrapped, self.optimizer, Path(checkpoint))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 

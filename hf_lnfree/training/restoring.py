@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ..loading import all_finite
 from .shards import WEIGHTS as SHARDS
-from .shards import like, load_sharded_weights, refuse
+from .shards import like, load_sharded_weights, own_class, refuse
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 ADAPTER = "adapter_model.safetensors"
@@ -33,11 +33,12 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         return
     stored = read_weights(checkpoint, adapter=isinstance(model, PeftModel))
     if isinstance(model, PeftModel):
-        compare(stored, get_peft_model_state_dict(model), checkpoint)
+        compare(stored, get_peft_model_state_dict(model), checkpoint)  # whole: shards have no adapters (`Procedure`)
         set_peft_model_state_dict(model, stored)
         return
     own = model.state_dict(keep_vars=True)  # tied ones are one object, whatever a process holds of it
-    in_files = revert_weight_conversion(model, own) if isinstance(model, PreTrainedModel) else own
+    with own_class(model):  # names are reverted by the name of the class
+        in_files = revert_weight_conversion(model, own) if isinstance(model, PreTrainedModel) else own
     compare(stored, in_files, checkpoint)
     names = {id(tensor): name for name, tensor in own.items()}
     spread = {names[id(in_files[name])]: like(tensor, in_files[name]) for name, tensor in stored.items()}

@@ -37,7 +37,8 @@ UNREADABLE = (OSError, EOFError, ValueError, AttributeError, CheckpointException
 def asks_for_shards(args: LNFreeTrainingArguments) -> bool:
     """Whether `--fsdp` or the file of `accelerate launch` does; on TPUs XLA shards in a way of its own."""
     if args.fsdp:
-        return not args.fsdp_config.get("xla", False)
+        settings: Any = args.fsdp_config  # a mapping by now
+        return not settings.get("xla", False)
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -146,6 +147,9 @@ def load_moments(model: nn.Module, optimizer: Optimizer, checkpoint: Path) -> No
     optimizer = getattr(optimizer, "optimizer", optimizer)  # of accelerate's wrapper
     reshard(model)
     if (checkpoint / MOMENTS).is_dir():
+        stored = read_metadata(checkpoint / MOMENTS).state_dict_metadata
+        if not any(name.startswith("optimizer.state.") for name in stored):
+            return  # saved before the first step
         state = get_optimizer_state_dict(model, optimizer)
         read(checkpoint / MOMENTS, {"optimizer": state})
         set_optimizer_state_dict(model, optimizer, state)
