@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -81,11 +82,16 @@ class WholeCheckpoints(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the host; a model in shards is put together first, but for a checkpoint that holds shards."""
-        if self.is_fsdp_enabled and not self._writing:
-            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
-        else:
+        """As the host, which saves no model of a run with SHARDED_STATE_DICT: at the end it is put together."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or self._writing:
             super().save_model(output_dir, _internal_call)
+            return
+        kept, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.state_dict_type = kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with own_class(self.unwrapped):

@@ -195,12 +195,10 @@ class DivergenceGuard(TrainerCallback):
 
         for batch in inputs:
             everyones = gather_object([first_nonfinite(model, partial(self.loss, batch), anywhere)])
-            if seen := [number for number, first in enumerate(everyones) if first]:
-                where = (
-                    ""
-                    if len(seen) == len(everyones)
-                    else f", on process {listed([str(number) for number in seen])} of {len(everyones)}"
-                )
+            seen = [number for number, first in enumerate(everyones) if first]
+            if seen:
+                which = listed([str(number) for number in seen])
+                where = "" if len(seen) == len(everyones) else f", on process {which} of {len(everyones)}"
                 return everyones[seen[0]], where
         return None, ""
 

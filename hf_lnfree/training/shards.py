@@ -39,7 +39,12 @@ def asks_for_shards(args: LNFreeTrainingArguments) -> bool:
     if args.fsdp:
         settings: Any = args.fsdp_config  # a mapping by now
         return not settings.get("xla", False)
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked("ACCELERATE_USE_FSDP")
+
+
+def asked(variable: str) -> bool:
+    """What `accelerate launch` tells the processes that it starts."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def shard_on_cpu(accelerator: Accelerator, args: LNFreeTrainingArguments) -> None:
@@ -60,6 +65,14 @@ def shard_on_cpu(accelerator: Accelerator, args: LNFreeTrainingArguments) -> Non
         plugin.set_mixed_precision(state.mixed_precision)
     state.fsdp_plugin = plugin
     state.distributed_type = args.distributed_state.distributed_type = DistributedType.FSDP
+
+
+def require_deepspeed(accelerator: Accelerator) -> None:
+    """Raise RunError where accelerate passes over DeepSpeed without a word, as it does on the CPU."""
+    if asked("ACCELERATE_USE_DEEPSPEED") and getattr(accelerator.state, "deepspeed_plugin", None) is None:
+        raise RunError(
+            f"DeepSpeed was asked for, and is not used on {accelerator.device.type}: drop its settings, or use FSDP2."
+        )
 
 
 def require_shards(accelerator: Accelerator) -> None:

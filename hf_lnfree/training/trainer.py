@@ -29,7 +29,7 @@ from .log import JsonlLog
 from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
 from .results import RESULTS
-from .shards import asks_for_shards, require_shards, shard_on_cpu
+from .shards import asks_for_shards, require_deepspeed, require_shards, shard_on_cpu
 from .steps import StepRecord
 from .weight_decay import DecayMatrices
 
@@ -109,6 +109,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
     def create_accelerator_and_postprocess(self) -> None:
         """As the host, which trains with DDP on the CPU, without a word, where FSDP is asked for: here it shards."""
         super().create_accelerator_and_postprocess()
+        require_deepspeed(self.accelerator)
         if asks_for_shards(self.args):
             if not self.is_fsdp_enabled and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
                 shard_on_cpu(self.accelerator, self.args)
