@@ -1,6 +1,7 @@
 """Models whose weights lie in shards on several processes (FSDP2): asked for, looked at, loaded from any checkpoint."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,7 +185,9 @@ def by_name(state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> di
 
 def read(folder: Path, into: dict[str, Any]) -> None:
     """Fill tensors, each of them with what this process needs of it."""
-    dcp.load(into, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # said to every single process
+        dcp.load(into, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def refuse(checkpoint: Path, wrong: dict[str, list[str]]) -> None:

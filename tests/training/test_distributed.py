@@ -192,7 +192,8 @@ def test_shards_lie_in_checkpoints_and_a_whole_model_at_the_end(runs, sharded, t
     shutil.copytree(checkpoint, cut_off := tmp_path / "checkpoint-6")
     os.truncate(cut_off / "optimizer_0" / "__1_0.distcp", 99)
     assert not is_whole(cut_off)
-    assert {path.name for path in sharded.iterdir()} == {path.name for path in (runs / "one").iterdir()}
+    written = {path.name for path in sharded.iterdir()} - {"flight_recorder.json"}  # of the process that was left
+    assert written == {path.name for path in (runs / "one").iterdir()}
     assert json.loads((sharded / "config.json").read_text()) == json.loads((runs / "one" / "config.json").read_text())
     one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (runs / "one", sharded))
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
