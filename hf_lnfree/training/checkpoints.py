@@ -94,6 +94,9 @@ class WholeCheckpoints(Trainer):
             plugin.state_dict_type = kept
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is not None:  # what is tied was put together as often as it has a name
+            tied = getattr(self.unwrapped, "all_tied_weights_keys", {})
+            state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
         with own_class(self.unwrapped):
             super()._save(output_dir, state_dict)
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_lnfree.cli.main import main
@@ -151,22 +152,31 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def sharded(runs, flags):
-    """The run with two processes and FSDP2, one of which is killed in step 5, gone on with by two nodes of one each."""
-    folder = runs / "sharded"
-    arguments = [*flags, "--output_dir", str(folder), "--device", "cpu"]
+def killed(runs, flags):
+    """The run with two processes and FSDP2, one of which is killed in step 5: its folder, and what is said."""
+    arguments = [*flags, "--output_dir", str(runs / "sharded"), "--device", "cpu"]
     module = ["-m", "tests.training.distributed", "killed", "train"]
-    first = launch("two_processes_fsdp2.yaml", "--main_process_port", "0", *module, *arguments)
-    said = first.communicate()[1]
-    assert first.returncode != 0
+    process = launch("two_processes_fsdp2.yaml", "--main_process_port", "0", *module, *arguments)
+    said = process.communicate()[1]
+    return runs / "sharded", process.returncode, said
+
+
+def test_a_killed_process_stops_the_other_and_leaves_a_checkpoint(killed):
+    folder, code, said = killed
+    assert code != 0
     assert "Signal 9" in said, said[-3000:]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert "in shards on 2 processes" in said
+
+
+@pytest.fixture(scope="module")
+def sharded(killed, flags):
+    """That run gone on with by two nodes of one process each."""
+    folder = killed[0]
     ours = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_ip", "127.0.0.1"]
     ours += ["--main_process_port", free_port()]
-    nodes = [
-        launch("two_nodes_fsdp2.yaml", *ours, "--machine_rank", rank, "-m", "hf_lnfree.cli.main", "train", *arguments)
-        for rank in "01"
-    ]
+    run = ["-m", "hf_lnfree.cli.main", "train", *flags, "--output_dir", str(folder), "--device", "cpu"]
+    nodes = [launch("two_nodes_fsdp2.yaml", *ours, "--machine_rank", rank, *run) for rank in "01"]
     for node in nodes:
         said = node.communicate()[1]
         assert node.returncode == 0, said[-3000:]
@@ -195,8 +205,10 @@ def test_shards_lie_in_checkpoints_and_a_whole_model_at_the_end(runs, sharded, t
     written = {path.name for path in sharded.iterdir()} - {"flight_recorder.json"}  # of the process that was left
     assert written == {path.name for path in (runs / "one").iterdir()}
     assert json.loads((sharded / "config.json").read_text()) == json.loads((runs / "one" / "config.json").read_text())
-    one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (runs / "one", sharded))
+    one, other = (load_file(path / "model.safetensors") for path in (runs / "one", sharded))
+    assert set(one) == set(other)
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    AutoModelForCausalLM.from_pretrained(sharded)
 
 
 def test_one_process_goes_on_with_shards(runs, sharded, train):
