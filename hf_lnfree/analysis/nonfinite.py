@@ -65,7 +65,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
-def first_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonFinite | None:
+def first_nonfinite(
+    model: nn.Module, run: Callable[[], Tensor], anywhere: Callable[[bool], bool] = bool
+) -> NonFinite | None:
     """
     Find what is not finite and comes before everything else that is not.
 
@@ -75,7 +77,9 @@ def first_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonFinite | 
     Args:
         model: without wrappers.
         run: a forward pass of `model` that returns the loss.
+        anywhere: whether something is so on any process: those that share weights go the same way, or wait forever.
     """
+    kept = {p: p.grad for p in model.parameters()}  # before a forward pass puts whole parameters in place of shards
     for name, parameter in model.named_parameters():
         if count := count_nonfinite(parameter):
             module, _, tensor = name.rpartition(".")
@@ -83,13 +87,12 @@ def first_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonFinite | 
     found: list[NonFinite] = []
     with _watched(model, found):
         loss = run()
-        if not found and loss.requires_grad:
-            kept = {p: p.grad for p in model.parameters()}
+        if not anywhere(bool(found)) and loss.requires_grad:
             try:
                 for parameter in kept:
                     parameter.grad = None
                 loss.backward()
-                if not found:
+                if not anywhere(bool(found)):
                     found += _parameter_gradients(model)
             finally:
                 for parameter, grad in kept.items():

@@ -121,7 +121,10 @@ class NormRemoval(Procedure, TrainerCallback, ExportableState):
 
     def attach(self, trainer: AttachedTrainer, steps: int) -> None:
         if trainer.is_fsdp_enabled:
-            raise ModelError("Norms are removed with whole weights on every device: use DDP (drop the fsdp settings).")
+            raise ModelError(
+                "Norms are removed with whole weights on every device: a removal is judged by a held-out loss in the "
+                "middle of a step, and folded into the weights at the end. Use DDP (drop the FSDP settings)."
+            )
         self.trainer = trainer
         self.removals = expand(self.schedule, self.removed_model, steps, self.gate_steps)
         trainer.add_callback(self)

@@ -29,7 +29,7 @@ FREE: tuple[str, ...] = (
     *("save_*", "enable_jit_checkpoint", "push_to_hub", "hub_*"),
     *("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "torch_empty_cache_steps", "dataloader_num_workers"),
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-    "dataloader_multiprocessing_context",
+    *("dataloader_multiprocessing_context", "fsdp", "fsdp_config"),
 )
 PROCESSES = "processes"
 # May be others when their product is the same.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import RunError
@@ -22,13 +24,14 @@ from .arguments import LNFreeTrainingArguments
 from .restoring import load_weights
 from .results import RESULTS
 from .rollback import first_spoilt
+from .shards import are_whole, load_moments, own_class, reshard
 
 PARTIAL = ".partial-checkpoint"
 BYTES_A_PARAMETER = 12  # weights and two moments, in float32
 # What a resumed run needs, and the names that it may have: FSDP writes folders.
 PARTS = {
     "weights": ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model*"),
-    "optimizer.pt": ("optimizer.pt", "optimizer_*"),
+    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*"),
     "scheduler.pt": ("scheduler.pt",),
     "rng_state.pth": ("rng_state*.pth",),
     TRAINER_STATE_NAME: (TRAINER_STATE_NAME,),
@@ -58,20 +61,47 @@ class WholeCheckpoints(Trainer):
 
     def first_spoilt(self, moments: bool = True) -> str | None:
         """The first tensor of weights (and of the optimiser's moments) that is not finite, on any process."""
+        reshard(self.unwrapped)
         name = first_spoilt(self.unwrapped, self.optimizer if moments else None)
-        if self.args.world_size > 1:
-            found = self.accelerator.gather(torch.tensor([int(name is not None)], device=self.args.device))
-            name = name or ("a tensor of another process" if bool(found.any()) else None)
-        return name
+        return next(filter(None, gather_object([name])), None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.unwrapped, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        own = checkpoint is not None and Path(checkpoint, OPTIMIZER_NAME).is_file()
+        if checkpoint is None or self.is_deepspeed_enabled or (own and not self.is_fsdp_enabled):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        load_moments(self.unwrapped, self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the host, which saves no model of a run with SHARDED_STATE_DICT: at the end it is put together."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or self._writing:
+            super().save_model(output_dir, _internal_call)
+            return
+        kept, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.state_dict_type = kept
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is not None:  # what is tied was put together as often as it has a name
+            tied = getattr(self.unwrapped, "all_tied_weights_keys", {})
+            state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
+        with own_class(self.unwrapped):
+            super()._save(output_dir, state_dict)
+
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             assert self.state.best_model_checkpoint is not None
@@ -176,7 +206,7 @@ def missing_part(checkpoint: Path) -> str | None:
 def is_readable(path: Path) -> bool:
     """Whether a file is whole, as far as its format tells without reading all of it."""
     if path.is_dir():
-        return True
+        return are_whole(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):

@@ -2,16 +2,18 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..analysis.nonfinite import first_nonfinite, judge
-from ..errors import LNFreeError
+from ..analysis.nonfinite import NonFinite, first_nonfinite, judge
+from ..errors import LNFreeError, listed
 from .checkpoints import checkpoints
 from .recorder import FlightRecorder, Sample, recorded_events
 from .rollback import GoodState, scale_learning_rate
@@ -166,8 +168,7 @@ class DivergenceGuard(TrainerCallback):
 
     def diagnose(self, spoilt: str | None = None) -> dict[str, Any]:
         model, inputs = self.recorder.model(), self.step.inputs
-        found = filter(None, (first_nonfinite(model, partial(self.loss, batch)) for batch in inputs))
-        first = next(found, None)
+        first, where = self.first_nonfinite(model, inputs)
         now: Sample = {}
         try:
             now = self.recorder.sample(self.recorder.batches or inputs)
@@ -181,10 +182,25 @@ class DivergenceGuard(TrainerCallback):
         return {
             "verdict": verdict,
             "figures": figures,
-            "first": str(first or spoilt or "not seen again when the step was repeated"),
+            "first": f"{first}{where}" if first else spoilt or "not seen again when the step was repeated",
             "tensor": first.to_dict() if first else None,
             "sample": now,
         }
+
+    def first_nonfinite(self, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> tuple[NonFinite | None, str]:
+        """What was found in the first batch in which any process finds something, and on which of them it was."""
+
+        def anywhere(found: bool) -> bool:
+            return bool(self.gather(torch.tensor([found], device=self.step.losses.device)).any())
+
+        for batch in inputs:
+            everyones = gather_object([first_nonfinite(model, partial(self.loss, batch), anywhere)])
+            seen = [number for number, first in enumerate(everyones) if first]
+            if seen:
+                which = listed([str(number) for number in seen])
+                where = "" if len(seen) == len(everyones) else f", on process {which} of {len(everyones)}"
+                return everyones[seen[0]], where
+        return None, ""
 
     def save_good_state(self, step: int) -> str:
         """Its name, or why there is none."""

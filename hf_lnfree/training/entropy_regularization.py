@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..analysis.nonfinite import whole
 from ..attention.calls import AttentionCall, attention_calls
 from ..attention.fused import attention_entropy_with_grad, head_entropy_with_grad, row_supports
 from ..attention.masks import logit_arguments
@@ -118,6 +119,6 @@ class EntropyRegularization(Procedure):
 
     def report(self) -> dict[str, Any]:
         assert self.targets is not None
-        found = [[round(value, 4) for value in share.tolist()] for share in self.targets.shares]
+        found = [[round(value, 4) for value in whole(share).tolist()] for share in self.targets.shares]
         settings = {"weight": self.weight, "tolerance": self.tolerance, "target": self.target, "form": self.form}
         return {"entropy_regularization": settings | {"targets": found}}

@@ -8,6 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from ..errors import ModelError
+
 
 class AttachedTrainer(Protocol):
     """
@@ -70,7 +72,14 @@ class Procedure:
         return get_peft_model(model, config)
 
     def attach(self, trainer: AttachedTrainer, steps: int) -> None:
-        """Add callbacks and penalties to the trainer, before it trains that many steps."""
+        """
+        Add callbacks and penalties to the trainer, before it trains that many steps.
+
+        Raises:
+            ModelError: weights are sharded, and whole ones are needed.
+        """
+        if trainer.is_fsdp_enabled and self.lora_rank is not None:
+            raise ModelError("Adapters are merged into whole weights: use DDP (drop the FSDP settings), or no LoRA.")
 
     def while_training(self) -> AbstractContextManager[None]:
         """What is entered before the first step and left after the last, or when training raises."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..analysis.analyzer import AttentionEntropyAnalyzer, Batch
@@ -22,6 +21,7 @@ from ..analysis.nonfinite import count_nonfinite, whole
 from ..analysis.parts import places
 from ..files import read_json, write_json
 from ..models.activations import ChannelPReLU, GELUReLU, LearnableLeakyReLU
+from .shards import reshard
 from .steps import StepRecord
 
 RECORD = "flight_recorder.json"
@@ -135,8 +135,7 @@ class FlightRecorder(TrainerCallback):
         with record_layers(model) as layers:
             report = AttentionEntropyAnalyzer(model, replicates=0).run(batches)
         units = geometry_sample(model, batches) if self.geometry else {}
-        if isinstance(model, FSDPModule):
-            model.reshard()  # without a backward pass the outermost parameters stay gathered
+        reshard(model)
         by_layer = {
             "entropy": (places(report.modules), report.layer_means()),
             "residual_rms": (layers.places, layers.residual_rms),

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..errors import RunError, listed
 from ..loading import all_finite
+from .shards import WEIGHTS as SHARDS
+from .shards import like, load_sharded_weights, own_class, refuse
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 ADAPTER = "adapter_model.safetensors"
@@ -19,7 +20,7 @@ ADAPTER = "adapter_model.safetensors"
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """
-    Load what `save_pretrained` wrote, under the names that it has there.
+    Load what `save_pretrained` wrote, under the names that it has there, or the shards of a run that saved such.
 
     The host's Trainer takes a file's names for those of the model, and goes on with random weights where they differ,
     as for the head of GPT-NeoX, which files call embed_out.
@@ -27,38 +28,33 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     Raises:
         RunError: tensors are missing, unexpected, of another shape, or not finite. The model is as it was.
     """
+    if (checkpoint / SHARDS).is_dir():
+        load_sharded_weights(model, checkpoint)
+        return
     stored = read_weights(checkpoint, adapter=isinstance(model, PeftModel))
     if isinstance(model, PeftModel):
-        compare(stored, get_peft_model_state_dict(model), checkpoint)
+        compare(stored, get_peft_model_state_dict(model), checkpoint)  # whole: shards have no adapters (`Procedure`)
         set_peft_model_state_dict(model, stored)
         return
-    own = model.state_dict()
-    in_files = revert_weight_conversion(model, own) if isinstance(model, PreTrainedModel) else own
+    own = model.state_dict(keep_vars=True)  # tied ones are one object, whatever a process holds of it
+    with own_class(model):  # names are reverted by the name of the class
+        in_files = revert_weight_conversion(model, own) if isinstance(model, PreTrainedModel) else own
     compare(stored, in_files, checkpoint)
-    names = {place(tensor): name for name, tensor in own.items()}
-    model.load_state_dict({names[place(in_files[name])]: tensor for name, tensor in stored.items()}, strict=False)
+    names = {id(tensor): name for name, tensor in own.items()}
+    spread = {names[id(in_files[name])]: like(tensor, in_files[name]) for name, tensor in stored.items()}
+    model.load_state_dict(spread, strict=False)
 
 
 def compare(stored: dict[str, Tensor], wanted: dict[str, Tensor], checkpoint: Path) -> None:
     """Raise RunError unless the tensors of a checkpoint are those of the model; of tied ones a file has one."""
-    filled = {place(tensor) for name, tensor in wanted.items() if name in stored}
+    filled = {id(tensor) for name, tensor in wanted.items() if name in stored}
     wrong = {
-        "are missing": [name for name, tensor in wanted.items() if place(tensor) not in filled],
+        "are missing": [name for name, tensor in wanted.items() if id(tensor) not in filled],
         "are not the model's": [name for name in stored if name not in wanted],
         "have another shape": [n for n, x in stored.items() if n in wanted and x.shape != wanted[n].shape],
         "are not finite": [n for n, x in stored.items() if x.is_floating_point() and not all_finite(x)],
     }
-    for what, names in wrong.items():
-        if names:
-            raise RunError(
-                f"{checkpoint} cannot be gone on with: {len(names)} of its tensors {what} ({listed(names)}). Remove it "
-                "to go on from the one before, or give another --out."
-            )
-
-
-def place(tensor: Tensor) -> tuple[int, torch.Size]:
-    """Where a tensor lies in memory; tied ones lie in one place."""
-    return tensor.data_ptr(), tensor.shape
+    refuse(checkpoint, wrong)
 
 
 def read_weights(checkpoint: Path, adapter: bool = False) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -28,6 +29,7 @@ from .log import JsonlLog
 from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
 from .results import RESULTS
+from .shards import asks_for_shards, require_deepspeed, require_shards, shard_on_cpu
 from .steps import StepRecord
 from .weight_decay import DecayMatrices
 
@@ -50,7 +52,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
 
     Raises:
         RunInUse, RunError: `train`, as `only_run`.
-        RunError: a global slope under FSDP.
+        RunError: a global slope under FSDP; or FSDP is asked for where weights would not be sharded.
     """
 
     args: LNFreeTrainingArguments
@@ -103,6 +105,16 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ReadableProgress())
         self.add_callback(Forecast())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the host, which trains with DDP on the CPU, without a word, where FSDP is asked for: here it shards."""
+        super().create_accelerator_and_postprocess()
+        require_deepspeed(self.accelerator)
+        if asks_for_shards(self.args):
+            if not self.is_fsdp_enabled and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+                shard_on_cpu(self.accelerator, self.args)
+                self.is_fsdp_enabled = True
+            require_shards(self.accelerator)
 
     @property
     def trial(self) -> Any:
@@ -165,7 +177,7 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
 
     def load_state(self, checkpoint: Path) -> TrainerState:
         """Put the weights of a checkpoint into the model; returns its `trainer_state.json`."""
-        self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
+        self._load_from_checkpoint(str(checkpoint))
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _train(self, *args: Any, **kwargs: Any):

@@ -1,10 +1,13 @@
 """What two processes do, told by themselves.
 
 Usage: torchrun --nproc-per-node 2 -m tests.training.distributed ddp|fsdp2 FOLDER CORPUS CACHE (writes FOLDER/told.json)
+       accelerate launch ... -m tests.training.distributed killed ARGUMENTS (of hf-lnfree)
 """
 
 import json
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,9 +16,11 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import default_data_collator
 
+from hf_lnfree.cli.main import main
 from hf_lnfree.data import DataArguments, load_data
 from hf_lnfree.data.windows import TokenWindows, window_batches
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
+from hf_lnfree.training.divergence import DivergenceGuard
 from hf_lnfree.training.recorder import FlightRecorder
 from hf_lnfree.training.steps import StepRecord
 from tests.conftest import GPT2, GPT_NEOX
@@ -84,10 +89,63 @@ def fsdp2(folder, corpus, cache):
             )
             sample = recorder.grad_norms(1.0) | recorder.sample([ids])
             told.setdefault(family.name, {})["sharded" if sharded else "whole"] = {"losses": found, "sample": sample}
+    return told | {"commands": commands(folder)}
+
+
+# As `accelerate launch` tells it the processes that it starts.
+ASKS_FOR_SHARDS = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
+
+
+def commands(folder):
+    """
+    The commands in FOLDER/jobs.json, one after the other, with sharded models.
+
+    Of each the exit code and what was not finite. A job with a step `nan` has an MLP of process 1 give NaN then, in the
+    second batch of that step.
+    """
+    os.environ |= ASKS_FOR_SHARDS
+    step, diverge, found = LNFreeTrainer.training_step, DivergenceGuard.diverge, []
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        second = len(self.step_record.batches) == 1
+        if dist.get_rank() == 1 and second and self.state.global_step + 1 == job.get("nan"):
+            mlp = self.unwrapped.transformer.h[1].mlp
+            mlp.register_forward_hook(lambda *call: call[-1].index_fill(-1, torch.tensor([0]), math.nan))
+        return step(self, model, inputs, num_items_in_batch)
+
+    def remembered(self, *args):
+        diverge(self, *args)
+        found.append(self.events[-1]["first"])
+
+    LNFreeTrainer.training_step, DivergenceGuard.diverge = training_step, remembered
+    told = []
+    for job in json.loads((folder / "jobs.json").read_text()):
+        found.clear()
+        os.environ["FSDP_STATE_DICT_TYPE"] = job["state_dict"]
+        told.append({"code": main(job["arguments"]), "not finite": list(found)})
     return told
 
 
+def killed(*arguments):
+    """`hf-lnfree` with these arguments, of which process 1 dies in its fifth step."""
+    take = LNFreeTrainer._get_grad_norm
+
+    def get_grad_norm(self, *args, **kwargs):
+        if self.state.global_step == 4 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take(self, *args, **kwargs)
+
+    LNFreeTrainer._get_grad_norm = get_grad_norm
+    sys.exit(main(arguments))
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "killed":
+        killed(*sys.argv[2:])
     mode, folder = sys.argv[1], Path(sys.argv[2])
     mine = {"ddp": ddp, "fsdp2": fsdp2}[mode](folder, *sys.argv[3:])
     everyone = [None] * dist.get_world_size()
