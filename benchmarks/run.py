@@ -86,7 +86,7 @@ def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
-GEOMETRY_TOKENS = (4096, 16384)
+GEOMETRY_TOKENS = (16_384, 131_072)
 
 
 def geometry_megabytes(tokens: int, device: str) -> float:

@@ -99,7 +99,7 @@ def learned(cells):
     for row, cells in rows.items():
         if any(cell["diverged_at"] is not None for cell in cells):
             continue
-        for key in cells[0].get("layers", {}).keys() - {"entropy"}:
+        for key in (key for key in cells[0].get("layers", {}) if not key.startswith("entropy")):
             seeds = [cell["layers"][key] for cell in cells]
             values = [[fmean(layers) for layers in seeds], *zip(*seeds, strict=True)]
             yield f"| {row} | {' | '.join(estimate(list(value)).format(3) for value in values)} |"
