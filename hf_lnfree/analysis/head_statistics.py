@@ -56,19 +56,22 @@ def statistic_sums(rows: RowEntropies, tokens: Tensor) -> dict[str, Tensor]:
     """Over sequences: [S, H] of their sums s over n rows and of squares and products of these; [H] largest logit."""
     dtype = torch.float32 if rows.entropy.device.type == "mps" else torch.float64
     counted = (tokens[:, None] & (rows.support > 0)).expand_as(rows.entropy)  # B H Q
-    if rows.statistics is None:
-        values = torch.full((len(STATISTICS), *rows.entropy.shape), math.nan, dtype=dtype, device=rows.entropy.device)
-    else:
-        values = torch.stack(rows.statistics).to(dtype)
-    s, n = values.where(counted, 0.0).sum(-1), counted.sum(-1, dtype=dtype)  # S B H, B H
+    unknown = torch.full_like(rows.entropy, math.nan)
+    values = (unknown,) * len(STATISTICS) if rows.statistics is None else rows.statistics
+    sums, counts = [], []
+    for each in values:
+        chosen = counted[..., :: -(-counted.shape[-1] // each.shape[-1])]  # of every n-th query
+        sums.append(each.to(dtype).where(chosen, 0.0).sum(-1))
+        counts.append(chosen.sum(-1, dtype=dtype))
+    s, n = torch.stack(sums), torch.stack(counts)  # S B H
     return {
         "s": s.sum(1),
-        "n": n.sum(0),
+        "n": n.sum(1),
         "ss": s.square().sum(1),
         "sn": (s * n).sum(1),
-        "nn": n.square().sum(0),
-        "sequences": (n > 0).sum(0),
-        "largest": values[LARGEST].where(counted, -math.inf).amax((0, 2)),
+        "nn": n.square().sum(1),
+        "sequences": (n > 0).sum(1),
+        "largest": values[LARGEST].to(dtype).where(counted, -math.inf).amax((0, 2)),
     }
 
 

@@ -19,6 +19,7 @@ from .visibility import EVERYTHING, Mask
 
 BACKENDS = ("auto", "cpu_flash", "cuda_efficient", "flex", "chunked")
 BLOCK_BYTES = 2**20  # of one block of logits, on a CPU
+WATCHED_BYTES = 2**22  # of one that more is done with than an attention needs: calls of many rows pay
 MASK_BYTES = 2**22  # of a block of a mask
 FEWEST_ROWS = 16  # of one block
 LONG = 1024  # keys, above which the flash kernel of the CPU is faster than blocks, which are more exact
@@ -151,7 +152,7 @@ def chunked(p: Problem, watch: Watch | None = None) -> Solved:
     """Blocks of queries with plain tensor operations: every option, every device, one pass over the keys."""
     entropy, lse = p.query.new_empty(2, *p.query.shape[:3])
     output = None if p.value is None else p.value.new_empty(*p.query.shape[:3], p.value.shape[-1])
-    for items, rows, keys, logits in blocks(p):
+    for items, rows, keys, logits in blocks(p, BLOCK_BYTES if watch is None else WATCHED_BYTES):
         if watch is not None:
             watch.before(items, rows, logits)
         top = logits.amax(-1, keepdim=True)
@@ -168,7 +169,7 @@ def chunked(p: Problem, watch: Watch | None = None) -> Solved:
     return entropy, lse, output
 
 
-def blocks(p: Problem) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+def blocks(p: Problem, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """
     Logits of some batch items, consecutive queries and the keys they may reach; hidden keys at `HIDDEN`.
 
@@ -176,7 +177,7 @@ def blocks(p: Problem) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """
     (batch, heads, queries, _), keys = p.query.shape, p.key.shape[2]
     row = heads * keys * p.query.element_size()
-    budget = BLOCK_BYTES if p.query.device.type == "cpu" else 64 * BLOCK_BYTES
+    budget = block_bytes if p.query.device.type == "cpu" else 64 * BLOCK_BYTES
     count = min(batch, max(1, budget // (row * min(queries, FEWEST_ROWS))))
     size = max(min(queries, FEWEST_ROWS), budget // (row * count))
     for first in range(0, batch, count):
