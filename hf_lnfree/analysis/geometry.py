@@ -69,16 +69,21 @@ class GeometrySums:
         data = hashlib.sha256("".join(hashes).encode()).hexdigest()
         return GeometrySums(mlps, self.documents + other.documents, {**self.about, "data_sha256": data})
 
-    def report(self, name: str = "") -> GeometryReport:
+    def report(self, name: str = "", spectra: bool = True) -> GeometryReport:
         """
         The metrics of every MLP.
+
+        Args:
+            spectra: whether to find eigenvalues, which takes longest where units are many; else what needs them is NaN.
 
         Raises:
             DataError: no row was read.
         """
         if not self.mlps:
             raise DataError(NOTHING)
-        return report_of(name or str(self.about.get("model", "")), self, list(map(metrics, self.mlps.values())))
+        return report_of(
+            name or str(self.about.get("model", "")), self, [metrics(sums, spectra) for sums in self.mlps.values()]
+        )
 
 
 class GeometryAnalyzer:

@@ -144,11 +144,11 @@ class MLPMetrics:
     units: dict[str, Tensor]
 
 
-def metrics(sums: MLPSums) -> MLPMetrics:
-    """Of all rows, and without each group in turn."""
-    found, units = metrics_of(sums.whole())
+def metrics(sums: MLPSums, spectra: bool = True) -> MLPMetrics:
+    """Of all rows, and without each group in turn; without `spectra` what needs eigenvalues is NaN."""
+    found, units = metrics_of(sums.whole(), spectra)
     names = list(found)
-    left = left_out(lambda part: torch.stack(list(metrics_of(part)[0].values())), sums.pre.count, sums).cpu()
+    left = left_out(lambda part: torch.stack(list(metrics_of(part, spectra)[0].values())), sums.pre.count, sums).cpu()
     left = left.expand(len(left), len(names)) if left.dim() > 1 else left[:, None].expand(-1, len(names))
     return MLPMetrics(
         {name: float(value) for name, value in found.items()},
@@ -158,15 +158,15 @@ def metrics(sums: MLPSums) -> MLPMetrics:
 
 
 @torch.no_grad()
-def metrics_of(sums: MLPSums) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def metrics_of(sums: MLPSums, spectra: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
     Every metric of sums that are one group, and what there is of every unit.
 
     Means of units leave out those where a metric is not defined. What needs the spectrum of a covariance is NaN unless
-    there are more rows than units.
+    there are more rows than units, and without `spectra`.
     """
     count, width = float(sums.pre.count), sums.width
-    enough = count > width
+    enough = spectra and count > width
     unknown = torch.full((width,), torch.nan, dtype=torch.float64, device=sums.pre.total.device)
     pre, post = (spectrum(part) if enough else unknown for part in (sums.pre, sums.post))
     row_pre, row_post = map(row_participation_ratio, (sums.pre, sums.post))

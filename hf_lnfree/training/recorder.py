@@ -27,12 +27,12 @@ from .steps import StepRecord
 RECORD = "flight_recorder.json"
 STEPS_KEPT = 200
 HEADS = "head_entropies"
+# Of a `GeometryReport`; what needs eigenvalues would cost more than training.
 PROBED = (
     "row_participation_ratio_post",
     "participation_gain",
     "frequency",
     "specialisation",
-    "patterns",
     "between_share",
     "class_selectivity",
     "within_selectivity",
@@ -184,7 +184,7 @@ class FlightRecorder(TrainerCallback):
 
 def geometry_sample(model: PreTrainedModel, batches: Sequence[Batch]) -> Sample:
     """The `PROBED` metrics of every MLP, by kind of classes where they have classes."""
-    report = GeometryAnalyzer(model, groups=1).run(batches)
+    report = GeometryAnalyzer(model, groups=1).sums(batches).report(spectra=False)
     found = {name: values for name, values in report.values.items() if name.partition("/")[0] in PROBED}
     names = places(report.modules)
     return {f"{key}/{place}": x for key, xs in found.items() for place, x in zip(names, xs.tolist(), strict=True)}
