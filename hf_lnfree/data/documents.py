@@ -142,7 +142,8 @@ def files_below(
     folder: str, suffixes: set[str], left_out: Callable[[str], bool] = lambda folder: False
 ) -> Iterator[str]:
     """
-    Paths of all files with one of these suffixes, in the order in which `sorted` puts their `Path`; a folder at a time is listed.
+    Paths of all files with one of these suffixes, in the order in which `sorted` puts them; a folder at a time is
+    listed.
     Links to folders are not followed, and folders that may not be read are passed over.
 
     Args:

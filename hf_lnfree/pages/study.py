@@ -30,6 +30,8 @@ DYNAMICS = (
     ("within_selectivity/next_token", "selectivity within classes", "How selective units are within a next token"),
     ("within_selectivity/label", "selectivity within classes", "How selective units are within a label"),
     ("row_participation_ratio_post", "participation ratio", "How many directions the activations of an MLP use"),
+    ("participation_gain", "participation gain", "Directions after the activation divided by those before it"),
+    ("frequency", "firing frequency", "How often the units of an MLP fire"),
 )
 """Key of the log, what a picture of it has at its side, and what it says."""
 CAPTIONS = {
