@@ -100,7 +100,13 @@ def trained(row, seed, folder, rng):
     results = SimpleNamespace(
         **{"eval_perplexity": 9 + rng.random(), "eval_loss": 2.0, "tokens": 10**7, "tokens_per_second": 1.0},
         **{"steps": 5000, "diverged": False, "diverged_at": None, "nonfinite_events": [], "command": "", **kept},
-        **{"overloaded_heads": 0.5, "collapsed_heads": 0.1, "measure": "perplexity", "score": 10.0},
+        **{
+            "overloaded_heads": 0.5,
+            "collapsed_heads": 0.1,
+            "parameters_outside_embeddings": None,
+            "measure": "perplexity",
+            "score": 10.0,
+        },
     )
     entropy = replace(published_reports()[row], source="measured")
     return Cell(row, seed, folder, results=results, entropy=entropy, log=log)
