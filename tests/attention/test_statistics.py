@@ -85,6 +85,7 @@ def test_largest_values_are_found_among_ties_too(size):
     values[0] = (values[0] * 3).round()
     expected = values.sort(-1, descending=True).values[..., :TOP_KEYS].sum(-1)
     torch.testing.assert_close(top_sum(values, TOP_KEYS), expected)
+    torch.testing.assert_close(top_sum(values.sort(-1).values, TOP_KEYS), expected)  # the last of a row, in no group
 
 
 def test_nan_is_reported_as_nan():
