@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention.fused import RowEntropies
 from ..attention.statistics import TOP_KEYS, RowStatistics
+from .ratios import cluster_sums, ratio
 
 STATISTICS = RowStatistics._fields
 LARGEST = STATISTICS.index("largest_logit")  # of all rows, and no mean
@@ -65,27 +66,7 @@ def statistic_sums(rows: RowEntropies, tokens: Tensor) -> dict[str, Tensor]:
         counts.append(chosen.sum(-1, dtype=dtype))
     s, n = torch.stack(sums), torch.stack(counts)  # S B H
     return {
-        "s": s.sum(1),
-        "n": n.sum(1),
-        "ss": s.square().sum(1),
-        "sn": (s * n).sum(1),
-        "nn": n.square().sum(1),
+        **cluster_sums(s, n),
         "sequences": (n > 0).sum(1),
         "largest": values[LARGEST].to(dtype).where(counted, -math.inf).amax((0, 2)),
     }
-
-
-def ratio(t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """
-    The mean over rows and its standard error, sequences being independent.
-
-    Var of a ratio of sums over clusters: sum_b (s_b - mean n_b)^2 / n^2, with the small-sample factor B / (B - 1).
-
-    Args:
-        t: sums over sequences of s, n, and of ss, sn and nn; how many sequences there were.
-    """
-    mean = t["s"] / t["n"]
-    residual = (t["ss"] - 2 * mean * t["sn"] + mean.square() * t["nn"]).clamp_min(0)
-    sequences = t["sequences"].to(mean.dtype)
-    factor = (sequences / (sequences - 1)).where(sequences > 1, math.nan)
-    return mean, (factor * residual).sqrt() / t["n"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..attention.fused import RowEntropies
 from ..errors import DataError
 from .entropy import normalized_entropy
-from .head_statistics import ratio
+from .ratios import cluster_sums, ratio
 
 BINS_PER_NAT, BINS = 64, 1024  # up to 16 nats: 8.9 million keys
 FIRST_SEQUENCES = 6  # whose own means are kept
@@ -89,11 +89,7 @@ def sequence_sums(rows: Rows, weights: Tensor) -> dict[str, Tensor]:
     s, n = rows.kept.sum(-1), rows.counted.sum(-1, dtype=rows.entropy.dtype)  # L B H
     weights = weights.to(s)
     return {
-        "s": s.sum(1),
-        "n": n.sum(1),
-        "ss": s.square().sum(1),
-        "sn": (s * n).sum(1),
-        "nn": n.square().sum(1),
+        **cluster_sums(s, n),
         "replicates_s": torch.einsum("br,lbh->lhr", weights, s),
         "replicates_n": torch.einsum("br,lbh->lhr", weights, n),
     }
