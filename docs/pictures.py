@@ -19,6 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
 from hf_lnfree.pages.answer import Outcome, draw_scores, draw_shares, look, published
 from hf_lnfree.pages.plots import STYLE, heatmaps, panels, plain_ticks, save
+from hf_lnfree.pages.study_geometry import label
+from hf_lnfree.studies.geometry import ENTROPY, SETTLED
 from hf_lnfree.studies.statistics import MEASURES
 from hf_lnfree.studies.summary import LEARNED
 
@@ -104,16 +106,15 @@ def outcome(study: dict, key: str | None) -> Figure:
         return figure
 
 
-UNITS = {
-    "entropy": "entropy of heads / bound",
-    "within_selectivity/next_token": "selectivity within classes",
-    "between_share/next_token": "variance between classes",
-    "frequency": "firing frequency",
-    "alignment/inputs": "alignment with inputs",
-    "row_participation_ratio_post": "participation ratio",
-}
-"""Metrics of MLPs that a study of their geometry shows: key -> label."""
-SETTLED = 5  # probes whose mean is the end, as in the study's own tables
+UNITS = (
+    ENTROPY,
+    "within_selectivity/next_token",
+    "between_share/next_token",
+    "frequency",
+    "alignment/inputs",
+    "row_participation_ratio_post",
+)
+"""Metrics that a study of the geometry of MLPs shows."""
 OVER_TRAINING = ("SM+G", "SM+R")
 
 
@@ -122,22 +123,22 @@ def units(study: dict) -> Figure:
     rows = by_row(study)
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(UNITS) + 4, 2, 4.2, 2.5)
-        for (key, label), ax in zip(UNITS.items(), axes, strict=False):
+        for key, ax in zip(UNITS, axes, strict=False):
             for index, (row, cells) in enumerate(rows.items()):
                 values = torch.tensor([cell["geometry"][key][-SETTLED:] for cell in cells]).mean((0, 1))  # L
                 ax.plot(values.tolist(), label=row, **look(row, index) | {"markersize": 4})
-            ax.set(xlabel="layer", ylabel=label)
+            ax.set(xlabel="layer", ylabel=label(key))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         rest = iter(axes[len(UNITS) :])
-        for key in ("entropy", "within_selectivity/next_token"):
+        for key in UNITS[:2]:
             for layer in range(2):
                 ax = next(rest)
                 for index, row in enumerate(OVER_TRAINING):
                     for cell in rows[row]:
                         line = [values[layer] for values in cell["geometry"][key]]
                         ax.plot(cell["geometry"]["steps"], line, **look(row, index) | {"marker": "", "linewidth": 0.9})
-                ax.set(xlabel="step", ylabel=UNITS[key], title=f"layer {layer}, {' and '.join(OVER_TRAINING)}")
+                ax.set(xlabel="step", ylabel=label(key), title=f"layer {layer}, {' and '.join(OVER_TRAINING)}")
         return figure
 
 

@@ -51,6 +51,8 @@ def first_of(probed: Mapping[str, Mapping[int, Probes]]) -> Probes:
 
 def title(metric: str) -> str:
     """What tables and pictures call a metric."""
+    if metric == ENTROPY:
+        return "entropy / bound"
     name, _, kind = metric.partition("/")
     return NAMES[name] + (f" ({kind.replace('_', ' ')})" if kind else "")
 
@@ -84,9 +86,7 @@ def difference_table(probed: Mapping[str, Mapping[int, Probes]], pair: Sequence[
     lines = []
     for metric in (ENTROPY, *metrics):
         layers = zip(differences(one, other, metric), onsets(one, other, metric), strict=True)
-        lines.append(
-            ["entropy / bound" if metric == ENTROPY else title(metric), *(with_onset(*layer) for layer in layers)]
-        )
+        lines.append([title(metric), *(with_onset(*layer) for layer in layers)])
     return Table([f"{pair[0]} minus {pair[1]}", *(f"layer {i}" for i in range(len(lines[0]) - 1))], lines)
 
 
