@@ -162,7 +162,9 @@ class GeometryReport:
                 f"No spectra of {listed(few)}: no more rows than units. Give more text. The participation ratio, which "
                 "is corrected for few rows, is told from four rows on."
             )
-        if self.metadata.get("groups", 1) > self.documents:
+        if self.metadata.get("groups", 1) > self.documents == 1:
+            said.append("A single document has no standard errors.")
+        elif self.metadata.get("groups", 1) > self.documents:
             said.append(f"{self.documents} documents in {self.metadata['groups']} groups: standard errors are rough.")
         return said
 

@@ -230,6 +230,14 @@ def test_units_that_know_their_label_are_selective():
     assert (known.values["alignment/label"] > mixed.values["alignment/label"]).all()
 
 
+def test_few_documents_are_told(gpt2, ids):
+    one, three = (GeometryAnalyzer(gpt2).run(ids[:count]) for count in (1, 3))
+    assert one.notes()[-1] == "A single document has no standard errors."
+    assert one.standard_errors["frequency"].isnan().all()
+    assert three.notes()[-1] == "3 documents in 10 groups: standard errors are rough."
+    assert three.standard_errors["frequency"].isfinite().all()
+
+
 def test_own_columns_are_classes(gpt2, ids):
     columns = {"half": (torch.arange(12) >= 6).long().expand(40, -1), "speaker": torch.arange(40) % 5 - 1}
     analyzer = GeometryAnalyzer(gpt2, classes=["half", "speaker"])
