@@ -1,7 +1,8 @@
-"""The weights of a checkpoint put into a model in memory, to the last tensor."""
+"""The weights of a checkpoint put into a model in memory, to the last tensor; states of an optimiser as they were."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -43,6 +44,33 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     names = {id(tensor): name for name, tensor in own.items()}
     spread = {names[id(in_files[name])]: like(tensor, in_files[name]) for name, tensor in stored.items()}
     model.load_state_dict(spread, strict=False)
+
+
+def keep_dtypes(optimizer: torch.optim.Optimizer) -> None:
+    """
+    Let `load_state_dict` leave every state in the dtype that it was saved in.
+
+    torch casts them to that of their parameter: float32 moments of bfloat16 weights, as Adafactor has them, would come
+    back rounded, and the run go on as another one.
+    """
+    saved: dict[str, Any] = {}
+
+    def before(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        saved.update(state)
+
+    def after(optimizer: torch.optim.Optimizer) -> None:
+        ids, parameters = (
+            [parameter for group in groups for parameter in group["params"]]
+            for groups in (saved["param_groups"], optimizer.param_groups)
+        )
+        for number, parameter in zip(ids, parameters, strict=True):
+            for name, value in saved["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and value.dtype != optimizer.state[parameter][name].dtype:
+                    optimizer.state[parameter][name] = value.to(parameter.device, copy=True)
+        saved.clear()
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
 
 
 def compare(stored: dict[str, Tensor], wanted: dict[str, Tensor], checkpoint: Path) -> None:

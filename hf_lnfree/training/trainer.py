@@ -28,6 +28,7 @@ from .lock import only_run
 from .log import JsonlLog
 from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
+from .restoring import keep_dtypes
 from .results import RESULTS
 from .shards import asks_for_shards, require_deepspeed, require_shards, shard_on_cpu
 from .steps import StepRecord
@@ -196,6 +197,8 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) not in slopes]
             optimizer.add_param_group({"params": [*slopes.values()], "weight_decay": self.args.slope_weight_decay})
+        if fresh:
+            keep_dtypes(optimizer)
         return optimizer
 
     def evaluation_loop(

@@ -11,7 +11,8 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments
+from torch import nn
+from transformers import Adafactor, Trainer, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_lnfree import LNFreeTrainingArguments
@@ -20,7 +21,7 @@ from hf_lnfree.models import named_slopes
 from hf_lnfree.training import LNFreeTrainer, ModelArguments, train
 from hf_lnfree.training.beginning import Beginning
 from hf_lnfree.training.log import read_log
-from hf_lnfree.training.restoring import load_weights
+from hf_lnfree.training.restoring import keep_dtypes, load_weights
 
 from ..conftest import GPT2
 
@@ -143,6 +144,34 @@ def test_what_is_saved_is_what_is_loaded(family, tmp_path, shards):
     load_weights(target, tmp_path)
     wanted = source.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in target.state_dict().items())
+
+
+def test_states_of_an_optimiser_keep_their_dtype(tmp_path):
+    """Adafactor has float32 moments of bfloat16 weights; a step from a saved state is the step from the state."""
+    torch.manual_seed(0)
+
+    def made(values):
+        weights = nn.Parameter(values.clone())
+        optimizer = Adafactor([weights], lr=1e-2, relative_step=False, scale_parameter=False)
+        keep_dtypes(optimizer)
+        return weights, optimizer
+
+    def step(weights, optimizer, gradient):
+        weights.grad = gradient
+        optimizer.step()
+
+    gradients = torch.randn(4, 16, 16).bfloat16()
+    straight = made(torch.randn(16, 16).bfloat16())
+    for gradient in gradients[:3]:
+        step(*straight, gradient)
+    torch.save(straight[1].state_dict(), tmp_path / "optimizer.pt")
+    again = made(straight[0].data)
+    again[1].load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+    assert again[1].state[again[0]]["exp_avg_sq_row"].dtype == torch.float32
+    for weights, optimizer in (straight, again):
+        step(weights, optimizer, gradients[3])
+    assert torch.equal(again[0], straight[0])
+    assert torch.equal(again[1].state[again[0]]["exp_avg_sq_col"], straight[1].state[straight[0]]["exp_avg_sq_col"])
 
 
 SETTINGS = {"learning_rate": 5e-3, "seed": 4, "max_steps": 13, "row": "SM+G", "data": None, "validation_fraction": 0.1}
