@@ -9,9 +9,12 @@ import sys
 from dataclasses import replace
 from itertools import islice
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Audio, ClassLabel, Dataset, Features, Value
+from PIL import Image
 from transformers import default_data_collator
 
 from hf_lnfree.data.arguments import DataArguments
@@ -231,7 +234,10 @@ import json, sys
 from itertools import islice
 from pathlib import Path
 from hf_lnfree.data import tables
+from hf_lnfree.data import DataArguments, load_data
 from hf_lnfree.data.corpus import load_corpus
+from hf_lnfree.data.speech import of_hub
+from hf_lnfree.errors import DataError
 
 def texts(*arguments, **options):
     corpus = load_corpus(*arguments, **options)
@@ -270,6 +276,16 @@ for name, options in (("somebody/nothing-here", {}), ("codeparrot-ds-train", {"t
         texts(name, **options)
     except ValueError as error:
         found[name] = str(error)
+
+images = load_data(DataArguments("somebody/images", objective="image", validation_fraction=0.3, cache_dir=sys.argv[2]))
+pairs = [[item["pixel_values"], item["labels"]] for part in (images.train, images.validation) for item in part]
+found["images"] = [[int((127.5 * pixels[:, 0, 0] + 127.5).round()[0]), int(label)] for pixels, label in pairs]
+found["shape"], found["names"] = list(pairs[0][0].shape), images.fields["id2label"]
+found["held out"] = len(images.validation)
+try:
+    found["sounds"] = [len(sound.samples) for sound in of_hub("somebody/sounds", None)]
+except DataError as error:
+    found["sounds"] = str(error)
 print(json.dumps(found))
 """
 
@@ -282,9 +298,20 @@ def test_hub_datasets_downloaded_and_streamed(tmp_path):
         for shard in range(2):
             rows = [{"path": "p", "content": f"document {i}"} for i in range(shard, count, 2)]
             (folder / f"ds_{shard}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    somebody = tmp_path / "hub" / "somebody"
+    picture = np.random.default_rng(0).integers(0, 255, (12, 6, 5, 3), dtype=np.uint8)
+    rows = {"picture": list(map(Image.fromarray, picture)), "insect": [i % 3 % 2 for i in range(12)]}
+    features = Features(picture=datasets.Image(), insect=ClassLabel(names=["bee", "ant"]))
+    sounds = {"audio": [{"bytes": b"RIFF", "path": "one.wav"}], "text": ["one"]}
+    for name, columns, kinds in (
+        ("images", rows, features),
+        ("sounds", sounds, Features(audio=Audio(), text=Value("string"))),
+    ):
+        (somebody / name).mkdir(parents=True)
+        Dataset.from_dict(columns).cast(kinds).to_parquet(somebody / name / "train-00000-of-00001.parquet")
     hub = Hub(tmp_path / "hub")
     environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", HUB_CLIENT, str(tmp_path / "kept")]
+    command = [sys.executable, "-c", HUB_CLIENT, str(tmp_path / "kept"), str(tmp_path / "cache")]
     client = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert client.returncode == 0, client.stderr[-2000:]
     found = json.loads(client.stdout.splitlines()[-1])
@@ -306,6 +333,12 @@ def test_hub_datasets_downloaded_and_streamed(tmp_path):
     assert found["read"] == [8]
     assert len(list((tmp_path / "kept").iterdir())) == 3
     assert not list((tmp_path / "streaming").iterdir())
+    labels = [1 - label for label in rows["insect"]]  # labels are numbered by name, here and not there
+    assert {tuple(pair) for pair in found["images"]} == set(zip(picture[:, 0, 0, 0].tolist(), labels, strict=True))
+    assert (found["shape"], found["names"]) == ([3, 6, 5], {"0": "ant", "1": "bee"})
+    assert 0 < found["held out"] < 12
+    assert "its sound cannot be decoded" in found["sounds"]
+    assert "torchcodec" in found["sounds"]
     assert "the Hub has no such dataset" in found["somebody/nothing-here"]
     assert "no text column body; its columns are ['path', 'content']" in found["codeparrot-ds-train"]
 
