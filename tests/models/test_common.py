@@ -21,7 +21,7 @@ import transformers
 import hf_lnfree
 from hf_lnfree.models import FAMILIES
 
-from ..conftest import BERT, EVERY, T5, VIT, WHISPER, Family
+from ..conftest import BERT, EVERY, GATED_T5, T5, VIT, WHISPER, Family
 
 FOLDER = os.environ.get("TRANSFORMERS_TESTS")
 if not FOLDER:
@@ -44,21 +44,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"norm": "none", "activation": "relu"},
     "slopes": {"norm": "none", "activation": "learnable_leaky_relu", "slope_scope": "global"},
 }
-LEFT_OUT = ("EncoderModel", "ForTokenClassification", "ForAudioClassification", "ForSequenceClassification")
-"""Of the families with encoder and decoder: what is an encoder alone, or wants as many ends in each example."""
+APART = {
+    "encoder": ("T5EncoderModel", "T5ForTokenClassification", "WhisperForAudioClassification"),
+    "ends": ("T5ForSequenceClassification",),
+}
+"""Classes of families with two stacks that have test cases of their own: an encoder alone; one end in each example."""
 
+TWO_STACKS = (T5, GATED_T5, WHISPER)
 NOT_OF_STOCK = {
     "gpt_neox": ("test_model_rope_scaling_frequencies", "test_model_rope_scaling_from_config_1_dynamic"),
     "t5": ("test_model_base_model_prefix",),
+    "gated_t5": ("test_model_base_model_prefix",),
     "vit": ("test_model_get_set_embeddings",),
+    "whisper, encoder": ("test_model_get_set_embeddings",),
+    "ends": ("test_inputs_embeds", *(name for name in vars(common.ModelTesterMixin) if "eager_matches_sdpa" in name)),
 }
-"""Tests that the stock classes of a family do not pass at these sizes."""
+"""Tests that the stock classes do not pass, by family, kind, or both: at these sizes, or for inputs of their own."""
 
 
-def classes(family: Family) -> tuple[type, ...]:
+def classes(family: Family, kind: str) -> tuple[type, ...]:
     base = getattr(hf_lnfree, f"{family.prefix}Model")
-    both = family in (T5, WHISPER)
-    return tuple(c for c in (base, *FAMILIES[base]) if not (both and c.__name__.endswith(LEFT_OUT)))
+    kinds = {
+        c: next((k for k, ends in APART.items() if c.__name__.endswith(ends)), "") for c in (base, *FAMILIES[base])
+    }
+    return tuple(c for c, found in kinds.items() if found == kind)
 
 
 class Tester:
@@ -67,18 +76,22 @@ class Tester:
     batch_size, hidden_size, num_hidden_layers, num_attention_heads, is_training = B, 32, 2, 4, True
     num_masks, mask_length, decoder_seq_length = 2, PATCHES, S
 
-    def __init__(self, family: Family, fields: dict[str, Any]):
-        self.family, self.fields = family, fields
+    def __init__(self, family: Family, fields: dict[str, Any], kind: str):
+        self.family, self.fields, self.kind = family, fields, kind
         self.seq_length = PATCHES + 1 if family is VIT else S
         self.encoder_seq_length = MEL if family is WHISPER else self.seq_length
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         tiny = {name: value for name, value in ALIKE.items() if name in self.family.tiny}
-        wide = {} if self.family is T5 or not self.fields else {"initializer_range": 0.2}  # or all attend alike
+        t5 = self.family in (T5, GATED_T5)
+        wide = {"initializer_range": 0.5 if t5 else 0.2} if self.fields else {}  # or all attend alike; T5's own is 1
         config = replace(self.family, tiny={**self.family.tiny, **tiny}).config(
             **{"norm": self.family.norm, **self.fields, **wide}
         )
         ids, mask = torch.randint(3, 99, (2, B, S)), torch.ones(B, S, dtype=torch.long)
+        config.is_encoder_decoder &= self.kind != "encoder"
+        if self.kind == "ends":
+            ids[0, :, -1] = config.eos_token_id
         inputs = {"input_ids": ids[0], "attention_mask": mask.tril()}
         if self.family in (VIT, WHISPER):
             inputs = {"pixel_values": torch.randn(B, 1, 8, 8)} if self.family is VIT else {}
@@ -88,13 +101,13 @@ class Tester:
         return config, inputs
 
 
-def case(family: Family, fields: dict[str, Any]) -> type[unittest.TestCase]:
-    """The test case of a family in one setting."""
-    models = classes(family)
+def case(family: Family, fields: dict[str, Any], kind: str) -> type[unittest.TestCase]:
+    """The test case of a family in one setting: of its classes, or of those of a kind that is `APART`."""
+    models = classes(family, kind)
 
     def set_up(self: Any) -> None:
         transformers.set_seed(0)
-        self.model_tester = Tester(family, fields)
+        self.model_tester = Tester(family, fields, kind)
         # A backbone has no loss, which the tests know by a table of transformers' own.
         backbone = {models[0].config_class.model_type: models[0].__name__}
         self.enterContext(mock.patch.dict(common.MODEL_MAPPING_NAMES, backbone))
@@ -110,14 +123,15 @@ def case(family: Family, fields: dict[str, Any]) -> type[unittest.TestCase]:
         "setUp": set_up,
         "_prepare_for_class": with_labels,
         "all_model_classes": models,
-        "is_encoder_decoder": family in (T5, WHISPER),
+        "is_encoder_decoder": family in TWO_STACKS and kind != "encoder",
         "test_resize_embeddings": family not in (VIT, WHISPER),
         "test_can_init_all_missing_weights_before_2023": True,
-        **dict.fromkeys(NOT_OF_STOCK.get(family.name, ())),
+        **{name: None for part in (family.name, kind, f"{family.name}, {kind}") for name in NOT_OF_STOCK.get(part, ())},
     }
     return type("CommonTest", bases, members)
 
 
-for tested in (*EVERY, BERT, VIT, T5, WHISPER):
+for tested in (*EVERY, BERT, VIT, *TWO_STACKS):
     for setting, asked in SETTINGS.items():
-        globals()[f"Test_{tested.name}_{setting}"] = case(tested, asked)
+        for kind in filter(lambda kind: classes(tested, kind), ("", *APART)):
+            globals()["_".join(filter(None, ("Test", tested.name, kind, setting)))] = case(tested, asked, kind)
