@@ -86,7 +86,7 @@ def measure_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return "Peak memory of causal attention with its entropies, B 1, H 12, d 64, float32, beyond its inputs.", found
 
 
-GEOMETRY_TOKENS = (16_384, 131_072)
+GEOMETRY_TOKENS = (16_384, 131_072, 1_048_576)
 
 
 def geometry_megabytes(tokens: int, device: str) -> float:
@@ -136,6 +136,12 @@ def measure_estimates(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     return estimates.measure_estimates(device)
 
 
+def measure_billion(device: str) -> tuple[str, dict[str, dict[str, float]]]:
+    import billion
+
+    return billion.measure_billion()
+
+
 def measure_folder(device: str) -> tuple[str, dict[str, dict[str, float]]]:
     import tokens
 
@@ -143,6 +149,7 @@ def measure_folder(device: str) -> tuple[str, dict[str, dict[str, float]]]:
 
 
 MEASURED = {
+    "billion": measure_billion,
     "estimates": measure_estimates,
     "folder": measure_folder,
     "memory": measure_memory,
