@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import LNFreeError
 from ..redaction import without_secrets
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         handler.addFilter(discreet)
     logging.getLogger("hf_lnfree").setLevel(logging.INFO)
     try:
-        with terminable():
+        with terminable(), logging_redirect_tqdm():  # a line above a progress bar, not behind it
             code = app(args=left, prog_name="hf-lnfree", standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer has caught it
             errors.print("Interrupted.")
