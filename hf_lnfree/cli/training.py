@@ -55,7 +55,7 @@ def remove_norms(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Folder or Hub name, of this package or stock GPT-2, Pythia, OPT, Llama, Qwen3 or ViT.",
+            help="Folder or Hub name, of this package or stock GPT-2, Pythia, OPT, Llama, Qwen3, ViT or T5.",
         ),
     ],
     config: Annotated[
