@@ -25,7 +25,10 @@ XL = {
     "base": str(ROOT / "examples" / "models" / "gpt2-xl.yaml"),
     "tokenizer": None,
     "vocab_size": 50257,
-    "config_overrides": {"vocab_size": 50257, "n_layer": 48, "n_embd": 1600, "n_head": 25, "dtype": "bfloat16"},
+    "config_overrides": {
+        **{"vocab_size": 50257, "n_layer": 48, "n_embd": 1600, "n_head": 25},
+        **{"residual_init": "scaled", "dtype": "bfloat16"},
+    },
 }
 SETTING = {
     "data": "stdlib",

@@ -4,6 +4,7 @@ Samples are logged like losses; the last of them are kept in memory, beside ever
 written when a run dies.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,11 @@ PROBED = (
     "within_selectivity",
     "alignment",
 )
+LARGEST_GROWTH = 1000.0  # of the residual stream over the blocks of a model at its first step
 DECIMALS = 4  # of a nat: what is written of each head
 Sample = dict[str, float]
+
+logger = logging.getLogger(__name__)
 
 
 class FlightRecorder(TrainerCallback):
@@ -96,6 +100,7 @@ class FlightRecorder(TrainerCallback):
         self.first = known[0] if known else {}
         if state.global_step == 0 and self.every:
             self.log_sample(state.global_step)
+            warn_of_growth(self.model().config, self.samples[-1])
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.step.begin()
@@ -180,6 +185,24 @@ class FlightRecorder(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             record = {"reason": reason, "events": events, "steps": list(self.steps), "samples": list(self.samples)}
             write_json(folder / RECORD, record)
+
+
+def warn_of_growth(config: Any, sample: Mapping[str, Any]) -> None:
+    """Without norms, and with branches that are not scaled, every block makes the stream larger."""
+    if (getattr(config, "norm", None), getattr(config, "residual_init", None)) != ("none", "plain"):
+        return
+    stacks: dict[str, list[float]] = {}
+    for key, value in sample.items():
+        kind, _, place = key.partition("/")
+        if kind == "residual_rms":
+            stacks.setdefault(place.rpartition("/")[0], []).append(value)
+    growth = max(values[-1] / values[0] for values in stacks.values())
+    if not growth < LARGEST_GROWTH:
+        logger.warning(
+            "Before the first step the residual stream grows %.0e-fold from the first block to the last, and the run "
+            "may diverge at once. Begin with smaller branches: residual_init: scaled in config_overrides.",
+            growth,
+        )
 
 
 def geometry_sample(model: PreTrainedModel, batches: Sequence[Batch]) -> Sample:

@@ -4,6 +4,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from hf_lnfree.analysis.mlp_capture import record_mlp
 from hf_lnfree.training.recorder import FlightRecorder
@@ -70,6 +71,24 @@ def test_a_sample_has_the_geometry_of_every_mlp_if_it_is_asked_for(family, input
             total = total + len(chosen) * (chosen.mean(0) - y.mean(0)).square()
         share = total / (y - y.mean(0)).square().sum(0)
         assert sample[f"between_share/next_token/layer_{layer:02d}"] == pytest.approx(share.nan_to_num().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"norm": "none", "residual_init": "plain"}, True),
+        ({"norm": "none", "residual_init": "scaled"}, False),
+        ({"norm": "none", "residual_init": "plain", "initializer_range": 0.02}, False),
+        ({"norm": GPT2.norm, "residual_init": "plain"}, False),
+    ],
+)
+def test_a_stream_that_grows_before_the_first_step_is_named(input_ids, caplog, fields, warned):
+    """As in GPT-2 XL without LayerNorm: of nothing but depth, width and the scale of the weights."""
+    model = GPT2.model(n_layer=6, **{"initializer_range": 0.35, **fields})
+    recorder = FlightRecorder([input_ids], model=lambda: model, step=StepRecord(), log=lambda *_: None, every=1, kept=1)
+    with caplog.at_level("WARNING", "hf_lnfree"):
+        recorder.on_train_begin(None, TrainerState(), None)
+    assert ("residual_init: scaled" in caplog.text) == warned
 
 
 def test_heads_go_to_the_log_of_the_run_and_to_no_tracker(input_ids):
