@@ -44,7 +44,7 @@ SETTING = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 1,
     "max_steps": STEPS,
-    "learning_rate": 1.0e-3,
+    "learning_rate": 1.0e-5,  # Adafactor changes every weight by as much; 5e-4 makes 48 blocks without norms overflow
     "warmup_steps": 2,
     "logging_steps": 1,
     "probe_steps": SAVED,

@@ -28,14 +28,14 @@ from hf_lnfree.errors import DataError
 FORKING = pytest.mark.filterwarnings(
     "ignore:.*use of fork:DeprecationWarning", "ignore:This process:DeprecationWarning"
 )
-# Each of several runs tokenises two rows at a time, and dies when it has written down ten documents.
+# Each of several runs tokenises one of four rows at a time, and dies when it has written down ten documents.
 KILLED = """
 import json, os, signal, sys
 from hf_lnfree.data import building, encoding
 from hf_lnfree.data.arguments import DataArguments
 from hf_lnfree.data.corpus import load_corpus
 from transformers import AutoTokenizer
-encoding.CHUNK, building.JOURNAL_EVERY, add = 2, 0.0, building.TokenWriter.add
+encoding.CHUNK, encoding.CHARACTERS, building.JOURNAL_EVERY, add = 4, 1, 0.0, building.TokenWriter.add
 def dying(writer, piece):
     if writer.done.documents >= 10:
         writer.tokens.write(b"half of a piece")
@@ -78,6 +78,7 @@ def test_tokenising_goes_on_where_it_was_killed(arguments, tokenizer, tmp_path, 
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.stdout.split() == [str(-signal.SIGKILL)] * 3, killed.stderr[-2000:]
     corpus, tokenised, begun = load_corpus(arguments.data), building.tokenised, []
+    tokens = sum(map(len, tokenizer(list(corpus.texts), add_special_tokens=False)["input_ids"]))
     monkeypatch.setattr(building, "tokenised", lambda *args: begun.append(args[4]) or tokenised(*args))
     for case in cases:
         cache = Path(case["cache_dir"])
@@ -85,6 +86,9 @@ def test_tokenising_goes_on_where_it_was_killed(arguments, tokenizer, tmp_path, 
         again = build_windows(corpus, tokenizer, replace(arguments, **case), "train")
         fresh = replace(arguments, **case | {"cache_dir": str(cache / "fresh")})
         assert contents(again) == contents(build_windows(corpus, tokenizer, fresh, "train"))
+        meta = json.loads((again / "meta.json").read_text())
+        ends = meta["documents"] if case["packing"] == "packed" else 0
+        assert 16 * meta["windows"] + meta["dropped_tokens"] == tokens + ends
         assert not list((cache / "tokenising").iterdir())
     assert begun == [10, 0] * 3
 
