@@ -10,13 +10,20 @@ def test_it_trains_is_killed_goes_on_is_measured_and_saved(monkeypatch, corpus, 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import billion
 
-    fields = {"data": str(corpus), "cache_dir": cache_dir, "vocab_size": 300, "context_length": 32}
+    fields = {
+        "data": str(corpus),
+        "cache_dir": cache_dir,
+        "vocab_size": 300,
+        "context_length": 32,
+        "learning_rate": 1e-3,
+    }
     found = billion.prove({**billion.XL, **fields, "config_overrides": TINY}, tmp_path, shard="40KB")
-    trained, entropy = found["20 steps"], found["entropy"]
+    trained, entropy = found["trained"], found["entropy"]
     assert trained["last_loss"] < trained["first_loss"]
     assert trained["samples"] == 3  # at the start, at step 10, at the end
-    assert found["killed"]["steps"] < billion.STEPS
+    assert found["interrupted"]["steps"] < billion.STEPS
     assert found["resumed"]["equal_to_the_bit"]
     assert (entropy["heads"], entropy["finite"]) == (4, 4)
     assert found["evaluation"]["perplexity"] < 300
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    assert billion.prove({**billion.XL, **fields, "config_overrides": TINY}, tmp_path) == found  # nothing is done twice
