@@ -26,13 +26,19 @@ class Optimiser:
         copies: numbers in the dtype of the weight.
         other: bytes besides, of what it holds in a dtype of its own.
         all_at_once: numbers for each weight, while it steps.
-        largest: numbers for each weight of the largest tensor, while it steps.
+        largest: float32 numbers for each weight of the largest tensor, while it steps; two more, copies of the tensor
+            and its gradient, if these are narrower.
     """
 
     copies: int = 0
     other: float = 0.0
     all_at_once: int = 0
     largest: int = 0
+
+    def stepping(self, weight: int, own: int, largest: int) -> int:
+        """Bytes while it steps on `own` weights of `weight` bytes, of which the largest tensor has `largest`."""
+        floats = self.largest + 2 * (weight < 4) if self.largest else 0
+        return weight * self.all_at_once * own + 4 * floats * largest
 
 
 BLOCKWISE = 1 + 4 / 256  # bytes of a number in 8 bits, with one scale for each 256
@@ -44,7 +50,7 @@ OPTIMISERS = {
     "paged_adamw_32bit": ADAM_32BIT,
     **dict.fromkeys(("lion_32bit", "paged_lion_32bit"), Optimiser(other=4)),
     **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), Optimiser(other=BLOCKWISE)),
-    "adafactor": Optimiser(largest=3),  # a row and a column of a matrix are less than a hundredth of it
+    "adafactor": Optimiser(largest=2),  # a row and a column of a matrix are less than a hundredth of it
     "sgd": Optimiser(),
 }
 
@@ -136,7 +142,7 @@ def memory_parts(plan: Plan) -> dict[str, int]:
     own = -(-plan.parameters // shards)
     weights = step.weight * own
     moments = int((step.weight * optimiser.copies + optimiser.other) * own)
-    stepping = step.weight * (optimiser.all_at_once * own + optimiser.largest * plan.shape.head // shards)
+    stepping = optimiser.stepping(step.weight, own, plan.shape.head // shards)
     communication = 0
     if devices.fsdp:
         block = (plan.parameters - plan.outside) // len(plan.shape.layers)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from hf_lnfree import paper_config
 from hf_lnfree.errors import SettingsError
-from hf_lnfree.training.estimate import USABLE, estimate, fits, largest_batch, memory_parts
+from hf_lnfree.training.estimate import OPTIMISERS, USABLE, estimate, fits, largest_batch, memory_parts
 from hf_lnfree.training.flops import flops_a_token
 from hf_lnfree.training.losses import use_loss
 from hf_lnfree.training.memory import Step, saved_bytes
@@ -126,6 +128,33 @@ def test_peaks_are_those_that_were_measured(monkeypatch):
     assert set(found) == {words(*case) for case in MEASURED}
     for case in MEASURED:
         assert estimated(*case) == pytest.approx(found[words(*case)]["MiB"], rel=0.1), case
+
+
+ADAFACTOR = """
+import sys, torch
+from training import peak
+from transformers import Adafactor
+torch.set_num_threads(1)
+def step(size):
+    weights = torch.nn.Parameter(torch.randn(size, dtype=getattr(torch, sys.argv[1])))
+    weights.grad = torch.randn(size, dtype=weights.dtype)
+    peak(reset=True)
+    before = peak()
+    Adafactor([weights], lr=1e-3, relative_step=False, scale_parameter=False, weight_decay=0.1).step()
+    return (peak() - before) * 2**20
+step((8, 8))
+print(step((16384, 768)))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adafactor_steps_in_float32_whatever_the_weights_are(dtype):
+    name = str(dtype).partition(".")[2]
+    done = subprocess.run(
+        [sys.executable, "-c", ADAFACTOR, name], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+    )
+    size = 16384 * 768
+    assert OPTIMISERS["adafactor"].stepping(dtype.itemsize, size, size) == pytest.approx(float(done.stdout), rel=0.03)
 
 
 # The files of published sizes
