@@ -22,6 +22,7 @@ from ..analysis.nonfinite import count_nonfinite, whole
 from ..analysis.parts import places
 from ..files import read_json, write_json
 from ..models.activations import ChannelPReLU, GELUReLU, LearnableLeakyReLU
+from .log import layer_curves
 from .shards import reshard
 from .steps import StepRecord
 
@@ -100,7 +101,8 @@ class FlightRecorder(TrainerCallback):
         self.first = known[0] if known else {}
         if state.global_step == 0 and self.every:
             self.log_sample(state.global_step)
-            warn_of_growth(self.model().config, self.samples[-1])
+            if state.is_world_process_zero:
+                warn_of_growth(self.model().config, self.samples[-1])
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.step.begin()
@@ -191,18 +193,14 @@ def warn_of_growth(config: Any, sample: Mapping[str, Any]) -> None:
     """Without norms, and with branches that are not scaled, every block makes the stream larger."""
     if (getattr(config, "norm", None), getattr(config, "residual_init", None)) != ("none", "plain"):
         return
-    stacks: dict[str, list[float]] = {}
-    for key, value in sample.items():
-        kind, _, place = key.partition("/")
-        if kind == "residual_rms":
-            stacks.setdefault(place.rpartition("/")[0], []).append(value)
-    growth = max(values[-1] / values[0] for values in stacks.values())
-    if not growth < LARGEST_GROWTH:
-        logger.warning(
-            "Before the first step the residual stream grows %.0e-fold from the first block to the last, and the run "
-            "may diverge at once. Begin with smaller branches: residual_init: scaled in config_overrides.",
-            growth,
-        )
+    for layers in layer_curves([sample], "residual_rms").values():
+        (_, first), (_, last) = layers[0][0], layers[-1][0]
+        if last > LARGEST_GROWTH * first > 0:
+            logger.warning(
+                "Before the first step the residual stream grows %.0e-fold from the first block to the last, and the "
+                "run may diverge at once. Begin with smaller branches: residual_init: scaled in config_overrides.",
+                last / first,
+            )
 
 
 def geometry_sample(model: PreTrainedModel, batches: Sequence[Batch]) -> Sample:
