@@ -66,7 +66,7 @@ def tokenise_folder(folder: str, tokenizer: str, cache: str) -> dict[str, float]
     }
 
 
-def measure_folder(number: int = FILES) -> tuple[str, dict[str, dict[str, float]]]:
+def measure_folder(device: str, number: int = FILES) -> tuple[str, dict[str, dict[str, float]]]:
     """Peak memory."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
