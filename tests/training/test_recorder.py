@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerState
 
 from hf_lnfree.analysis.mlp_capture import record_mlp
-from hf_lnfree.training.recorder import FlightRecorder
+from hf_lnfree.training.recorder import FlightRecorder, warn_of_growth
 from hf_lnfree.training.steps import StepRecord
 
 from ..attention.softmaxes import Softmaxes
@@ -74,21 +74,29 @@ def test_a_sample_has_the_geometry_of_every_mlp_if_it_is_asked_for(family, input
 
 
 @pytest.mark.parametrize(
-    ("fields", "warned"),
+    ("fields", "larger", "warned"),
     [
-        ({"norm": "none", "residual_init": "plain"}, True),
-        ({"norm": "none", "residual_init": "scaled"}, False),
-        ({"norm": "none", "residual_init": "plain", "initializer_range": 0.02}, False),
-        ({"norm": GPT2.norm, "residual_init": "plain"}, False),
+        ({"norm": "none", "residual_init": "plain"}, 1, True),
+        ({"norm": "none", "residual_init": "scaled"}, 1, False),
+        ({"norm": "none", "residual_init": "scaled"}, 1e6, False),  # it has been asked for already
+        ({"norm": "none", "residual_init": "plain", "initializer_range": 0.02}, 1, False),
+        ({"norm": GPT2.norm, "residual_init": "plain"}, 1e6, False),  # which norms undo
     ],
 )
-def test_a_stream_that_grows_before_the_first_step_is_named(input_ids, caplog, fields, warned):
+def test_a_stream_that_grows_before_the_first_step_is_named(input_ids, caplog, fields, larger, warned):
     """As in GPT-2 XL without LayerNorm: of nothing but depth, width and the scale of the weights."""
     model = GPT2.model(n_layer=6, **{"initializer_range": 0.35, **fields})
+    model.transformer.h[4].mlp.c_proj.weight.data *= larger
     recorder = FlightRecorder([input_ids], model=lambda: model, step=StepRecord(), log=lambda *_: None, every=1, kept=1)
     with caplog.at_level("WARNING", "hf_lnfree"):
         recorder.on_train_begin(None, TrainerState(), None)
     assert ("residual_init: scaled" in caplog.text) == warned
+
+
+def test_a_stream_of_zeros_does_not_grow(caplog):
+    sample = {"step": 0, "residual_rms/layer_00": 0.0, "residual_rms/layer_01": 0.0}
+    warn_of_growth(GPT2.config(norm="none", residual_init="plain"), sample)
+    assert not caplog.text
 
 
 def test_heads_go_to_the_log_of_the_run_and_to_no_tracker(input_ids):
