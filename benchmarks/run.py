@@ -139,6 +139,7 @@ MEASURED = {
     "geometry_memory": measure_geometry_memory,
     "study": elsewhere("studies", "measure_study"),
 }
+MEASURED_ON_A_GPU = {"gpu_tests": elsewhere("gpu_tests", "measure_gpu_tests")}
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 operations a second, as the maker states them
 
 
@@ -164,15 +165,17 @@ def main(args: argparse.Namespace) -> None:
 
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     RESULTS.mkdir(exist_ok=True)
-    benchmarks = BENCHMARKS | (GPU_ONLY if args.device.startswith("cuda") else {})
-    names = [*benchmarks, *MEASURED]
+    on_a_gpu = args.device.startswith("cuda")
+    benchmarks = BENCHMARKS | (GPU_ONLY if on_a_gpu else {})
+    measured = MEASURED | (MEASURED_ON_A_GPU if on_a_gpu else {})
+    names = [*benchmarks, *measured]
     if unknown := set(args.only) - set(names):
         raise SystemExit(f"There is no benchmark {', '.join(sorted(unknown))}. There are: {', '.join(names)}.")
     for name in args.only or names:
         torch.manual_seed(0)
         record: dict[str, Any] = {}
-        if name in MEASURED:
-            what, found = MEASURED[name](args.device)
+        if name in measured:
+            what, found = measured[name](args.device)
         else:
             candidates, rounds = benchmarks[name]
             what = " ".join((candidates.__doc__ or "").split())

@@ -1,8 +1,16 @@
-"""What only a GPU shows: its kernels against float64, half precision with a scaler, compiled steps, a resumed run."""
+"""What only a GPU shows: kernels against float64, half precision with a scaler, compiled steps, resumed runs, shards.
+
+`benchmarks/run.py --only gpu_tests --device cuda` runs this file and keeps what came of each test.
+"""
 
 import itertools
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +19,9 @@ from transformers import AutoModelForCausalLM
 from hf_lnfree.analysis.analyzer import AttentionEntropyAnalyzer
 from hf_lnfree.analysis.capture import record_attention_entropy
 from hf_lnfree.attention.fused import fused_attention_entropy, largest_logit
+from hf_lnfree.cli.main import main
 from hf_lnfree.conversion.folding import fold
+from hf_lnfree.training.log import curve, read_log
 from hf_lnfree.training.losses import use_loss
 from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
@@ -182,6 +192,66 @@ def test_a_resumed_run_ends_to_the_bit_like_one_in_one_go(corpus, cache_dir, tmp
     assert (straight.resumed_at, resumed.resumed_at) == (0, 20)
     ends = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "again")]
     assert all(torch.equal(one, other) for one, other in zip(*(end.values() for end in ends), strict=True))
+
+
+@pytest.mark.parametrize("how", [[], ["--lora-rank", "4"], ["--bf16", "true"]], ids=str)
+def test_norms_are_removed(corpus, cache_dir, tmp_path, how):
+    values = settings(corpus, cache_dir, row="SM+LN+G", max_steps=60)
+    before = run(tmp_path / "normed", values)
+    removed = tmp_path / "removed"
+    same = [
+        x
+        for name in ("data", "cache_dir", "context_length")
+        for x in ("--" + name.replace("_", "-"), str(values[name]))
+    ]
+    steps = [
+        "--max-steps",
+        "60",
+        "--learning-rate",
+        "1e-3",
+        "--no-baseline",
+        "--disable-tqdm",
+        "true",
+        "--device",
+        "cuda",
+    ]
+    assert main(["remove-norms", str(tmp_path / "normed"), "--out", str(removed), *same, *steps, *how]) == 0
+    model = AutoModelForCausalLM.from_pretrained(removed)
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert json.loads((removed / "results.json").read_text())["eval_loss"] < before.eval_loss + 0.5
+
+
+SHARDED = {
+    "plain": ([], {}),
+    "activation checkpointing": (["--fsdp_activation_checkpointing", "true"], {}),
+    "offload": (["--fsdp_offload_params", "true"], {}),
+    "compiled": ([], {"torch_compile": True}),
+    "bf16": (["--mixed_precision", "bf16"], {"bf16": True}),
+}
+
+
+@pytest.mark.parametrize("way", SHARDED)
+def test_a_run_in_shards_has_the_losses_of_a_plain_one(corpus, cache_dir, tmp_path, way):
+    """FSDP2 over NCCL, in the one process that one GPU can take."""
+    launch, more = SHARDED[way]
+    values = settings(corpus, cache_dir, logging_steps=1, max_steps=6, save_steps=3, probe_steps=3, **more)
+    values["config_overrides"]["embd_pdrop"] = 0.0  # compiled code draws other numbers
+    run(tmp_path / "plain", values)
+    del values["device"]
+    (tmp_path / "settings.yaml").write_text(json.dumps(values))
+    config = Path(__file__).parents[1] / "examples" / "accelerate" / "two_processes_fsdp2.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "1"]
+    command += ["--main_process_port", "0", *launch, "-m", "hf_lnfree.cli.main"]
+    command += ["train", str(tmp_path / "settings.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "in shards on 1 process" in done.stderr
+    plain, sharded = (dict(curve(read_log(tmp_path / name), "loss")) for name in ("plain", "run"))
+    assert list(sharded) == [1, 2, 3, 4, 5, 6]
+    assert sharded == pytest.approx(plain, abs=2e-2 if way == "bf16" else 1e-4)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.norm == "none"
 
 
 def test_norms_of_every_kind_under_compile_and_autocast(family, input_ids):

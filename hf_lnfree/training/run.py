@@ -179,7 +179,8 @@ def plan(
     what = f"{data.objective.example}s"
     yield f"Data: {data_args.data}, {len(data.train):,} {what} of {length} tokens; {len(data.validation):,} held out."
     windows = windows_a_step(args)
-    shards = f", in shards on {args.world_size} processes" if trainer.is_fsdp_enabled else ""
+    processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
+    shards = f", in shards on {processes}" if trainer.is_fsdp_enabled else ""
     yield (
         f"Training: {steps:,} steps of {windows:,} {what}, {steps * windows * length:,} tokens "
         f"({steps * windows / len(data.train):.2g} times the data), learning rate {args.learning_rate:g}, on "

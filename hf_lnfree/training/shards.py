@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -62,6 +63,10 @@ def shard_on_cpu(accelerator: Accelerator, args: LNFreeTrainingArguments) -> Non
         )
     state = accelerator.state
     plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise RunError(
+            "fsdp_offload_params moves weights from an accelerator to the CPU, where they are: leave it out."
+        )
     if state.mixed_precision != "no":
         plugin.set_mixed_precision(state.mixed_precision)
     state.fsdp_plugin = plugin
@@ -87,6 +92,17 @@ def require_shards(accelerator: Accelerator) -> None:
         )
     if plugin.fsdp_version != 2:
         raise RunError("FSDP1 flattens weights, and layers could not be looked at: set fsdp_version: 2 (FSDP2).")
+
+
+def in_full_precision(policy: Any) -> Any:
+    """
+    Accelerate's own policy for bfloat16 and float16, with sums of gradients and what the model returns left in float32.
+
+    It rounds the loss itself, so that one of 5.088 is logged, and told as a perplexity, as 5.0625.
+    """
+    if policy is None or not policy.param_dtype == policy.reduce_dtype == policy.output_dtype:
+        return policy  # none, or one that was asked for
+    return replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def reshard(model: nn.Module) -> None:

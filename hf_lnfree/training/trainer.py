@@ -30,7 +30,7 @@ from .progress import Forecast, ReadableProgress
 from .recorder import FlightRecorder
 from .restoring import keep_dtypes
 from .results import RESULTS
-from .shards import asks_for_shards, require_deepspeed, require_shards, shard_on_cpu
+from .shards import asks_for_shards, in_full_precision, require_deepspeed, require_shards, shard_on_cpu
 from .steps import StepRecord
 from .weight_decay import DecayMatrices
 
@@ -116,6 +116,10 @@ class LNFreeTrainer(DecayMatrices, WholeCheckpoints):
                 shard_on_cpu(self.accelerator, self.args)
                 self.is_fsdp_enabled = True
             require_shards(self.accelerator)
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = in_full_precision(plugin.mixed_precision_policy)
+            # Compiled as a whole the model would be a part of the sharded one, and could not be looked at by itself.
+            self.accelerator.state.dynamo_plugin.use_regional_compilation = True
 
     @property
     def trial(self) -> Any:
