@@ -52,21 +52,23 @@ def words(name: str, loss: str, checkpointing: bool, dtype: str) -> str:
     return f"{name}, {dtype}, {loss} loss{', checkpointing' if checkpointing else ''}"
 
 
-def estimated(name: str, loss: Any, checkpointing: bool, dtype: str) -> float:
+def estimated(name: str, loss: Any, checkpointing: bool, dtype: str, device: str) -> float:
     """MiB of weights and two training steps."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from hf_lnfree import paper_config
-    from hf_lnfree.training.memory import Step, peak_bytes
+    from hf_lnfree.training.memory import Step, is_fused, peak_bytes
     from hf_lnfree.training.shape import shape_of
 
     family, row, batch, length, fields = MODELS[name]
     config = paper_config(family, row, length, **fields)
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(config).num_parameters()
-    step = Step(batch, length, product=2 if dtype == "bf16" else 4, checkpointing=checkpointing, loss=loss, mask=4)
-    return (12 * weights + peak_bytes(shape_of(config), step, 4 * weights, carried=False)) / MIB
+    shape, product, cpu = shape_of(config), 2 if dtype == "bf16" else 4, device == "cpu"
+    kept = {"fused": is_fused("sdpa", shape, product, cpu), "mask": 4 if cpu else 1}
+    step = Step(batch, length, product=product, checkpointing=checkpointing, loss=loss, **kept)
+    return (12 * weights + peak_bytes(shape, step, 4 * weights, carried=False)) / MIB
 
 
 def measured(name: str, loss: Any, checkpointing: bool, dtype: str, device: str) -> float:
@@ -114,6 +116,6 @@ def measure_estimates(device: str) -> tuple[str, dict[str, dict[str, float]]]:
         taken = pool.starmap(measured, [(*case, device) for case in CASES], chunksize=1)
     found = {}
     for case, mebibytes in zip(CASES, taken, strict=True):
-        guess = estimated(*case)
+        guess = estimated(*case, device)
         found[words(*case)] = {"MiB": mebibytes, "estimated": guess, "estimated_to_measured": guess / mebibytes}
     return f"Peak memory of two training steps, device {device}, weights and AdamW's moments included, in MiB.", found

@@ -187,8 +187,8 @@ def regularized_candidates(dtype: torch.dtype, length: int, device: str) -> Cand
 
 
 def compiled_candidates(length: int, device: str) -> tuple[Candidates, dict[str, float]]:
-    """For a GPU: bf16, whole models under torch.compile, 65,536 tokens a step at most."""
-    batch = min(64, 65_536 // length)
+    """For a GPU: bf16, whole models under torch.compile, 64 windows and 32,768 tokens a step at most."""
+    batch = min(64, 32_768 // length)
     step = functools.partial(whole_step, dtype=torch.bfloat16, length=length, device=device, batch=batch)
 
     def compiled(row: str) -> nn.Module:

@@ -222,6 +222,18 @@ def test_norms_are_removed(corpus, cache_dir, tmp_path, how):
     assert json.loads((removed / "results.json").read_text())["eval_loss"] < before.eval_loss + 0.5
 
 
+def test_a_study_trains_its_rows_side_by_side(corpus, cache_dir, tmp_path):
+    """In processes that are forked from one that has imported what they need, and must not have asked for GPUs."""
+    values = {name: value for name, value in settings(corpus, cache_dir).items() if name not in ("row", "device")}
+    study = tmp_path / "study.yaml"
+    study.write_text(json.dumps({**values, "rows": {"SM+G": {"row": "SM+G"}, "SM+R": {"row": "SM+R"}}}))
+    command = [sys.executable, "-m", "hf_lnfree.cli.main", "study", str(study), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--device", "cuda", "--jobs", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads((tmp_path / "out" / row / "seed-0" / "results.json").read_text()) for row in ("SM+G", "SM+R")]
+    assert all(torch.cuda.get_device_name() == result["environment"]["device"] for result in results)
+
+
 SHARDED = {
     "plain": ([], {}),
     "activation checkpointing": (["--fsdp_activation_checkpointing", "true"], {}),

@@ -1,6 +1,7 @@
 """The process that those of a study are forked from: it has imported what cells need, and has done nothing else."""
 
 import multiprocessing
+import os
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 # A fork of the study's own process could not use an accelerator, and could wait for threads that it does not have.
@@ -12,6 +13,8 @@ def process_context() -> ForkServerContext | SpawnContext:
     """How processes are started."""
     if METHOD == "spawn":
         return multiprocessing.get_context("spawn")
+    # Asked for its devices in the usual way, CUDA refuses to work in forks; what is imported may ask.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(NEEDED)
     return context

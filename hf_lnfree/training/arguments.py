@@ -30,7 +30,8 @@ class LNFreeTrainingArguments(TrainingFields, TrainingArguments):  # type: ignor
     """
 
     dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin host memory; only with an accelerator."}
+        default_factory=torch.accelerator.is_available,
+        metadata={"help": "Pin host memory; only with an accelerator."},
     )
 
     def __post_init__(self) -> None:

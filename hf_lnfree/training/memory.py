@@ -50,6 +50,14 @@ class Step:
         return self.product < self.weight
 
 
+def is_fused(attention: str, shape: Shape, product: int, cpu: bool) -> bool:
+    """
+    Whether attention keeps no maps. torch has no such kernel for dropout on a CPU, nor on a GPU for float32 with fewer
+    heads of keys than of queries.
+    """
+    return attention != "eager" and not (shape.dropout[1] if cpu else product == FLOAT and shape.keys < shape.queries)
+
+
 def norm_bytes(norm: str, readers: int, width: int, step: Step) -> tuple[int, int, int]:
     """
     What a branch keeps of the stream before its matrices, a token: the stream itself, what the norm makes of it, and

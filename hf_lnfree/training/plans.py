@@ -12,7 +12,7 @@ from ..data.objectives import objective_of
 from ..errors import SettingsError
 from .arguments import LNFreeTrainingArguments
 from .efficiency import LOGITS_WORTH_COMPILING, choose_attention, form_of_loss, training_dtype
-from .memory import Step
+from .memory import Step, is_fused
 from .possible import skeleton
 from .settings import merge, parse_settings, read_file, read_settings
 from .shape import Shape, shape_of
@@ -157,7 +157,7 @@ def plan_of(
             length,
             weight=weight.itemsize,
             product=min(weight.itemsize, product.itemsize),
-            fused=attention != "eager" and not (devices.cpu and shape.dropout[1]),
+            fused=is_fused(attention, shape, min(weight.itemsize, product.itemsize), devices.cpu),
             checkpointing=bool(getattr(args, CHECKPOINTING)) or inside,
             loss=form_of_loss(logits, devices.memory, worth) if args.loss == "auto" else args.loss,
             mask=weight.itemsize if devices.cpu else 1,

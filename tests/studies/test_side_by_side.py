@@ -14,6 +14,7 @@ import torch
 from hf_lnfree.cli.study import DEMO
 from hf_lnfree.errors import RunError, SettingsError
 from hf_lnfree.studies.running import run_study
+from hf_lnfree.studies.server import NEEDED, process_context
 from hf_lnfree.studies.side_by_side import SECONDS_TO_LEAVE, Job, shares, side_by_side
 from hf_lnfree.studies.study import Study
 
@@ -56,6 +57,25 @@ def test_failures_are_named_and_the_others_go_on(tmp_path):
         {"resource_tracker", "forkserver"} & set(" ".join(p.cmdline()).replace(".", " ").split())
         for p in psutil.Process().children()
     )
+
+
+ASKED = """
+import importlib, sys, torch
+def asked(*arguments):
+    print(sys._getframe(1).f_code.co_filename)
+    return False
+torch.cuda.is_available = torch.accelerator.is_available = asked
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def test_what_is_imported_before_a_fork_does_not_ask_for_gpus():
+    """CUDA that was asked for its devices is of no use in a fork."""
+    done = subprocess.run([sys.executable, "-c", ASKED, *NEEDED], capture_output=True, text=True, check=True)
+    assert "hf_lnfree" not in done.stdout
+    assert process_context() is not None
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # for what others import
 
 
 def test_shares_of_cells_and_threads(monkeypatch):
