@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM
 
 from hf_lnfree.cli.main import main
@@ -22,7 +23,7 @@ from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 from hf_lnfree.training.checkpoints import is_whole
 from hf_lnfree.training.log import read_log
 from hf_lnfree.training.procedure import Procedure
-from hf_lnfree.training.shards import require_deepspeed
+from hf_lnfree.training.shards import in_full_precision, require_deepspeed, shard_on_cpu
 
 from ..conftest import run_in_two
 
@@ -221,7 +222,7 @@ def test_one_process_goes_on_with_shards(runs, sharded, train):
 @pytest.fixture(scope="module")
 def in_shards(told, runs, train, flags):
     """Folders of runs in shards, and what is told of them and of sharded models."""
-    folders = {name: runs / f"in shards, {name}" for name in ("resumed", "whole checkpoints", "not finite")}
+    folders = {name: runs / f"in shards, {name}" for name in ("resumed", "whole checkpoints", "not finite", "bf16")}
     go_on(runs / "one", folders["resumed"])
     train(1, runs / "other", "--use_cpu", *OTHER)
     jobs = [
@@ -231,6 +232,7 @@ def in_shards(told, runs, train, flags):
         },
         {"state_dict": "FULL_STATE_DICT", "more": OTHER},
         {"state_dict": "SHARDED_STATE_DICT", "more": ["--gradient_accumulation_steps", "3"], "nan": 2},
+        {"state_dict": "SHARDED_STATE_DICT", "more": ["--bf16", "true", "--torch_compile_backend", "eager"]},
     ]
     for job, folder in zip(jobs, folders.values(), strict=True):
         job["arguments"] = ["train", *flags, "--device", "cpu", "--output_dir", str(folder), *job.pop("more")]
@@ -253,6 +255,16 @@ def test_another_family_its_geometry_and_entropy_regularisation_in_shards(runs, 
     go_on(folder, again := runs / "whole checkpoints to one")
     assert train(1, again, "--use_cpu", *OTHER) == ""
     assert losses(again) == pytest.approx(losses(runs / "other"), abs=1e-5)
+
+
+def test_bfloat16_and_compiled_blocks_leave_losses_in_float32(runs, in_shards):
+    """Accelerate alone rounds what a sharded model returns, its loss too, and compiles it as one, out of its shards."""
+    folders, told = in_shards
+    assert [rank["commands"][3]["code"] for rank in told] == [0, 0]
+    found = losses(folders["bf16"])
+    assert found == pytest.approx(losses(runs / "one"), abs=3e-2)
+    held_out = json.loads((folders["bf16"] / "results.json").read_text())["eval_loss"]
+    assert all(torch.tensor(loss).bfloat16().item() != loss for loss in (*found.values(), held_out))
 
 
 def test_what_is_not_finite_on_one_process_is_named_on_all(in_shards):
@@ -311,6 +323,22 @@ def test_a_global_slope_under_fsdp_is_refused(family, tmp_path, monkeypatch):
     model = family.model(activation="learnable_leaky_relu", slope_scope="global")
     with pytest.raises(ValueError, match=r"slope_scope='global' is one parameter of all blocks. Use DDP"):
         LNFreeTrainer(model, args)
+
+
+def test_a_policy_that_was_asked_for_is_kept():
+    half = torch.bfloat16
+    assert in_full_precision(None) is None
+    of_accelerate = MixedPrecisionPolicy(half, half, half)
+    assert in_full_precision(of_accelerate) == MixedPrecisionPolicy(half, torch.float32, None)
+    for asked in (MixedPrecisionPolicy(half, half, None), MixedPrecisionPolicy(half, torch.float32, half)):
+        assert in_full_precision(asked) is asked
+
+
+def test_moving_weights_to_the_cpu_they_are_on_is_refused():
+    args = SimpleNamespace(fsdp_plugin_args={"fsdp_version": 2, "cpu_offload": True})
+    if not torch.accelerator.is_available():
+        with pytest.raises(RunError, match="fsdp_offload_params moves weights from an accelerator to the CPU"):
+            shard_on_cpu(SimpleNamespace(state=SimpleNamespace()), args)
 
 
 def test_shards_that_are_asked_for_and_not_made_are_refused(family, tmp_path, monkeypatch):
