@@ -98,7 +98,7 @@ def in_full_precision(policy: Any) -> Any:
     """
     Accelerate's own policy for bfloat16 and float16, with sums of gradients and what the model returns left in float32.
 
-    It rounds the loss itself, so that one of 5.088 is logged, and told as a perplexity, as 5.0625.
+    It rounds the loss itself: in bfloat16 one of 5.08 is logged, and told as a perplexity, as 5.09375.
     """
     if policy is None or not policy.param_dtype == policy.reduce_dtype == policy.output_dtype:
         return policy  # none, or one that was asked for
