@@ -150,7 +150,7 @@ def prove(fields: dict[str, Any], place: Path, shard: str = "500MB") -> dict[str
     Each part is noted in `place`, and not done again by a benchmark that is begun again there.
 
     Raises:
-        RuntimeError: a command failed, or what must be equal is not.
+        RuntimeError: a command failed, or the weights in shards are not those of the one file.
     """
     settings, straight, killed, shards = (place / name for name in ("settings.yaml", "straight", "killed", "shards"))
     chosen = {**SETTING, **fields}
