@@ -200,7 +200,8 @@ def test_norms_are_removed(corpus, cache_dir, tmp_path, how):
     before = run(tmp_path / "normed", values)
     removed = tmp_path / "removed"
     same = ["--data", values["data"], "--cache-dir", values["cache_dir"], "--context-length", "32"]
-    steps = "--max-steps 60 --learning-rate 1e-3 --no-baseline --disable-tqdm true --device cuda".split()
+    steps = ["--max-steps", "60", "--learning-rate", "1e-3", "--no-baseline", "--disable-tqdm", "true"]
+    steps += ["--device", "cuda"]
     assert main(["remove-norms", str(tmp_path / "normed"), "--out", str(removed), *same, *steps, *how]) == 0
     model = AutoModelForCausalLM.from_pretrained(removed)
     assert not [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
