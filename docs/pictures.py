@@ -19,8 +19,10 @@ from matplotlib.ticker import MaxNLocator
 from hf_lnfree.analysis import attention_entropy, causal_bound, published_reports
 from hf_lnfree.pages.answer import Outcome, draw_scores, draw_shares, look, published
 from hf_lnfree.pages.plots import STYLE, heatmaps, panels, plain_ticks, save
+from hf_lnfree.pages.scaling import scaling_picture
 from hf_lnfree.pages.study_geometry import label
 from hf_lnfree.studies.geometry import ENTROPY, SETTLED
+from hf_lnfree.studies.scaling import Point
 from hf_lnfree.studies.statistics import MEASURES
 from hf_lnfree.studies.summary import LEARNED
 
@@ -30,6 +32,8 @@ T = 24
 LINES = 8  # that can be told apart in a panel
 # The paper's figures that stand below a study's.
 PUBLISHED = {"study-gpt2-T128-small": "GPT-2 T=128", "study-pythia-70m-T128-small": "Pythia-70M T=128"}
+# What `hf-lnfree scaling` found in a study of several sizes.
+SCALING = {"study-ladder-small": "scaling-ladder"}
 # Of rows named "ROW field=value": the label of the axis, and what a value is multiplied with.
 FACTORS = {"learning_rate": ("learning rate", 1.0), "max_steps": ("million tokens", 16 * 128 / 1e6)}
 
@@ -208,6 +212,12 @@ def over_factor(study: dict, factor: str) -> Figure:
         return figure
 
 
+def over_sizes(name: str) -> Figure:
+    """Loss, differences and overloaded heads of every run, and what is foretold."""
+    found = json.loads((RESULTS / f"{name}.json").read_text())
+    return scaling_picture([Point(**run) for run in found["runs"]], found)
+
+
 def within(ax: Axes, ticks: list[Any]) -> None:
     """Only the ticks that the data reach."""
     low, high = ax.dataLim.intervaly
@@ -235,7 +245,10 @@ def main() -> None:
     for path in sorted(RESULTS.glob("study-*-small.json")):
         study = json.loads(path.read_text())
         factors = {found[1] for cell in study["cells"] if (found := re.search(r" (\w+)=", cell["row"]))}
-        picture = over_factor(study, *factors) if factors else outcome(study, PUBLISHED.get(path.stem))
+        if path.stem in SCALING:
+            picture = over_sizes(SCALING[path.stem])
+        else:
+            picture = over_factor(study, *factors) if factors else outcome(study, PUBLISHED.get(path.stem))
         save(picture, IMAGES / path.stem, [".svg"])
         if "geometry" in study:
             save(units(study), IMAGES / f"{path.stem}-units", [".svg"])

@@ -15,6 +15,7 @@ import yaml
 from hf_lnfree.cli.main import app, main
 from hf_lnfree.cli.removal import DATACLASSES
 from hf_lnfree.cli.train import parse_arguments
+from hf_lnfree.pages.scaling import scaling_tables
 from hf_lnfree.studies.statistics import Estimate, estimate
 from hf_lnfree.studies.study import Study
 
@@ -137,6 +138,10 @@ def test_findings_show_what_their_results_hold(page):
         assert found["command"] in commands(page)
         if "rungs" in found:  # of a search
             assert f"`{found['layer_activations']}`" in text
+            continue
+        if "laws" in found:  # of studies at several sizes
+            lines = [f"| {' | '.join(row)} |" for table in scaling_tables(found) for row in table.rows]
+            assert [line for line in lines if line not in text] == []
             continue
         for row in found["rows"]:
             assert f"| {row[0]} | {' | '.join(row[2:6])} |" in text

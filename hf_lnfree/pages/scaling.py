@@ -53,7 +53,7 @@ def scaling_tables(found: Mapping[str, Any]) -> list[Table]:
         tables.append(Table(["row", "parameters", "tokens", "loss", "foretold"], rows, note))
     if gaps := [gap for gap in found["gaps"] if gap["foretold"] is not None]:
         rows = [
-            [" to ".join(gap["rows"]), *(per_tenfold(c) for c in gap["coefficients"][1:]), percent(gap["foretold"])]
+            [" to ".join(gap["rows"]), *(per_tenfold(c) for c in gap["coefficients"][1:]), percent(**gap["foretold"])]
             for gap in gaps
         ]
         note = (
@@ -61,6 +61,19 @@ def scaling_tables(found: Mapping[str, Any]) -> list[Table]:
             f"the difference moves. Foretold: at {at}, with a 95 % prediction interval, which widens with the distance."
         )
         tables.append(Table(["rows", "ten times the parameters", "ten times the tokens", "foretold"], rows, note))
+    if held := [(gap, each) for gap in found["gaps"] for each in gap["held_out"]]:
+        rows = [
+            [
+                " to ".join(gap["rows"]),
+                f"{each['parameters']:.3g}",
+                f"{each['tokens']:.3g}",
+                f"{100 * math.expm1(each['seen']):+.1f} %",
+                percent(each["foretold"], each["half_width"]),
+            ]
+            for gap, each in held
+        ]
+        note = "The same at the largest size, a mean over seeds, and what the smaller sizes alone say of it."
+        tables.append(Table(["rows", "parameters", "tokens", "seen", "foretold"], rows, note))
     if shares := {row: share for row, share in found["overload"].items() if share is not None}:
         rows = [
             [row, f"{100 * share['share']:.0f} ± {100 * share['half_width']:.0f} %"] for row, share in shares.items()
@@ -81,10 +94,9 @@ def per_tenfold(coefficient: float) -> str:
     return f"{100 * math.log(10) * coefficient:+.1f} points"
 
 
-def percent(foretold: Mapping[str, float]) -> str:
+def percent(log_ratio: float, half_width: float) -> str:
     """A difference of log perplexities with its interval, as a difference in per cent with its ends."""
-    ends = (foretold["log_ratio"] + sign * foretold["half_width"] for sign in (0, -1, 1))
-    middle, low, high = (100 * math.expm1(end) for end in ends)
+    middle, low, high = (100 * math.expm1(log_ratio + sign * half_width) for sign in (0, -1, 1))
     return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
@@ -140,7 +152,7 @@ def write_scaling_page(folder: str | Path, points: Sequence[Point], found: Mappi
     figure = scaling_picture(points, found)
     save(figure, folder / "scaling")
     said = [
-        f"Perplexity of {gap['rows'][0]} to {gap['rows'][1]}, foretold: {percent(gap['foretold'])}."
+        f"Perplexity of {gap['rows'][0]} to {gap['rows'][1]}, foretold: {percent(**gap['foretold'])}."
         for gap in found["gaps"]
         if gap["foretold"] is not None
     ]

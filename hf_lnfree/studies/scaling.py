@@ -154,10 +154,11 @@ class Plane:
         spread = float((residual.square().sum() / freedom).sqrt())
         return cls(coefficients, spread, torch.linalg.pinv(x.mT @ x), freedom)
 
-    def predict(self, parameters: float, tokens: float) -> tuple[float, float]:
-        """The mean there and the half width of its 95 % prediction interval, which grows with the distance."""
+    def predict(self, parameters: float, tokens: float, runs: int = 1) -> tuple[float, float]:
+        """The value there and the half width of the 95 % prediction interval of a mean of `runs`; it grows with the
+        distance."""
         x = design([parameters], [tokens])[0]
-        width = self.spread * math.sqrt(1 + float(x @ self.inverse @ x))
+        width = self.spread * math.sqrt(1 / runs + float(x @ self.inverse @ x))
         return float(x @ self.coefficients), student_975(self.freedom) * width
 
 
@@ -188,8 +189,36 @@ class Gap:
         theirs = {(p.seed, p.parameters, p.tokens): p.loss for p in points if p.row == other}
         keys = [((p.seed, p.parameters, p.tokens), p) for p in points if p.row == one]
         found = [(p.parameters, p.tokens, p.loss - theirs[key]) for key, p in keys if key in theirs]
-        plane = Plane.fit(*zip(*found, strict=True)) if found else None
-        return cls((one, other), found, plane)
+        return cls((one, other), found, plane_of(found))
+
+    def hold_out(self) -> "list[HeldGap]":
+        """The difference at the largest size, and what the smaller sizes say of it; empty where they are too few."""
+        largest = max((n for n, _, _ in self.points), default=0)
+        plane = plane_of([point for point in self.points if point[0] < largest])
+        if plane is None:
+            return []
+        found = []
+        for tokens in sorted({d for n, d, _ in self.points if n == largest}):
+            seen = [y for n, d, y in self.points if (n, d) == (largest, tokens)]
+            foretold, half_width = plane.predict(largest, tokens, len(seen))
+            found.append(HeldGap(largest, tokens, math.fsum(seen) / len(seen), foretold, half_width))
+        return found
+
+
+def plane_of(points: Sequence[tuple[float, float, float]]) -> Plane | None:
+    """Through (parameters, tokens, value)."""
+    return Plane.fit(*zip(*points, strict=True)) if points else None
+
+
+class HeldGap(NamedTuple):
+    """A difference at the largest size, a mean over seeds, as the smaller sizes foretell it."""
+
+    parameters: float
+    tokens: float
+    seen: float
+    foretold: float
+    half_width: float
+    """Of the 95 % prediction interval."""
 
 
 class Held(NamedTuple):
@@ -250,11 +279,7 @@ def resampled(points: Sequence[Point], generator: torch.Generator) -> list[Point
 def overload(points: Sequence[Point]) -> Mapping[str, Plane | None]:
     """Of every row the share of overloaded heads over parameters and tokens."""
     known = {row: [p for p in of_row if math.isfinite(p.overloaded)] for row, of_row in by_row(points).items()}
-    return {
-        row: Plane.fit([p.parameters for p in ps], [p.tokens for p in ps], [p.overloaded for p in ps])
-        for row, ps in known.items()
-        if ps
-    }
+    return {row: plane_of([(p.parameters, p.tokens, p.overloaded) for p in ps]) for row, ps in known.items() if ps}
 
 
 def scaling_summary(
@@ -277,6 +302,7 @@ def scaling_summary(
                 "points": gap.points,
                 "coefficients": None if gap.plane is None else gap.plane.coefficients.tolist(),
                 "foretold": None if foretold is None else {"log_ratio": foretold[0], "half_width": foretold[1]},
+                "held_out": [held._asdict() for held in gap.hold_out()],
             }
         )
     found["held_out"] = [held._asdict() for held in hold_out(points)]

@@ -20,6 +20,7 @@ from hf_lnfree.studies.scaling import (
     read_points,
     scaling_summary,
 )
+from hf_lnfree.studies.statistics import student_975
 from hf_lnfree.training.run import outside_embeddings
 
 LADDER = [(1e5, 2e6), (3e5, 6e6), (1e6, 5e6), (1e6, 2e7), (1e6, 8e7), (3e6, 6e7)]
@@ -130,6 +131,26 @@ def test_gaps_are_paired_by_seed_size_and_tokens():
     assert gap.points[0][2] == pytest.approx(one[3].loss - other[3].loss)
     assert gap.plane.predict(124e6, 2.1e9)[0] == pytest.approx(-0.1, abs=0.05)
     assert Gap.of(one, "SM+R", "unknown").plane is None
+
+
+def test_the_largest_gap_is_foretold_by_the_others():
+    def gap(n, d):
+        return -0.02 * math.log(n) + 0.01 * math.log(d)
+
+    noise = {(n, d): torch.randn(3, generator=torch.Generator().manual_seed(int(n))) for n, d in LADDER}
+    points = [(n, d, gap(n, d) + 0.003 * float(e)) for (n, d), drawn in noise.items() for e in drawn]
+    found = Gap(("SM+R", "SM+G"), points, None).hold_out()
+    ((n, d, seen, foretold, half_width),) = found
+    assert (n, d) == (3e6, 6e7)
+    assert seen == pytest.approx(sum(y for m, _, y in points if m == 3e6) / 3)
+    smaller = [point for point in points if point[0] < 3e6]
+    plane = Plane.fit(*zip(*smaller, strict=True))
+    mean, of_one_run = plane.predict(3e6, 6e7)
+    assert foretold == mean
+    once = student_975(plane.freedom) * plane.spread  # a mean of three scatters less than a run, the plane as much
+    assert half_width**2 == pytest.approx(of_one_run**2 - once**2 * (1 - 1 / 3))
+    assert Gap(("SM+R", "SM+G"), [point for point in points if point[0] == 3e6], None).hold_out() == []
+    assert Gap(("SM+R", "SM+G"), [], None).hold_out() == []
 
 
 def test_overload_is_followed_over_size():
