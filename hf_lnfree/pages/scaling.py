@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..analysis.drawing import STYLE, panels
 from ..files import json_text, write_json
 from ..provenance import command, environment
-from ..studies.scaling import Gap, Plane, Point, by_row, overload
+from ..studies.scaling import Gap, Point, by_row, overload
 from ..tables import Table, number
 from .answer import look
 from .plots import save
@@ -74,11 +74,12 @@ def scaling_tables(found: Mapping[str, Any]) -> list[Table]:
         ]
         note = "The same at the largest size, a mean over seeds, and what the smaller sizes alone say of it."
         tables.append(Table(["rows", "parameters", "tokens", "seen", "foretold"], rows, note))
-    if shares := {row: share for row, share in found["overload"].items() if share is not None}:
-        rows = [
-            [row, f"{100 * share['share']:.0f} ± {100 * share['half_width']:.0f} %"] for row, share in shares.items()
-        ]
-        note = f"Overloaded heads, foretold at {at} by a straight line over the logarithms; it knows no 0 and no 100 %."
+    if found["overload"]:
+        rows = [[row, share_with_interval(share)] for row, share in found["overload"].items()]
+        note = (
+            f"The mean share of overloaded heads, foretold at {at} by a logistic function over the logarithms, with a "
+            "95 % interval. It tends to 0 or 100 %: heads that stay overloaded whatever the size are not in it."
+        )
         tables.append(Table(["row", "overloaded heads"], rows, note))
     return tables
 
@@ -87,6 +88,14 @@ def with_interval(law: Mapping[str, Any]) -> str:
     """The loss that a law foretells, with its interval."""
     ends = law["interval_95"]
     return number(law["loss"], ".3f") + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+
+
+def share_with_interval(share: Mapping[str, float] | None) -> str:
+    """In per cent with the ends of its interval."""
+    if share is None:
+        return "not to be told: too few shares between 0 and 100 %"
+    mean, low, high = (100 * share[key] for key in ("share", "low", "high"))
+    return f"{mean:.0f} % ({low:.0f} to {high:.0f})"
 
 
 def per_tenfold(coefficient: float) -> str:
@@ -117,7 +126,9 @@ def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure
         if gaps:
             ax = next(rest)
             for index, gap in enumerate(gaps):
-                of_plane(ax, gap.plane, gap.points, f"C{index}", " to ".join(gap.rows), target)
+                mean, half = gap.plane.predict(*target.values()) if gap.plane else (math.nan, math.nan)
+                foretold = (mean, mean - half, mean + half)
+                over_parameters(ax, gap.points, f"C{index}", " to ".join(gap.rows), target["parameters"], foretold)
             ax.axhline(0, color="grey", linewidth=0.8)
             ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="difference in loss (nats)")
             ax.legend(frameon=False, fontsize=7)
@@ -125,24 +136,26 @@ def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure
             ax = next(rest)
             for index, (row, of_row) in enumerate(by_row(points).items()):
                 values = [(p.parameters, p.tokens, p.overloaded) for p in of_row]
-                of_plane(ax, planes.get(row), values, look(row, index)["color"], row, target)
+                plane = planes.get(row)
+                foretold = plane.predict(*target.values()) if plane else (math.nan,) * 3
+                over_parameters(ax, values, look(row, index)["color"], row, target["parameters"], foretold)
             ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="overloaded heads", ylim=(-0.05, 1.05))
         return figure
 
 
-def of_plane(
+def over_parameters(
     ax: Axes,
-    plane: Plane | None,
     values: Sequence[tuple[float, float, float]],
     color: str,
     label: str,
-    target: Mapping[str, float],
+    at: float,
+    foretold: tuple[float, float, float],
 ) -> None:
-    """Runs as points, and what is foretold at the target with its interval."""
+    """Runs as points, and what is foretold at a size, with the ends of its interval."""
     ax.plot([n for n, _, _ in values], [y for _, _, y in values], "o", color=color, markersize=3, label=label)
-    if plane is not None:
-        mean, half = plane.predict(target["parameters"], target["tokens"])
-        ax.errorbar([target["parameters"]], [mean], [half], fmt="D", color=color, markersize=4, elinewidth=1, capsize=2)
+    mean, low, high = foretold
+    ends = [[mean - low], [high - mean]]
+    ax.errorbar([at], [mean], ends, fmt="D", color=color, markersize=4, elinewidth=1, capsize=2)
 
 
 def write_scaling_page(folder: str | Path, points: Sequence[Point], found: Mapping[str, Any], name: str) -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..errors import SettingsError
 from ..files import read_json
-from .statistics import student_975
+from .planes import Plane, SharePlane, plane_of
 from .summary import SUMMARY
 
 EXPONENTS = (0.01, 1.5)  # alpha and beta are looked for between these
@@ -125,50 +124,6 @@ def places(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 @dataclass(frozen=True)
-class Plane:
-    r"""
-    Least squares $y = c_0 + c_1 \ln N + c_2 \ln D$, with what is needed for intervals.
-
-    Args:
-        coefficients: $c_0, c_1, c_2$; $c_2$ is 0 where tokens follow from size.
-        spread: residual standard deviation.
-        inverse: $(X^\top X)^{-1}$.
-        freedom: degrees of freedom.
-    """
-
-    coefficients: Tensor
-    spread: float
-    inverse: Tensor
-    freedom: int
-
-    @classmethod
-    def fit(cls, n: Sequence[float], d: Sequence[float], y: Sequence[float]) -> "Plane | None":
-        """None with too few values to say how far they scatter."""
-        x, values = design(n, d), torch.tensor(y, dtype=torch.float64)
-        rank = int(torch.linalg.matrix_rank(x))
-        if len(values) <= rank or rank < 2:
-            return None
-        coefficients = torch.linalg.pinv(x) @ values
-        residual = values - x @ coefficients
-        freedom = len(values) - rank
-        spread = float((residual.square().sum() / freedom).sqrt())
-        return cls(coefficients, spread, torch.linalg.pinv(x.mT @ x), freedom)
-
-    def predict(self, parameters: float, tokens: float, runs: int = 1) -> tuple[float, float]:
-        """The value there and the half width of the 95 % prediction interval of a mean of `runs`; it grows with the
-        distance."""
-        x = design([parameters], [tokens])[0]
-        width = self.spread * math.sqrt(1 / runs + float(x @ self.inverse @ x))
-        return float(x @ self.coefficients), student_975(self.freedom) * width
-
-
-def design(n: Sequence[float], d: Sequence[float]) -> Tensor:
-    """[points, 3] 1, ln N, ln D."""
-    parameters, tokens = (torch.tensor(column, dtype=torch.float64) for column in (n, d))
-    return torch.stack((torch.ones_like(parameters), parameters.log(), tokens.log()), 1)
-
-
-@dataclass(frozen=True)
 class Gap:
     """
     How much one row's perplexity is above another's, at every size: $L_1 - L_2$, paired by seed.
@@ -203,11 +158,6 @@ class Gap:
             foretold, half_width = plane.predict(largest, tokens, len(seen))
             found.append(HeldGap(largest, tokens, math.fsum(seen) / len(seen), foretold, half_width))
         return found
-
-
-def plane_of(points: Sequence[tuple[float, float, float]]) -> Plane | None:
-    """Through (parameters, tokens, value)."""
-    return Plane.fit(*zip(*points, strict=True)) if points else None
 
 
 class HeldGap(NamedTuple):
@@ -276,10 +226,14 @@ def resampled(points: Sequence[Point], generator: torch.Generator) -> list[Point
     return drawn
 
 
-def overload(points: Sequence[Point]) -> Mapping[str, Plane | None]:
+def overload(points: Sequence[Point]) -> Mapping[str, SharePlane | None]:
     """Of every row the share of overloaded heads over parameters and tokens."""
     known = {row: [p for p in of_row if math.isfinite(p.overloaded)] for row, of_row in by_row(points).items()}
-    return {row: plane_of([(p.parameters, p.tokens, p.overloaded) for p in ps]) for row, ps in known.items() if ps}
+    return {
+        row: SharePlane.fit([p.parameters for p in ps], [p.tokens for p in ps], [p.overloaded for p in ps])
+        for row, ps in known.items()
+        if ps
+    }
 
 
 def scaling_summary(
@@ -307,7 +261,7 @@ def scaling_summary(
         )
     found["held_out"] = [held._asdict() for held in hold_out(points)]
     found["overload"] = {
-        row: None if plane is None else dict(zip(("share", "half_width"), plane.predict(*target), strict=True))
+        row: None if plane is None else dict(zip(("share", "low", "high"), plane.predict(*target), strict=True))
         for row, plane in overload(points).items()
     }
     return found

@@ -6,12 +6,13 @@ import math
 import numpy
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from hf_lnfree.cli.main import main
 from hf_lnfree.errors import SettingsError
+from hf_lnfree.studies.planes import Plane, SharePlane
 from hf_lnfree.studies.scaling import (
     Gap,
-    Plane,
     Point,
     fit_law,
     hold_out,
@@ -153,11 +154,50 @@ def test_the_largest_gap_is_foretold_by_the_others():
     assert Gap(("SM+R", "SM+G"), [], None).hold_out() == []
 
 
+def test_shares_follow_a_logistic_function():
+    """As scikit-learn's logistic regression has it, which takes a share as two weighted outcomes."""
+    g = numpy.random.default_rng(2)
+    n, d = numpy.array(LADDER * 3).T
+    y = 1 / (1 + numpy.exp(-(8 - 0.3 * numpy.log(n) - 0.25 * numpy.log(d) + 0.3 * g.normal(size=len(n)))))
+    y[y > 0.6] = 1
+    x = numpy.stack((numpy.log(n), numpy.log(d)), 1)
+    twice, outcomes = numpy.concatenate((x, x)), numpy.repeat((1, 0), len(y))
+    peer = LogisticRegression(C=numpy.inf, tol=1e-10, max_iter=10_000, solver="newton-cholesky")
+    peer.fit(twice, outcomes, sample_weight=numpy.concatenate((y, 1 - y)))
+    plane = SharePlane.fit(n, d, y)
+    assert plane.coefficients.tolist() == pytest.approx([*peer.intercept_, *peer.coef_[0]], rel=1e-5)
+    near, far = plane.predict(1e6, 2e7), plane.predict(1e8, 2e9)
+    for share, low, high in (near, far):
+        assert 0 < low < share < high < 1
+    assert near[0] == pytest.approx(peer.predict_proba(numpy.log([[1e6, 2e7]]))[0, 1], rel=1e-5)
+
+    def width(ends):
+        return logit(ends[2]) - logit(ends[1])
+
+    assert width(near) < width(far)
+    means = peer.predict_proba(x)[:, 1]
+    design, variance = numpy.c_[numpy.ones(len(x)), x], means * (1 - means)
+    covariance = numpy.linalg.inv(design.T @ (variance[:, None] * design)) * ((y - means) ** 2 / variance).sum() / 15
+    at = numpy.array([1, *numpy.log((1e8, 2e9))])
+    assert width(far) == pytest.approx(2 * 2.1314 * math.sqrt(at @ covariance @ at), rel=1e-3)
+
+
+def logit(share):
+    return math.log(share / (1 - share))
+
+
+def test_shares_that_a_line_tells_apart_have_no_slope():
+    n, d = zip(*LADDER * 2, strict=True)
+    assert SharePlane.fit(n, d, [float(size < 5e5) for size in n]) is None
+    assert SharePlane.fit(n, d, [1.0] * len(n)) is None
+    few = [0.4 if (size, tokens) in LADDER[-2:] else 1.0 for size, tokens in zip(n, d, strict=True)]
+    assert SharePlane.fit(n, d, few) is None
+    assert SharePlane.fit([1e6], [1e7], [0.5]) is None
+
+
 def test_overload_is_followed_over_size():
-    plane = overload(runs())["SM+G"]
-    share, half = plane.predict(1e8, 2e9)
-    assert share == pytest.approx(0.5, abs=1e-6)
-    assert half < 1e-3
+    plane = overload([p._replace(overloaded=1 / (1 + (p.parameters / 1e6) ** 0.5)) for p in runs()])["SM+G"]
+    assert plane.predict(1e8, 2e9) == pytest.approx([1 / 11] * 3, abs=1e-6)
 
 
 def test_summaries_of_studies_are_read(tmp_path):
