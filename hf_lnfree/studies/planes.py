@@ -32,13 +32,11 @@ class Plane:
     @classmethod
     def fit(cls, n: Sequence[float], d: Sequence[float], y: Sequence[float]) -> "Plane | None":
         """None with too few values to say how far they scatter."""
-        x, values = design(n, d), torch.tensor(y, dtype=torch.float64)
-        rank = int(torch.linalg.matrix_rank(x))
-        if len(values) <= rank or rank < 2:
+        x, values, freedom = samples(n, d, y)
+        if not freedom:
             return None
         coefficients = torch.linalg.pinv(x) @ values
         residual = values - x @ coefficients
-        freedom = len(values) - rank
         spread = float((residual.square().sum() / freedom).sqrt())
         return cls(coefficients, spread, torch.linalg.pinv(x.mT @ x), freedom)
 
@@ -61,6 +59,14 @@ def plane_of(points: Sequence[tuple[float, float, float]]) -> Plane | None:
     return Plane.fit(*zip(*points, strict=True)) if points else None
 
 
+def samples(n: Sequence[float], d: Sequence[float], y: Sequence[float]) -> tuple[Tensor, Tensor, int]:
+    """[points, 3] as of `design`, [points] values, and degrees of freedom: 0 where all is at one place, or no value is left
+    to say how far they scatter."""
+    x, values = design(n, d), torch.tensor(y, dtype=torch.float64)
+    rank = int(torch.linalg.matrix_rank(x))
+    return x, values, max(0, len(values) - rank) if rank > 1 else 0
+
+
 @dataclass(frozen=True)
 class SharePlane:
     r"""
@@ -80,9 +86,8 @@ class SharePlane:
     @classmethod
     def fit(cls, n: Sequence[float], d: Sequence[float], y: Sequence[float]) -> "SharePlane | None":
         """None with too few shares, or too few between 0 and 1: the steeper the slope, the better it fits those."""
-        x, shares = design(n, d), torch.tensor(y, dtype=torch.float64)
-        rank = int(torch.linalg.matrix_rank(x))
-        if len(shares) <= rank or rank < 2:
+        x, shares, freedom = samples(n, d, y)
+        if not freedom:
             return None
         coefficients = torch.linalg.pinv(x) @ ((shares + 0.5) / 2).logit()  # shares drawn to one half
         for _ in range(STEPS):
@@ -92,7 +97,6 @@ class SharePlane:
             step = inverse @ x.mT @ (shares - means)
             coefficients = coefficients + step
             if not float(step.abs().max()) >= CLOSE:  # or NaN
-                freedom = len(shares) - rank
                 covariance = ((shares - means).square() / variances).sum() / freedom * inverse
                 return cls(coefficients, covariance, freedom) if covariance.isfinite().all() else None
         return None
