@@ -60,8 +60,8 @@ def plane_of(points: Sequence[tuple[float, float, float]]) -> Plane | None:
 
 
 def samples(n: Sequence[float], d: Sequence[float], y: Sequence[float]) -> tuple[Tensor, Tensor, int]:
-    """[points, 3] as of `design`, [points] values, and degrees of freedom: 0 where all is at one place, or no value is left
-    to say how far they scatter."""
+    """[points, 3] as of `design`, [points] values, and degrees of freedom: 0 where all are at one place, or are too
+    few to say how far they scatter."""
     x, values = design(n, d), torch.tensor(y, dtype=torch.float64)
     rank = int(torch.linalg.matrix_rank(x))
     return x, values, max(0, len(values) - rank) if rank > 1 else 0
