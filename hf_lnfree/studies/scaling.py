@@ -33,6 +33,13 @@ class Point(NamedTuple):
     loss: float
     overloaded: float
     """Share of heads; NaN where entropies were not measured."""
+    size: str = ""
+    """What a study calls it; norms have weights of their own, so rows of one size differ in parameters."""
+
+    @property
+    def pairing(self) -> tuple[Any, ...]:
+        """What runs of two rows have in common if they are to be compared."""
+        return self.seed, self.size or self.parameters, self.tokens
 
 
 def read_points(paths: Sequence[Path]) -> list[Point]:
@@ -56,8 +63,9 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
             if cell["diverged_at"] is None:
                 overloaded = cell.get("overloaded_heads", math.nan)
                 size, tokens = cell["parameters_outside_embeddings"], cell["tokens"]
-                row = FACTOR.split(cell["row"])[0]
-                points.append(Point(row, cell["seed"], size, tokens, cell["eval_loss"], overloaded))
+                row, *factors = FACTOR.split(cell["row"])
+                known = row, cell["seed"], size, tokens, cell["eval_loss"], overloaded
+                points.append(Point(*known, " ".join(factors)))
     if not points:
         raise SettingsError(f"{', '.join(map(str, paths))}: no run is finished.")
     return points
@@ -140,10 +148,10 @@ class Gap:
 
     @classmethod
     def of(cls, points: Sequence[Point], one: str, other: str) -> "Gap":
-        """Of all runs that both rows have with the same seed, size and tokens."""
-        theirs = {(p.seed, p.parameters, p.tokens): p.loss for p in points if p.row == other}
-        keys = [((p.seed, p.parameters, p.tokens), p) for p in points if p.row == one]
-        found = [(p.parameters, p.tokens, p.loss - theirs[key]) for key, p in keys if key in theirs]
+        """Of runs that both rows have with the same seed, size and tokens; parameters are those of the first row."""
+        theirs = {p.pairing: p.loss for p in points if p.row == other}
+        ours = [p for p in points if p.row == one and p.pairing in theirs]
+        found = [(p.parameters, p.tokens, p.loss - theirs[p.pairing]) for p in ours]
         return cls((one, other), found, plane_of(found))
 
     def hold_out(self) -> "list[HeldGap]":

@@ -134,6 +134,14 @@ def test_gaps_are_paired_by_seed_size_and_tokens():
     assert Gap.of(one, "SM+R", "unknown").plane is None
 
 
+def test_rows_of_one_size_are_paired_though_norms_have_weights():
+    normed = [p._replace(row="SM+LN+G", parameters=p.parameters + 3000, size=str(p.parameters)) for p in runs()]
+    bare = [p._replace(row="SM+R", size=str(p.parameters), loss=p.loss - 0.2) for p in runs()]
+    gap = Gap.of([*normed, *bare], "SM+R", "SM+LN+G")
+    assert [y for _, _, y in gap.points] == pytest.approx([-0.2] * len(bare))
+    assert [n for n, _, _ in gap.points] == [p.parameters for p in bare]
+
+
 def test_the_largest_gap_is_foretold_by_the_others():
     def gap(n, d):
         return -0.02 * math.log(n) + 0.01 * math.log(d)
@@ -204,7 +212,11 @@ def test_summaries_of_studies_are_read(tmp_path):
     cell = {"row": "SM+G size=tiny", "seed": 1, "parameters_outside_embeddings": 1000, "tokens": 5, "eval_loss": 2.0}
     cells = [{**cell, "diverged_at": None, "overloaded_heads": 0.5}, {**cell, "diverged_at": 7}]
     (tmp_path / "summary.json").write_text(json.dumps({"cells": cells}))
-    assert read_points([tmp_path]) == [Point("SM+G", 1, 1000, 5, 2.0, 0.5)] == read_points([tmp_path / "summary.json"])
+    assert (
+        read_points([tmp_path])
+        == [Point("SM+G", 1, 1000, 5, 2.0, 0.5, "size=tiny")]
+        == read_points([tmp_path / "summary.json"])
+    )
     with pytest.raises(SettingsError, match="is no study"):
         read_points([tmp_path / "nowhere"])
     (tmp_path / "summary.json").write_text(json.dumps({"cells": [{"row": "SM+G"}]}))
