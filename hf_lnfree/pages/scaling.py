@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from ..analysis.drawing import STYLE, panels
 from ..files import json_text, write_json
@@ -116,21 +117,25 @@ def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure
     target = found["target"]
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(1 + bool(gaps) + bool(planes), 3, 3.8, 3.0)
+        for ax in axes:
+            ax.set(xscale="log", xlabel="parameters outside embeddings")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.xaxis.set_minor_formatter(NullFormatter())
         rest = iter(axes)
         ax = next(rest)
         for index, (row, of_row) in enumerate(by_row(points).items()):
-            style = look(row, index) | {"linestyle": "", "markersize": 3}
-            ax.plot([p.parameters for p in of_row], [p.loss for p in of_row], **style, label=row)
-        ax.set(xscale="log", yscale="log", xlabel="parameters outside embeddings", ylabel="loss (nats)")
+            ax.plot([p.parameters for p in of_row], [p.loss for p in of_row], **dots(row, index), label=row)
+        ax.set(ylabel="loss (nats)")
         ax.legend(frameon=False, fontsize=7)
         if gaps:
             ax = next(rest)
             for index, gap in enumerate(gaps):
                 mean, half = gap.plane.predict(*target.values()) if gap.plane else (math.nan, math.nan)
                 foretold = (mean, mean - half, mean + half)
-                over_parameters(ax, gap.points, f"C{index}", " to ".join(gap.rows), target["parameters"], foretold)
+                name = " to ".join(gap.rows)
+                over_parameters(ax, gap.points, dots(name, index), name, target["parameters"], foretold)
             ax.axhline(0, color="grey", linewidth=0.8)
-            ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="difference in loss (nats)")
+            ax.set(ylabel="difference in loss (nats)")
             ax.legend(frameon=False, fontsize=7)
         if planes:
             ax = next(rest)
@@ -138,24 +143,29 @@ def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure
                 values = [(p.parameters, p.tokens, p.overloaded) for p in of_row]
                 plane = planes.get(row)
                 foretold = plane.predict(*target.values()) if plane else (math.nan,) * 3
-                over_parameters(ax, values, look(row, index)["color"], row, target["parameters"], foretold)
-            ax.set(xscale="log", xlabel="parameters outside embeddings", ylabel="overloaded heads", ylim=(-0.05, 1.05))
+                over_parameters(ax, values, dots(row, index), row, target["parameters"], foretold)
+            ax.set(ylabel="overloaded heads", ylim=(-0.05, 1.05))
         return figure
+
+
+def dots(row: str, index: int) -> dict[str, Any]:
+    """How runs of a row look."""
+    return look(row, index) | {"linestyle": "", "markersize": 3}
 
 
 def over_parameters(
     ax: Axes,
     values: Sequence[tuple[float, float, float]],
-    color: str,
+    style: dict[str, Any],
     label: str,
     at: float,
     foretold: tuple[float, float, float],
 ) -> None:
     """Runs as points, and what is foretold at a size, with the ends of its interval."""
-    ax.plot([n for n, _, _ in values], [y for _, _, y in values], "o", color=color, markersize=3, label=label)
+    ax.plot([n for n, _, _ in values], [y for _, _, y in values], **style, label=label)
     mean, low, high = foretold
     ends = [[mean - low], [high - mean]]
-    ax.errorbar([at], [mean], ends, fmt="D", color=color, markersize=4, elinewidth=1, capsize=2)
+    ax.errorbar([at], [mean], ends, **style | {"marker": "D", "markersize": 4}, elinewidth=1, capsize=2)
 
 
 def write_scaling_page(folder: str | Path, points: Sequence[Point], found: Mapping[str, Any], name: str) -> None:

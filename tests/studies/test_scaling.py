@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy
 import pytest
@@ -249,6 +250,8 @@ def test_the_command_foretells_and_writes_a_page(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "SM+R to SM+G" in printed
     assert "1.24e+08 parameters and 2.1e+09 tokens" in printed
+    assert re.findall(r">(\d+M)</text>", picture := (tmp_path / "out" / "scaling.svg").read_text())
+    assert "mathdefault" not in picture
     found = json.loads((tmp_path / "out" / "scaling.json").read_text())
     (gap,) = found["gaps"]
     low, high = (gap["foretold"]["log_ratio"] + sign * gap["foretold"]["half_width"] for sign in (-1, 1))
