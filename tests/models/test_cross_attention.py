@@ -285,13 +285,15 @@ def test_caches_of_self_and_cross_attention_change_nothing(family, cache):
     ]
     assert torch.equal(*greedy)
     decoded = inputs(family)["decoder_input_ids"]
-    whole = logits(model, {**source(family), "decoder_input_ids": decoded})
+    model.double()  # nothing keeps the stream of a model without norms from growing, and rounding with it
+    given = {name: x.double() if x.is_floating_point() else x for name, x in source(family).items()}
+    whole = logits(model, {**given, "decoder_input_ids": decoded})
     with torch.no_grad():
-        first = model(**source(family), decoder_input_ids=decoded[:, :3], use_cache=True)
+        first = model(**given, decoder_input_ids=decoded[:, :3], use_cache=True)
         states = (first.encoder_last_hidden_state,)
         rest = {cache_field(model): first[cache_field(model)]}
         later = model(encoder_outputs=states, decoder_input_ids=decoded[:, 3:], **rest).logits
-    torch.testing.assert_close(later, whole[:, 3:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(later, whole[:, 3:])
 
 
 def test_with_its_norms_it_generates_what_the_stock_model_does(family):
