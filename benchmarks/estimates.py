@@ -92,21 +92,14 @@ def measured(name: str, loss: Any, checkpointing: bool, dtype: str, device: str)
         options = {"vocabulary": config.vocab_size, "use_cache": False}
         return whole_step(model, precision, length, device, batch, **options)
 
-    def taken(reset: bool = False) -> float:
-        if device == "cpu":
-            return peak(reset)
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / MIB
-
     torch.manual_seed(0)
     training(1)()  # what the libraries take once
     gc.collect()  # a model with another loss refers to itself
-    before = taken(reset=True)
+    before = peak(reset=True, device=device)
     run = training(batch)
     run()
     run()
-    return taken() - before
+    return peak(device=device) - before
 
 
 def measure_estimates(device: str) -> tuple[str, dict[str, dict[str, float]]]:

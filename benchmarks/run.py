@@ -41,28 +41,23 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, synchr
 
 def extra_megabytes(candidate: str, length: int, device: str) -> float:
     """Peak memory of one attention call beyond its inputs, in a process of its own."""
-    import torch
     from candidates import attention_inputs, eager_entropy
-    from training import peak as peak_of_process
+    from training import peak
 
     from hf_lnfree.attention import fused_attention_entropy
 
     def run(length: int) -> None:
         inputs = attention_inputs(length, device)
-        torch.cuda.reset_peak_memory_stats() if device.startswith("cuda") else None
-        before.append(peak())
+        before.append(peak(reset=device.startswith("cuda"), device=device))
         if candidate.startswith("fused"):
             fused_attention_entropy(*inputs, is_causal=True, statistics="statistics" in candidate)
         else:
             eager_entropy(*inputs)
 
-    def peak() -> float:
-        return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else peak_of_process()
-
     before: list[float] = []
     run(64)  # what the libraries take once
     run(length)
-    return peak() - before[-1]
+    return peak(device=device) - before[-1]
 
 
 def measure_step_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:
@@ -93,7 +88,7 @@ GEOMETRY_TOKENS = (16_384, 131_072, 1_048_576)
 def geometry_megabytes(tokens: int, device: str) -> float:
     """Peak memory of the sums of an MLP of 3072 units and 768 inputs in two groups, in a process of its own."""
     import torch
-    from training import peak as peak_of_process
+    from training import peak
 
     from hf_lnfree.analysis.mlp_capture import MLPRows
     from hf_lnfree.analysis.mlp_sums import MLPSums
@@ -102,16 +97,13 @@ def geometry_megabytes(tokens: int, device: str) -> float:
         x = torch.randn(1024, 3072, device=device)
         return MLPRows("mlp", x, x.relu(), x[:, :768], torch.arange(1024, device=device), 1024)
 
-    def peak() -> float:
-        return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else peak_of_process()
-
     rows()
-    before = peak()
+    before = peak(device=device)
     sums = MLPSums.like(rows(), 2)
     for batch in range(tokens // 1024):
         labels = {"class": torch.arange(1024, device=device) % 32}
         sums.add(rows(), torch.full((1024,), batch % 2, device=device), labels)
-    return peak() - before
+    return peak(device=device) - before
 
 
 def measure_geometry_memory(device: str) -> tuple[str, dict[str, dict[str, float]]]:

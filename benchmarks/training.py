@@ -244,8 +244,16 @@ def step_megabytes(candidate: str, length: int) -> float:
     return peak() - before - 16 * parameters / 2**20
 
 
-def peak(reset: bool = False) -> float:
-    """MiB this process has ever held, or holds now and counts from; ru_maxrss of a new process is its parent's."""
+def peak(reset: bool = False, device: str = "cpu") -> float:
+    """
+    MiB this process has ever held, or holds now and counts from; of a GPU, what torch has taken for it.
+
+    ru_maxrss of a new process is its parent's.
+    """
+    if device.startswith("cuda"):
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()

@@ -12,8 +12,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,6 +38,23 @@ def run_in_two(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, env=environment)
+
+
+ACCELERATE = Path(__file__).parents[1] / "examples" / "accelerate"
+
+
+def launch(config: str, *arguments: str, env: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
+    """Start `accelerate launch` with a file of the examples from the root of the repository, as a user does."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ACCELERATE / config),
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, cwd=ACCELERATE.parents[1], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@
 import itertools
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +25,7 @@ from hf_lnfree.training.results import RunResults
 from hf_lnfree.training.run import train
 from hf_lnfree.training.settings import parse_settings
 
-from .conftest import GPT_NEOX
+from .conftest import GPT_NEOX, launch
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -233,20 +231,18 @@ SHARDED = {
 @pytest.mark.parametrize("way", SHARDED)
 def test_a_run_in_shards_has_the_losses_of_a_plain_one(corpus, cache_dir, tmp_path, way):
     """FSDP2 over NCCL, in the one process that one GPU can take."""
-    launch, more = SHARDED[way]
+    more_flags, more = SHARDED[way]
     values = settings(corpus, cache_dir, logging_steps=1, max_steps=6, save_steps=3, probe_steps=3, **more)
     values["config_overrides"]["embd_pdrop"] = 0.0  # compiled code draws other numbers
     run(tmp_path / "plain", values)
     del values["device"]
     (tmp_path / "settings.yaml").write_text(json.dumps(values))
-    config = Path(__file__).parents[1] / "examples" / "accelerate" / "two_processes_fsdp2.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "1"]
-    command += ["--main_process_port", "0", *launch, "-m", "hf_lnfree.cli.main"]
-    command += ["train", str(tmp_path / "settings.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "in shards on 1 process" in done.stderr
+    flags = ["--num_processes", "1", "--main_process_port", "0", *more_flags, "-m", "hf_lnfree.cli.main", "train"]
+    files = [str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "run")]
+    process = launch("two_processes_fsdp2.yaml", *flags, *files)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said[-3000:]
+    assert "in shards on 1 process" in said
     plain, sharded = (dict(curve(read_log(tmp_path / name), "loss")) for name in ("plain", "run"))
     assert list(sharded) == [1, 2, 3, 4, 5, 6]
     assert sharded == pytest.approx(plain, abs=2e-2 if way == "bf16" else 1e-4)

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 from ..analysis.drawing import STYLE, panels
 from ..files import json_text, write_json
 from ..provenance import command, environment
-from ..studies.scaling import Gap, Point, by_row, overload
+from ..studies.scaling import Point, by_row
 from ..tables import Table, number
 from .answer import look
 from .plots import save
@@ -112,11 +112,9 @@ def percent(log_ratio: float, half_width: float) -> str:
 
 def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure:
     """Loss, the differences between rows, and overloaded heads, over parameters; a point is a run."""
-    gaps = [Gap.of(points, *gap["rows"]) for gap in found["gaps"]]
-    planes = overload(points)
-    target = found["target"]
+    gaps, overload, at = found["gaps"], found["overload"], found["target"]["parameters"]
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(1 + bool(gaps) + bool(planes), 3, 3.8, 3.0)
+        figure, axes = panels(1 + bool(gaps) + bool(overload), 3, 3.8, 3.0)
         for ax in axes:
             ax.set(xscale="log", xlabel="parameters outside embeddings")
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -124,26 +122,26 @@ def scaling_picture(points: Sequence[Point], found: Mapping[str, Any]) -> Figure
         rest = iter(axes)
         ax = next(rest)
         for index, (row, of_row) in enumerate(by_row(points).items()):
-            ax.plot([p.parameters for p in of_row], [p.loss for p in of_row], **dots(row, index), label=row)
+            over_parameters(ax, [(p.parameters, p.loss) for p in of_row], dots(row, index), row)
         ax.set(ylabel="loss (nats)")
         ax.legend(frameon=False, fontsize=7)
         if gaps:
             ax = next(rest)
             for index, gap in enumerate(gaps):
-                mean, half = gap.plane.predict(*target.values()) if gap.plane else (math.nan, math.nan)
-                foretold = (mean, mean - half, mean + half)
-                name = " to ".join(gap.rows)
-                over_parameters(ax, gap.points, dots(name, index), name, target["parameters"], foretold)
+                name, values = " to ".join(gap["rows"]), [(n, y) for n, _, y in gap["points"]]
+                over_parameters(ax, values, dots(name, index), name)
+                if gap["foretold"] is not None:
+                    mean, half = gap["foretold"].values()
+                    foretell(ax, dots(name, index), at, (mean, mean - half, mean + half))
             ax.axhline(0, color="grey", linewidth=0.8)
             ax.set(ylabel="difference in loss (nats)")
             ax.legend(frameon=False, fontsize=7)
-        if planes:
+        if overload:
             ax = next(rest)
             for index, (row, of_row) in enumerate(by_row(points).items()):
-                values = [(p.parameters, p.tokens, p.overloaded) for p in of_row]
-                plane = planes.get(row)
-                foretold = plane.predict(*target.values()) if plane else (math.nan,) * 3
-                over_parameters(ax, values, dots(row, index), row, target["parameters"], foretold)
+                over_parameters(ax, [(p.parameters, p.overloaded) for p in of_row], dots(row, index), row)
+                if overload.get(row) is not None:
+                    foretell(ax, dots(row, index), at, tuple(overload[row].values()))
             ax.set(ylabel="overloaded heads", ylim=(-0.05, 1.05))
         return figure
 
@@ -153,16 +151,13 @@ def dots(row: str, index: int) -> dict[str, Any]:
     return look(row, index) | {"linestyle": "", "markersize": 3}
 
 
-def over_parameters(
-    ax: Axes,
-    values: Sequence[tuple[float, float, float]],
-    style: dict[str, Any],
-    label: str,
-    at: float,
-    foretold: tuple[float, float, float],
-) -> None:
-    """Runs as points, and what is foretold at a size, with the ends of its interval."""
-    ax.plot([n for n, _, _ in values], [y for _, _, y in values], **style, label=label)
+def over_parameters(ax: Axes, values: Sequence[tuple[float, float]], style: dict[str, Any], label: str) -> None:
+    """Runs as points."""
+    ax.plot([n for n, _ in values], [y for _, y in values], **style, label=label)
+
+
+def foretell(ax: Axes, style: dict[str, Any], at: float, foretold: tuple[float, ...]) -> None:
+    """What is foretold at a size: the mean, and the ends of its interval."""
     mean, low, high = foretold
     ends = [[mean - low], [high - mean]]
     ax.errorbar([at], [mean], ends, **style | {"marker": "D", "markersize": 4}, elinewidth=1, capsize=2)
@@ -180,7 +175,7 @@ def write_scaling_page(folder: str | Path, points: Sequence[Point], found: Mappi
         if gap["foretold"] is not None
     ]
     rows = ", ".join(by_row(points))
-    caption = "A dot is a run. Diamonds: what is foretold at the target, with its 95 % prediction interval."
+    caption = "A dot is a run. Diamonds: what is foretold at the target, with its 95 % interval."
     blocks: list[Block] = [
         Verdict(" ".join(said) or f"{len(points)} runs of {rows}.", LIMITS),
         Picture(figure, caption, f"Loss, differences and overloaded heads over parameters, of {rows}."),

@@ -141,6 +141,7 @@ def plan_of(
         device = torch.device("cpu" if devices.cpu else "cuda")
         attention = choose_attention(device, training_dtype(**half), data_args.context_length, shape.dropout[1])
     batch, length = args.per_device_train_batch_size, data_args.context_length
+    multiplied = min(weight.itemsize, product.itemsize)
     windows = batch * args.gradient_accumulation_steps * devices.count
     steps = args.max_steps if args.max_steps > 0 else None
     logits = batch * length * shape.vocabulary
@@ -156,8 +157,8 @@ def plan_of(
             batch,
             length,
             weight=weight.itemsize,
-            product=min(weight.itemsize, product.itemsize),
-            fused=is_fused(attention, shape, min(weight.itemsize, product.itemsize), devices.cpu),
+            product=multiplied,
+            fused=is_fused(attention, shape, multiplied, devices.cpu),
             checkpointing=bool(getattr(args, CHECKPOINTING)) or inside,
             loss=form_of_loss(logits, devices.memory, worth) if args.loss == "auto" else args.loss,
             mask=weight.itemsize if devices.cpu else 1,

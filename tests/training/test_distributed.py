@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +22,7 @@ from hf_lnfree.training.log import read_log
 from hf_lnfree.training.procedure import Procedure
 from hf_lnfree.training.shards import in_full_precision, require_deepspeed, shard_on_cpu
 
-from ..conftest import run_in_two
+from ..conftest import launch, run_in_two
 
 SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "initializer_range": 0.1, "embd_pdrop": 0.0}
 
@@ -34,7 +31,7 @@ NEOX = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "in
 NEOX |= {"max_position_embeddings": 32, "initializer_range": 0.1}
 OTHER = ["--family", "gpt_neox", "--config_overrides", json.dumps(NEOX), "--row", "SM+LearnableR-layer"]
 OTHER += ["--probe_geometry", "true", "--entropy_weight", "0.5", "--entropy_tolerance", "0.01"]
-EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
+ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +135,6 @@ def samples(folder):
     return {(e["step"], key): x for e in entries for key, x in e.items() if "/" in key and key != "epoch"}
 
 
-def launch(config, *arguments, **options):
-    """Start `accelerate launch` with a file of the examples, as a user does where there is no accelerator."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(EXAMPLES / config), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    root = EXAMPLES.parents[1]
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=environment, **options)
-
-
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -157,7 +146,7 @@ def killed(runs, flags):
     """The run with two processes and FSDP2, one of which is killed in step 5: its folder, and what is said."""
     arguments = [*flags, "--output_dir", str(runs / "sharded"), "--device", "cpu"]
     module = ["-m", "tests.training.distributed", "killed", "train"]
-    process = launch("two_processes_fsdp2.yaml", "--main_process_port", "0", *module, *arguments)
+    process = launch("two_processes_fsdp2.yaml", "--main_process_port", "0", *module, *arguments, env=ON_THE_CPU)
     said = process.communicate()[1]
     return runs / "sharded", process.returncode, said
 
@@ -177,7 +166,7 @@ def sharded(killed, flags):
     ours = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_ip", "127.0.0.1"]
     ours += ["--main_process_port", free_port()]
     run = ["-m", "hf_lnfree.cli.main", "train", *flags, "--output_dir", str(folder), "--device", "cpu"]
-    nodes = [launch("two_nodes_fsdp2.yaml", *ours, "--machine_rank", rank, *run) for rank in "01"]
+    nodes = [launch("two_nodes_fsdp2.yaml", *ours, "--machine_rank", rank, *run, env=ON_THE_CPU) for rank in "01"]
     for node in nodes:
         said = node.communicate()[1]
         assert node.returncode == 0, said[-3000:]
