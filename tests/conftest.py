@@ -1,5 +1,6 @@
 """Shared ground of the tests: both model families behind one face, a small corpus, and no network."""
 
+import gc
 import inspect
 import os
 import subprocess
@@ -38,6 +39,11 @@ def run_in_two(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, env=environment)
+
+
+def pytest_collection_finish():
+    """Every run of the Trainer collects garbage: what was imported by then is not looked through again."""
+    gc.freeze()
 
 
 ACCELERATE = Path(__file__).parents[1] / "examples" / "accelerate"

@@ -54,7 +54,8 @@ def workplace(tmp_path_factory, cache_dir):
     for name in ("examples", "benchmarks", "hf_lnfree"):
         shutil.copytree(ROOT / name, folder / name)
     small = {"config_overrides": {"n_layer": 2, "n_embd": 32, "n_head": 2}, "vocab_size": 512, **CUT}
-    run_study(Study.load(DEMO, changes=small), [0], folder / "runs" / "demo", cache_dir=cache_dir, device="cpu")
+    study, rows = Study.load(DEMO, changes=small), ["SM+R", "SM+LN+R"]
+    run_study(study, [0], folder / "runs" / "demo", rows, cache_dir=cache_dir, device="cpu")
     return folder
 
 

@@ -78,7 +78,11 @@ def test_one_shard_at_a_time_is_in_memory(family, tmp_path, monkeypatch):
         return tensors
 
     monkeypatch.setattr(Checkpoint, "shard", watched)
-    convert_checkpoint(Checkpoint(tmp_path / "stock"), tmp_path / "ours")
+    gc.freeze()  # collects what came after
+    try:
+        convert_checkpoint(Checkpoint(tmp_path / "stock"), tmp_path / "ours")
+    finally:
+        gc.unfreeze()
     assert len(alive) > 10
 
 

@@ -25,7 +25,7 @@ from hf_lnfree.models.errors import ConfigurationError
 from hf_lnfree.removal.procedure import removable
 from hf_lnfree.training import LNFreeTrainer, LNFreeTrainingArguments
 
-from ..conftest import HEADS
+from ..conftest import EVERY, HEADS
 from ..conversion.conftest import trained
 
 METHODS = {
@@ -106,10 +106,11 @@ import sys
 sys.modules["hf_lnfree"] = None
 import torch
 from peft import AutoPeftModelForCausalLM
-folder = sys.argv[1]
-model = AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter", trust_remote_code=True).eval()
-assert type(model.get_base_model()).__module__.startswith("transformers_modules")
-torch.save(model(torch.load(folder + "/ids.pt")).logits.detach(), folder + "/logits.pt")
+ids = torch.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    model = AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter", trust_remote_code=True).eval()
+    assert type(model.get_base_model()).__module__.startswith("transformers_modules")
+    torch.save(model(ids).logits.detach(), folder + "/logits.pt")
 """
 
 
@@ -122,14 +123,15 @@ def save_both(family, folder, **fields):
     return peft
 
 
-def test_adapters_load_in_a_process_without_the_package(family, input_ids, tmp_path):
-    peft = save_both(family, tmp_path)
+def test_adapters_load_in_a_process_without_the_package(input_ids, tmp_path):
+    models = {tmp_path / family.name: save_both(family, tmp_path / family.name) for family in EVERY}
     torch.save(input_ids, tmp_path / "ids.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(tmp_path / "ids.pt"), *map(str, models)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), outputs(peft, input_ids)[0])
+    for folder, model in models.items():
+        assert torch.equal(torch.load(folder / "logits.pt"), outputs(model, input_ids)[0])
 
 
 def test_adapters_that_do_not_fit_are_refused(family, tmp_path):

@@ -23,7 +23,7 @@ from hf_lnfree.models.stabilizers import QueryKeyControl, ResidualGain
 from hf_lnfree.models.weight_norms import NormedWeight
 from hf_lnfree.training.efficiency import can_compile
 
-from ..conftest import cache_field
+from ..conftest import EVERY, cache_field
 
 NORMS = ("rmsnorm", "rmspre", "dyt", "derf", "scale", "affine", "fixed_scale", "none", "layernorm")
 OPTIONS = [
@@ -443,14 +443,14 @@ def test_nothing_chosen_costs_nothing(family):
     "fields",
     [
         {**OPTIONS[2], **OPTIONS[6], **OPTIONS[7], "norm": "derf"},
-        {**OPTIONS[3], "ffn_scale": True, "layer_activations": "identity_fused:0,gelu_relu:1-2", "norm": "fixed_scale"},
+        {**OPTIONS[3], "ffn_scale": True, "layer_activations": "identity_fused:0,gelu_relu:1", "norm": "fixed_scale"},
     ],
     ids=["spectral", "weight"],
 )
 def test_compiles_as_one_graph(family, fields, input_ids):
-    model = moved(family.model(**fitting(family, fields)))
+    model = moved(family.model(**fitting(family, fields), num_hidden_layers=2))
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(input_ids, use_cache=False).logits, logits(model, input_ids))
     model.train()
@@ -469,10 +469,10 @@ torch.save([model(ids).logits for model in models], sys.argv[2])
 """
 
 
-def test_variants_load_where_the_package_cannot_be_imported(family, input_ids, tmp_path):
+def test_variants_load_where_the_package_cannot_be_imported(input_ids, tmp_path):
     cases = [COMBINATIONS[2], COMBINATIONS[6], OPTIONS[3], OPTIONS[4], OPTIONS[6], OPTIONS[7], OPTIONS[9]]
     expected, folders = [], []
-    for index, fields in enumerate(cases):
+    for index, (family, fields) in enumerate(itertools.product(EVERY, cases)):
         model = moved(family.model(**fitting(family, fields)))
         model.save_pretrained(tmp_path / str(index))
         folders.append(str(tmp_path / str(index)))

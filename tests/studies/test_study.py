@@ -231,16 +231,18 @@ def test_cells_of_one_study_are_of_one_corpus(changes, local, corpus, tmp_path):
     assert not list((tmp_path / "out").glob("SM+G/seed-0/*.json"))
 
 
-@pytest.mark.parametrize("name", ["results.json", "log.jsonl", "entropy.json", "run.json"])
-def test_a_damaged_cell_is_told_and_the_others_go_on(finished, changes, local, tmp_path, capsys, name):
+@pytest.mark.parametrize("names", [("results.json", "log.jsonl"), ("entropy.json", "run.json")], ids=str)
+def test_damaged_cells_are_told_and_the_others_go_on(finished, changes, local, tmp_path, capsys, names):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
-    path = copy / "SM+LN+G" / "seed-0" / name
-    path.write_text(path.read_text()[:30])
+    paths = {row: copy / row / "seed-0" / name for row, name in zip(("SM+LN+G", "SM+R"), names, strict=True)}
+    for path in paths.values():
+        path.write_text(path.read_text()[:30])
     assert command(copy, changes, local) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"SM+LN+G, seed 0: not read: {path} " in printed
-    assert printed.count(": finished, found in") == 3
-    assert "SM+LN+G, seed 0: not read" in (copy / "report.html").read_text()
+    printed, page = " ".join(capsys.readouterr().out.split()), (copy / "report.html").read_text()
+    assert printed.count(": finished, found in") == 2
+    for row, path in paths.items():
+        assert f"{row}, seed 0: not read: {path} " in printed
+        assert f"{row}, seed 0: not read" in page
 
 
 def test_a_folder_of_something_else_is_refused(finished, changes, local, tmp_path, capsys):

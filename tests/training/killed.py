@@ -3,6 +3,7 @@
 Usage: python -m tests.training.killed '[{"at": "step", "step": 5, "arguments": [...]}, ...]'; prints JSON.
 """
 
+import gc
 import json
 import os
 import resource
@@ -86,4 +87,5 @@ def in_a_fork(job):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported is shared with the forks
     print(json.dumps([in_a_fork(job) for job in json.loads(sys.argv[1])]))
