@@ -58,9 +58,10 @@ def drawn(heads: dict[str, torch.Tensor]) -> Figure:
 
 
 def by_row(study: dict) -> dict[str, list[dict]]:
+    """Rows of one size go by their own name."""
     rows = defaultdict(list)
     for cell in study["cells"]:
-        rows[cell["row"]].append(cell)
+        rows[re.sub(r" size=\S+", "", cell["row"])].append(cell)
     return rows
 
 
@@ -244,7 +245,8 @@ def rooms() -> Figure:
 def main() -> None:
     for path in sorted(RESULTS.glob("study-*-small.json")):
         study = json.loads(path.read_text())
-        factors = {found[1] for cell in study["cells"] if (found := re.search(r" (\w+)=", cell["row"]))}
+        named = (re.search(r" (\w+)=", cell["row"]) for cell in study["cells"])
+        factors = {found[1] for found in named if found} & FACTORS.keys()
         if path.stem in SCALING:
             picture = over_sizes(SCALING[path.stem])
         else:
