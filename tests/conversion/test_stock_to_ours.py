@@ -78,11 +78,7 @@ def test_one_shard_at_a_time_is_in_memory(family, tmp_path, monkeypatch):
         return tensors
 
     monkeypatch.setattr(Checkpoint, "shard", watched)
-    gc.freeze()  # collects what came after
-    try:
-        convert_checkpoint(Checkpoint(tmp_path / "stock"), tmp_path / "ours")
-    finally:
-        gc.unfreeze()
+    convert_checkpoint(Checkpoint(tmp_path / "stock"), tmp_path / "ours")
     assert len(alive) > 10
 
 

@@ -278,9 +278,11 @@ def test_the_penalty_is_what_it_says(start):
     assert model.transformer.wte.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("extra", [[], ["--lora_rank", "2"]], ids=["gpt2-weights", "gpt_neox-lora"])
-def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, extra):
-    start = pythia(start, tmp_path / "pythia") if extra else start
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("gpt2", []), ("gpt_neox", ["--lora_rank", "2"])], ids=["gpt2-weights", "gpt_neox-lora"]
+)
+def test_killed_at_every_stage_it_goes_on_to_the_bit(start, corpus, cache_dir, tmp_path, kind, extra):
+    start = start if kind == "gpt2" else pythia(start, tmp_path / "pythia")
     shared = ["remove-norms", start, "--data", str(corpus), "--cache_dir", cache_dir, "--context_length", "32"]
     shared += ["--max_steps", "10", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--seed", "5"]
     shared += ["--gate_steps", "2", "--removal_windows", "4", "--residual_norm_weight", "0.1", "--baseline", "false"]
